@@ -1,0 +1,67 @@
+r"""Noise ladders and step sizes: values, apart from the samplers that walk them.
+
+Which tone a frame holds is decided at the noise level where the evidence of the whole frame is some
+tens of nats. A source of RMS r in T samples of noise sigma carries :math:`T r^2 / (2 \sigma^2)` nats
+against silence, so the ladder starts at
+
+.. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 20 \text{ nats}
+
+and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for the same reason.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+START_NATS = 20.0
+
+
+def start_level(time: int, level: float) -> float:
+    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 20 nats."""
+    return level * math.sqrt(time / (2 * START_NATS))
+
+
+def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[float, ...]:
+    """``levels`` noise levels, falling from ``sigma_max`` to ``sigma_min`` by a constant factor.
+
+    Raises:
+        ValueError: unless ``0 < sigma_min < sigma_max`` and there are at least two levels.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"ladder: got {sigma_max:g} down to {sigma_min:g}, expected 0 < sigma_min < sigma_max"
+        )
+    if levels < 2:
+        raise ValueError(f"levels: got {levels}, expected at least 2")
+    ratio = (sigma_min / sigma_max) ** (1 / (levels - 1))
+    return (*(sigma_max * ratio**i for i in range(levels - 1)), sigma_min)
+
+
+def stable_step_size(sigma: float, gains: Sequence[float], noise_scale: float, share: float) -> float:
+    r"""A ``share`` of the largest stable Langevin step at a noise level.
+
+    With the priors' curvature at most :math:`1/\sigma^2` and the likelihood's
+    :math:`\sum_k a_k^2 / (\sigma^2 \sum_k a_k^2 + \gamma^2)` along the gains, the two together never
+    exceed :math:`\lambda = 2 / \sigma^2`; Langevin is stable below :math:`2 / \lambda`.
+    """
+    energy = sum(gain**2 for gain in gains)
+    curvature = 1 / sigma**2 + energy / (sigma**2 * energy + noise_scale**2)
+    return share * 2 / curvature
+
+
+def polynomial_decay(first: float, offset: float, power: float) -> Callable[[int], float]:
+    r"""Welling & Teh's schedule :math:`\eta_t = \eta_0 (1 + t / b)^{-\kappa}`.
+
+    Args:
+        first: eta_0, the first step size.
+        offset: b, in steps.
+        power: kappa, in (1/2, 1] for convergence.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+    if not (first > 0 and offset > 0 and 0.5 < power <= 1):
+        raise ValueError(
+            f"polynomial_decay: got first {first}, offset {offset}, power {power}; "
+            "expected first > 0, offset > 0, 1/2 < power <= 1"
+        )
+    return lambda step: first * (1 + step / offset) ** -power

@@ -1,0 +1,1 @@
+"""Networks behind the priors, and how they are trained."""

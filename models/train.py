@@ -1,0 +1,205 @@
+r"""Fit a prior to isolated audio of one source.
+
+The loss of a batch of clean frames s is the code length of s given its noisy past,
+
+.. math:: L = -\mathbb{E} \, \log p(s_t \mid x_{<t}, \sigma), \qquad x = s + \sigma n, \quad
+          \log\sigma \sim U[\log\sigma_{min}, \log\sigma_{max}]
+
+with the noise never clamped, and sigma stratified over the batch. Adam with a linear warmup and a
+cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it holds
+``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
+"""
+
+import dataclasses
+import math
+import time as clock
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pyro_sep.files import written_whole
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+
+CHECKPOINT = "checkpoint.pt"
+CHECKPOINT_SECONDS = 60.0
+LOG_STEPS = 50
+
+#: ``draw(count, time, generator)`` gives fresh clean audio ``(count, time)``.
+Source = Callable[[int, int, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Schedule of a training run.
+
+    Attributes:
+        steps: optimizer steps.
+        batch: frames per step.
+        time: audio samples per frame.
+        learning_rate: peak of the schedule.
+        warmup: steps of linear rise.
+        decay: what remains of the learning rate at the end.
+        ema: decay of the averaged weights, shorter at the beginning.
+        clip: largest norm of a gradient.
+        seed: of weights, frames and noise.
+    """
+
+    steps: int = 12_000
+    batch: int = 6
+    time: int = 3_072
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    decay: float = 5e-3
+    ema: float = 0.999
+    clip: float = 1.0
+    seed: int = 0
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer finite; the last good checkpoint is kept."""
+
+
+def fit(
+    source: Source,
+    run: Path,
+    network_config: WaveNetConfig,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> WaveNet:
+    """Train a network, or go on where the run in the folder was cut off.
+
+    Args:
+        source: draws clean frames.
+        run: folder of this run.
+        network_config: what to train.
+        config: how.
+        device: where the network lives; frames and noise are drawn on the CPU, the same everywhere.
+        progress: show a bar with the loss.
+
+    Returns:
+        The network with averaged weights, in evaluation mode, without gradients.
+
+    Raises:
+        ValueError: the folder holds a run of another config.
+        TrainingDivergedError: the loss is not finite.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
+    torch.manual_seed(config.seed)
+    network = WaveNet(network_config).to(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
+    average = WaveNet(network_config).to(device)
+    average.load_state_dict(network.state_dict())
+    generator = torch.Generator().manual_seed(config.seed)
+    settings = {"network": dataclasses.asdict(network_config), "train": dataclasses.asdict(config)}
+    step = _resume(run / CHECKPOINT, settings, network, average, optimizer, generator)
+    saved_at = clock.monotonic()
+    with (
+        SummaryWriter(str(run), purge_step=step) as log,
+        tqdm(initial=step, total=config.steps, unit="step", disable=not progress) as bar,
+    ):
+        while step < config.steps:
+            learning_rate = schedule(step, config)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            clean, noisy, sigma = draw_batch(source, network_config, config, generator)
+            loss = network.code_length(noisy.to(device), clean.to(device), sigma.to(device)).mean()
+            if not math.isfinite(loss.item()):
+                raise TrainingDivergedError(
+                    f"loss is {loss.item()} at step {step}; the last good checkpoint is kept in "
+                    f"{run}: go on from it with a smaller learning rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+            optimizer.step()
+            step += 1
+            _average(average, network, min(config.ema, step / (10 + step)))
+            bar.update()
+            if step % LOG_STEPS == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+                log.add_scalar("loss", loss.item(), step)
+                log.add_scalar("learning_rate", learning_rate, step)
+                log.add_scalar("gradient_norm", norm.item(), step)
+            if clock.monotonic() - saved_at > CHECKPOINT_SECONDS or step == config.steps:
+                _save(run / CHECKPOINT, settings, step, network, average, optimizer, generator)
+                saved_at = clock.monotonic()
+    return average.requires_grad_(False).eval()
+
+
+def draw_batch(
+    source: Source, network: WaveNetConfig, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean frames, noisy frames ``(batch, time)`` and noise levels ``(batch,)``."""
+    clean = source(config.batch, config.time, generator)
+    strata = torch.arange(config.batch) / config.batch
+    uniform = (torch.rand(1, generator=generator) + strata) % 1
+    low, high = math.log(network.sigma_min), math.log(network.sigma_max)
+    sigma = (low + (high - low) * uniform).exp()
+    noise = torch.randn(clean.shape, generator=generator)
+    return clean, clean + sigma[:, None] * noise, sigma
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Learning rate of a step: linear warmup, then a cosine from 1 to ``decay`` of the peak."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    rise = min(1.0, (step + 1) / config.warmup)
+    return config.learning_rate * rise * (config.decay + (1 - config.decay) * cosine)
+
+
+@torch.no_grad()
+def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+
+
+def _save(
+    path: Path,
+    settings: dict[str, Any],
+    step: int,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    state = {
+        "settings": settings,
+        "step": step,
+        "network": network.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+    }
+    with written_whole(path) as partial:
+        torch.save(state, partial)
+
+
+def _resume(
+    path: Path,
+    settings: dict[str, Any],
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
+    """Load a checkpoint where there is one; the step it was written at."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"{path}: got a run of another config, expected {settings}; "
+            "give another folder, or delete this one"
+        )
+    network.load_state_dict(state["network"])
+    average.load_state_dict(state["average"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"])
+    return int(state["step"])

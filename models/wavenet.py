@@ -1,0 +1,320 @@
+r"""A causal WaveNet whose density is smoothed exactly, at every noise level.
+
+The network reads the *noisy* past of a source, :math:`x = s + \sigma n`, and predicts a distribution
+of the *clean* next sample as a mixture of C components,
+
+.. math:: p(s_t \mid x_{<t}) = \sum_c \pi_c \, q_c(s_t), \qquad
+          \mathbb{E}_{q_c}[s] = \mu_c, \quad \mathrm{std}_{q_c}[s] = s_c .
+
+Adding the noise of sample t to a Gaussian component is exact, which gives the log density of the
+noisy source over the whole event, summed over time, in nats:
+
+.. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c \, \mathcal{N}(x_t; \mu_c, s_c^2 + \sigma^2)
+
+Two heads give the components: K free Gaussians, or the 256 quantisation bins of the original
+WaveNet, whose centres and spreads are fixed. Dilated gated convolutions with skip connections are van
+den Oord et al. 2016 (arXiv 1609.03499), noisy inputs with clean targets Jayaram & Thickstun 2021
+(arXiv 2105.08164), the input scale and the embedding of log sigma Karras et al. 2022 (arXiv
+2206.00364). Two things are added, because gradients decide what a sampler costs:
+
+* a *hop*: the dilated trunk runs once per ``hop`` audio samples, on all that came before; a small
+  head then predicts the samples of the hop one after another. ``hop=1`` is the plain WaveNet.
+* causal short-time spectra, gated by the known noise level (:mod:`pyro_sep.models.spectrum`): a hop
+  reads the evidence of a long and very noisy past at once.
+
+Shapes: ``x (batch, time)``, ``sigma (batch,)``; tokens are hops, ``(batch, token, channel)``.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_sep.audio import mu_law_bins
+from pyro_sep.models.spectrum import SpectralExtrapolator
+
+COMPONENT_SCALE_MIN = 0.01  # floor of a free Gaussian's std: no density without bound on clean curves
+NOISE_FEATURES = 16
+EMBEDDING = 64
+
+
+@dataclass(frozen=True)
+class WaveNetConfig:
+    """Size and head of a :class:`WaveNet`.
+
+    Attributes:
+        width: channels of the trunk.
+        blocks: how often the dilation cycle is repeated.
+        layers: layers per block, of dilation 1, 2, 4, ... tokens.
+        kernel: taps of a dilated convolution.
+        hop: audio samples per token.
+        past: audio samples that a token sees directly.
+        spectra: windows of the short-time spectra in audio samples; empty for none.
+        head: ``"gaussians"`` or ``"categorical"``.
+        components: Gaussians, or quantisation bins.
+        companding: spacing of the bins, ``"linear"`` or ``"mu-law"``; for the categorical head.
+        head_width: channels of the head.
+        head_past: audio samples that the head sees directly.
+        sigma_data: RMS of the clean sources, full scale 1.
+        sigma_min: lowest noise level trained for.
+        sigma_max: highest noise level trained for.
+    """
+
+    width: int = 128
+    blocks: int = 1
+    layers: int = 6
+    kernel: int = 2
+    hop: int = 16
+    past: int = 32
+    spectra: tuple[int, ...] = (256, 1024)
+    head: Literal["gaussians", "categorical"] = "gaussians"
+    components: int = 8
+    companding: Literal["linear", "mu-law"] = "linear"
+    head_width: int = 48
+    head_past: int = 16
+    sigma_data: float = 0.55
+    sigma_min: float = 0.01
+    sigma_max: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.head not in ("gaussians", "categorical"):
+            raise ValueError(f"head: got {self.head!r}, expected 'gaussians' or 'categorical'")
+        if self.companding not in ("linear", "mu-law"):
+            raise ValueError(f"companding: got {self.companding!r}, expected 'linear' or 'mu-law'")
+        object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"sigma_min, sigma_max: got {self.sigma_min}, {self.sigma_max}, "
+                "expected 0 < sigma_min < sigma_max"
+            )
+
+
+#: Sizes by name: what ships, and Table 2 of Frank & Ilse 2020 (arXiv 2011.01761).
+CONFIGS = {
+    "toy": WaveNetConfig(),
+    "paper": WaveNetConfig(
+        width=256,
+        blocks=3,
+        layers=10,
+        kernel=3,
+        hop=1,
+        past=3,
+        spectra=(),
+        head="categorical",
+        components=256,
+        head_width=256,
+        head_past=1,
+    ),
+}
+
+
+class Components(NamedTuple):
+    """Mixture of the clean next sample: each ``(batch, time, component)`` or broadcastable."""
+
+    log_weight: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
+class WaveNet(nn.Module):
+    """The network; see the module's docstring for the density it defines."""
+
+    def __init__(self, config: WaveNetConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.embed = nn.Sequential(
+            nn.Linear(2 * NOISE_FEATURES, EMBEDDING),
+            nn.SiLU(),
+            nn.Linear(EMBEDDING, EMBEDDING),
+            nn.SiLU(),
+        )
+        self.spectra = nn.ModuleList(
+            SpectralExtrapolator(window, c.hop, EMBEDDING) for window in c.spectra
+        )
+        extrapolated = sum(spectrum.outputs for spectrum in self.spectra)
+        self.read = nn.Linear(c.past + extrapolated, c.width)
+        self.dilations = [2**i for _ in range(c.blocks) for i in range(c.layers)]
+        self.gates = nn.ModuleList(
+            nn.Linear(c.kernel * c.width, 2 * c.width, bias=False) for _ in self.dilations
+        )
+        self.conditions = nn.ModuleList(nn.Linear(EMBEDDING, 2 * c.width) for _ in self.dilations)
+        self.mixes = nn.ModuleList(nn.Linear(c.width, 2 * c.width) for _ in self.dilations)
+        self.head_trunk = nn.Linear(c.width, c.hop * c.head_width)
+        self.head_past = nn.Linear(c.head_past, c.head_width, bias=False)
+        self.head_condition = nn.Linear(EMBEDDING, c.head_width)
+        self.head_hidden = nn.Linear(c.head_width, c.head_width)
+        outputs = c.components if c.head == "categorical" else 3 * c.components
+        self.head_out = nn.Linear(c.head_width, outputs)
+        # An untrained network predicts all components alike: log C nats per sample.
+        nn.init.zeros_(self.head_out.weight)
+        nn.init.zeros_(self.head_out.bias)
+        if c.head == "categorical":
+            edges, centres, scales = _quantisation_bins(c)
+            self.register_buffer("edges", edges, persistent=False)
+            self.register_buffer("centres", centres, persistent=False)
+            self.register_buffer("scales", scales, persistent=False)
+        else:
+            self.register_buffer(
+                "centres", torch.linspace(-1, 1, c.components), persistent=False
+            )
+
+    @property
+    def receptive_field(self) -> int:
+        """Audio samples of the past that can change a prediction."""
+        c = self.config
+        trunk = (c.kernel - 1) * sum(self.dilations) * c.hop + self._reach
+        return max(trunk + c.hop - 1, c.head_past)
+
+    @property
+    def _reach(self) -> int:
+        """Audio samples of the past that a token sees directly."""
+        return max(self.config.past, *self.config.spectra, 0)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Components:
+        """Distribution of each clean sample given the noisy samples before it.
+
+        Args:
+            x: noisy audio ``(batch, time)``, any length.
+            sigma: std of its noise ``(batch,)``.
+        """
+        c = self.config
+        batch, time = x.shape
+        tokens = -(-time // c.hop)
+        y = F.pad(self._scale(x, sigma), (0, tokens * c.hop - time))
+        noise = self._embed(sigma)
+        hidden = self._token(_past(y, self._reach, c.hop), noise, sigma)
+        skips = torch.zeros_like(hidden)
+        for layer, dilation in enumerate(self.dilations):
+            taps = [
+                F.pad(hidden, (0, 0, j * dilation, 0))[:, :tokens] for j in range(c.kernel)
+            ]
+            hidden, skips = self._layer(layer, hidden, skips, torch.cat(taps, -1), noise)
+        context = self._context(skips)[:, :time]
+        return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
+
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Log density of noisy audio, summed over time, in nats: ``(batch,)``."""
+        log_weight, mean, scale = self(x, sigma)
+        variance = scale.square() + sigma.square()[:, None, None]
+        deviation = (x[..., None] - mean).square() / variance
+        exponent = log_weight - 0.5 * (deviation + variance.log())
+        return torch.logsumexp(exponent, -1).sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+
+    def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        """Training loss: nats per sample to code the clean audio given the noisy past, ``(batch,)``.
+
+        The categorical head codes the clean sample's bin (a probability, at least 0 nats), the
+        Gaussian head its value (a density).
+        """
+        log_weight, mean, scale = self(noisy, sigma)
+        if self.config.head == "categorical":
+            bins = torch.bucketize(clean, self.edges[1:-1], right=True)
+            return -log_weight.gather(-1, bins[..., None])[..., 0].mean(-1)
+        exponent = log_weight - 0.5 * ((clean[..., None] - mean) / scale).square() - scale.log()
+        return (0.5 * math.log(2 * math.pi) - torch.logsumexp(exponent, -1)).mean(-1)
+
+    @torch.no_grad()
+    def sample(self, time: int, sigma: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw noisy audio ``(batch, time)`` at noise levels ``sigma (batch,)``, sample by sample.
+
+        Each layer keeps the tokens that its taps reach back to, so the cost per sample does not
+        depend on the receptive field.
+        """
+        c = self.config
+        batch, reach = len(sigma), max(self._reach, c.head_past)
+        tokens = -(-time // c.hop)
+        noise = self._embed(sigma)
+        y = sigma.new_zeros(batch, reach + tokens * c.hop)
+        caches = [
+            sigma.new_zeros(batch, (c.kernel - 1) * dilation + 1, c.width)
+            for dilation in self.dilations
+        ]
+        for token in range(tokens):
+            now = reach + token * c.hop
+            hidden = self._token(y[:, None, now - self._reach : now], noise, sigma)
+            skips = torch.zeros_like(hidden)
+            for layer, (dilation, cache) in enumerate(zip(self.dilations, caches, strict=True)):
+                size = cache.shape[1]
+                cache[:, token % size] = hidden[:, 0]
+                taps = [cache[:, (token - j * dilation) % size] for j in range(c.kernel)]
+                hidden, skips = self._layer(
+                    layer, hidden, skips, torch.cat(taps, -1)[:, None], noise
+                )
+            context = self._context(skips)
+            for t in range(now, now + c.hop):
+                local = y[:, None, t - c.head_past : t]
+                components = self._head(context[:, t - now : t - now + 1], local, noise)
+                x = _draw(components, sigma, generator)
+                y[:, t : t + 1] = self._scale(x, sigma)
+        return y[:, reach : reach + time] / self._scale(torch.ones_like(y[:, :1]), sigma)
+
+    def _scale(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return x * (self.config.sigma_data**2 + sigma.square()).rsqrt()[:, None]
+
+    def _embed(self, sigma: Tensor) -> Tensor:
+        octaves = torch.linspace(-2, 1, NOISE_FEATURES, dtype=sigma.dtype, device=sigma.device)
+        angles = sigma.log()[:, None] * octaves.exp2()
+        return self.embed(torch.cat([angles.sin(), angles.cos()], -1))
+
+    def _token(self, past: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Input of the trunk ``(batch, token, width)`` from the samples before each token."""
+        variance = sigma.square()
+        noise_power = variance / (self.config.sigma_data**2 + variance)
+        seen = [past[..., past.shape[-1] - self.config.past :]]
+        for spectrum in self.spectra:
+            frames = past[..., past.shape[-1] - spectrum.window :]
+            seen.append(spectrum(frames, noise, noise_power))
+        return self.read(torch.cat(seen, -1))
+
+    def _layer(
+        self, layer: int, hidden: Tensor, skips: Tensor, taps: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        gates = self.gates[layer](taps) + self.conditions[layer](noise)[:, None]
+        signal, gate = gates.chunk(2, -1)
+        residual, skip = self.mixes[layer](signal.tanh() * gate.sigmoid()).chunk(2, -1)
+        return hidden + residual, skips + skip
+
+    def _context(self, skips: Tensor) -> Tensor:
+        """What the trunk tells the head for each audio sample of each token, in order."""
+        batch, tokens, _ = skips.shape
+        c = self.config
+        return self.head_trunk(F.silu(skips)).reshape(batch, tokens * c.hop, c.head_width)
+
+    def _head(self, context: Tensor, past: Tensor, noise: Tensor) -> Components:
+        hidden = F.silu(context + self.head_past(past) + self.head_condition(noise)[:, None])
+        out = self.head_out(F.silu(self.head_hidden(hidden)))
+        if self.config.head == "categorical":
+            return Components(out.log_softmax(-1), self.centres, self.scales)
+        logits, shift, spread = out.chunk(3, -1)
+        scale = COMPONENT_SCALE_MIN + 0.5 * F.softplus(spread - 1)
+        return Components(logits.log_softmax(-1), self.centres + shift, scale)
+
+
+def _past(y: Tensor, length: int, hop: int) -> Tensor:
+    """The ``length`` samples before every ``hop``-th one: ``(batch, time // hop, length)``."""
+    return F.pad(y, (length, 0))[:, : length + y.shape[1] - hop].unfold(1, length, hop)
+
+
+def _draw(components: Components, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One noisy sample from the smoothed mixture, ``(batch, 1)``."""
+    log_weight, mean, scale = (
+        part.expand(components.log_weight.shape)[:, 0] for part in components
+    )
+    chosen = torch.multinomial(log_weight.exp(), 1, generator=generator)
+    std = (scale.gather(-1, chosen).square() + sigma.square()[:, None]).sqrt()
+    normal = torch.randn(std.shape, generator=generator, dtype=std.dtype, device=std.device)
+    return mean.gather(-1, chosen) + std * normal
+
+
+def _quantisation_bins(config: WaveNetConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges, centres and standard deviations of the categorical head's bins over [-1, 1]."""
+    if config.companding == "mu-law":
+        edges, centres, widths = mu_law_bins(config.components)
+    else:
+        edges = torch.linspace(-1, 1, config.components + 1)
+        centres = (edges[1:] + edges[:-1]) / 2
+        widths = edges[1:] - edges[:-1]
+    return edges, centres, widths / math.sqrt(12)  # std of a uniform law over the bin

@@ -1,0 +1,106 @@
+"""Priors on disk: safetensors with the network's config in the header, one file a source.
+
+A set of priors is a folder of ``NAME.safetensors``, its sources in the order of ``priors.json`` or,
+without one, of their names. The sets that ship lie in ``pyro_sep/weights``.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pyro_sep.files import written_whole
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.priors import WaveNetPrior
+
+SHIPPED = Path(__file__).parent / "weights"
+ORDER_FILE = "priors.json"
+FORMAT = "pyro_sep.wavenet.1"
+
+
+def save_prior(prior: WaveNetPrior, path: Path) -> None:
+    """Write a prior's weights and config as one safetensors file, whole or not at all."""
+    metadata = {
+        "format": FORMAT,
+        "name": prior.name,
+        "sample_rate": str(prior.sample_rate),
+        "config": json.dumps(dataclasses.asdict(prior.network.config)),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in _state(prior).items()}
+    with written_whole(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def load_prior(path: Path, device: torch.device | str = "cpu") -> WaveNetPrior:
+    """Read one prior.
+
+    Raises:
+        ValueError: not a safetensors file, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({error}); train it again or copy it anew"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: got format {metadata.get('format')!r}, expected {FORMAT!r}; "
+            "train the prior with `pyro-sep train`"
+        )
+    with _foreign(path):
+        network = WaveNet(WaveNetConfig(**json.loads(metadata["config"])))
+        network.load_state_dict(tensors)
+        name, sample_rate = metadata["name"], int(metadata["sample_rate"])
+    return WaveNetPrior(network.to(device), name=name, sample_rate=sample_rate)
+
+
+def load_priors(name_or_folder: str | Path, device: torch.device | str = "cpu") -> dict[str, WaveNetPrior]:
+    """A set of priors by source name, in the set's order.
+
+    Args:
+        name_or_folder: a set that ships (``"toy"``), or a folder of ``NAME.safetensors``.
+        device: where the networks go.
+
+    Raises:
+        ValueError: no such set or folder, a file that is not a prior, differing sample rates.
+    """
+    folder = Path(name_or_folder)
+    if (SHIPPED / str(name_or_folder)).is_dir():
+        folder = SHIPPED / str(name_or_folder)
+    if not folder.is_dir():
+        shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir()))
+        raise ValueError(
+            f"priors: got {str(name_or_folder)!r}, expected a shipped set ({shipped}) or a folder"
+        )
+    paths = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    if (folder / ORDER_FILE).exists():
+        paths = {name: folder / f"{name}.safetensors" for name in json.loads((folder / ORDER_FILE).read_text())}
+    if not paths:
+        raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
+    priors = {name: load_prior(path, device) for name, path in paths.items()}
+    rates = {prior.sample_rate for prior in priors.values()}
+    if len(rates) > 1:
+        raise ValueError(f"{folder}: priors of differing sample rates {sorted(rates)}; expected one")
+    return priors
+
+
+def _state(prior: WaveNetPrior) -> dict[str, torch.Tensor]:
+    return prior.network.state_dict()
+
+
+@contextmanager
+def _foreign(path: Path) -> Iterator[None]:
+    """Turn what a wrong header or wrong tensors raise into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: weights do not fit their config ({reason})") from None

@@ -1,0 +1,1 @@
+"""Audio of isolated sources: synthetic waveforms and folders of recordings."""

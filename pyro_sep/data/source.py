@@ -1,0 +1,105 @@
+"""Where isolated audio of one source comes from: a toy waveform, or a folder of recordings."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_sep.audio import active_frames, audio_files, load_audio
+from pyro_sep.data import toy
+
+HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
+
+
+class SourceAudio(Protocol):
+    """Clean audio of one source."""
+
+    name: str
+    sample_rate: int
+
+    def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
+        """Fresh training frames ``(count, time)``."""
+
+    def held_out(self, count: int, time: int) -> Tensor:
+        """At most ``count`` frames ``(frame, time)`` that training never sees."""
+
+
+class ToySource:
+    """Endless tones of one waveform; its held-out frames are the test split's, from index 0.
+
+    Args:
+        name: one of :data:`pyro_sep.data.toy.WAVEFORMS`.
+
+    Raises:
+        ValueError: unknown waveform.
+    """
+
+    sample_rate = toy.SAMPLE_RATE
+
+    def __init__(self, name: str) -> None:
+        toy.waveform(name, torch.zeros(1))
+        self.name = name
+
+    def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
+        """Fresh tones ``(count, time)``."""
+        return toy.draw_sources(self.name, count, time, generator)[0]
+
+    def held_out(self, count: int, time: int) -> Tensor:
+        """Tones of the test mixtures 0 to ``count - 1``."""
+        frames = [toy.toy_mixture("test", i, (self.name,), time).sources[0] for i in range(count)]
+        return torch.stack(frames)
+
+
+class RecordingFolder:
+    """Recordings of one instrument, any rate and channel count, in a folder.
+
+    Resampled and mixed down; silent frames are skipped; the last tenth of every recording is held out.
+
+    Args:
+        folder: searched with its subfolders.
+        sample_rate: to resample to, in Hz.
+        time: audio samples of the frames by which silence is judged.
+
+    Raises:
+        ValueError: no audio in the folder, an unreadable file, or nothing but silence.
+    """
+
+    def __init__(self, folder: Path, sample_rate: int, time: int) -> None:
+        self.name = folder.resolve().name
+        self.sample_rate = sample_rate
+        training, held_out = [], []
+        for path in audio_files(folder):
+            samples = load_audio(path, sample_rate).samples
+            cut = int(len(samples) * (1 - HELD_OUT_SHARE))
+            training.append(active_frames(samples[:cut], time).reshape(-1))
+            held_out.append(active_frames(samples[cut:], time).reshape(-1))
+        self._training, self._held_out = torch.cat(training), torch.cat(held_out)
+        if len(self._training) < time:
+            raise ValueError(
+                f"{folder}: got {len(self._training)} audio samples that are not silent, expected "
+                f"at least one frame of {time}; add recordings, or train on shorter frames"
+            )
+
+    def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
+        """Random crops ``(count, time)``."""
+        starts = torch.randint(len(self._training) - time + 1, (count,), generator=generator)
+        return torch.stack([self._training[start : start + time] for start in starts.tolist()])
+
+    def held_out(self, count: int, time: int) -> Tensor:
+        """The first frames ``(frame, time)`` of what was held out."""
+        return self._held_out[: len(self._held_out) // time * time].reshape(-1, time)[:count]
+
+
+def open_source(spec: str, sample_rate: int, time: int) -> SourceAudio:
+    """A source from its name on the command line: ``toy:square``, or a folder.
+
+    Raises:
+        ValueError: neither a toy waveform nor a folder.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "toy":
+        return ToySource(name)
+    if Path(spec).is_dir():
+        return RecordingFolder(Path(spec), sample_rate, time)
+    raise ValueError(f"source: got {spec!r}, expected toy:WAVEFORM or a folder of audio files")

@@ -1,0 +1,142 @@
+r"""How sources make a mixture: the gains, the likelihood, and the Pyro model.
+
+.. math:: p(m \mid s) = \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, \gamma^2 I\bigr)
+
+At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixture carries the noise of
+all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 + \gamma^2`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_sep.priors import Prior, Priors
+
+#: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
+NOISE_SCALE = 1e-3
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Gains and noise of a mixture; the one place that holds them.
+
+    Attributes:
+        gains: a_k, one per source.
+        noise_scale: gamma, std of the mixture's own noise.
+    """
+
+    gains: tuple[float, ...]
+    noise_scale: float = NOISE_SCALE
+
+    def __post_init__(self) -> None:
+        if not self.gains or not all(0 < abs(gain) < float("inf") for gain in self.gains):
+            raise ValueError(f"gains: got {self.gains}, expected a finite number but 0 per source")
+        if not 0 < self.noise_scale < float("inf"):
+            raise ValueError(f"noise_scale: got {self.noise_scale}, expected a positive number")
+
+    @classmethod
+    def mean(cls, count: int, noise_scale: float = NOISE_SCALE) -> "Mixing":
+        """The mixture is the mean of ``count`` sources."""
+        return cls((1 / count,) * count, noise_scale)
+
+    @property
+    def gain_energy(self) -> float:
+        """Sum of the squared gains."""
+        return sum(gain**2 for gain in self.gains)
+
+    def weights(self, like: Tensor) -> Tensor:
+        """Gains as a column ``(source, 1)`` of a tensor's dtype and device."""
+        return torch.tensor(self.gains, dtype=like.dtype, device=like.device)[:, None]
+
+    def mix(self, sources: Tensor) -> Tensor:
+        """Noise-free mixture ``(..., time)`` of sources ``(..., source, time)``."""
+        return (self.weights(sources) * sources).sum(-2)
+
+    def scale_at(self, sigma: float) -> float:
+        """Std of the mixture given sources at noise level ``sigma``."""
+        return (sigma**2 * self.gain_energy + self.noise_scale**2) ** 0.5
+
+    def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        """log p(mixture | sources at noise level sigma), summed over time, in nats."""
+        return dist.Normal(self.mix(sources), self.scale_at(sigma)).log_prob(mixture).sum(-1)
+
+    def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
+        r"""Mean of sources known up to white errors of std ``scale``, given their mixture.
+
+        .. math:: s_k + \frac{\tau^2 a_k}{\tau^2 \sum_j a_j^2 + \gamma^2}
+                  \bigl(m - \textstyle\sum_j a_j s_j\bigr), \qquad \tau = \mathrm{scale}
+
+        Gaussian conditioning; as gamma goes to 0 it is the mixture-consistent projection of
+        Wisdom et al. 2019 (arXiv 1811.08521).
+        """
+        pull = scale**2 / self.scale_at(scale) ** 2
+        residual = mixture - self.mix(sources)
+        return sources + pull * self.weights(sources) * residual[..., None, :]
+
+
+def model(mixture: Tensor, priors: Priors, mixing: Mixing, sigma: float | None = None) -> Tensor:
+    """Pyro model of a mixture ``(time,)``: one site per source, named after it, and ``mixture``.
+
+    Args:
+        mixture: observed audio ``(time,)``.
+        priors: prior of each source, in the order of the gains.
+        mixing: gains and noise.
+        sigma: noise level of the sources; each prior's own where None (its lowest by default), with
+            the likelihood's plain ``noise_scale``.
+
+    Returns:
+        The sources ``(source, time)``.
+    """
+    check_count(priors, mixing)
+    laws = {name: prior.frame(mixture.shape[-1]) for name, prior in priors.items()}
+    if sigma is not None:
+        laws = {name: law.condition(sigma) for name, law in laws.items()}
+    sources = torch.stack([pyro.sample(name, law) for name, law in laws.items()])
+    scale = mixing.scale_at(sigma or 0.0)
+    pyro.sample("mixture", dist.Normal(mixing.mix(sources), scale).to_event(1), obs=mixture)
+    return sources
+
+
+@dataclass(frozen=True)
+class AnnealedPosterior:
+    """Joint density of sources and mixture at every noise level, for lanes of chains at once.
+
+    Attributes:
+        mixture: ``(lane, time)``; a lane is one chain on one mixture.
+        priors: one per source.
+        mixing: gains and noise.
+    """
+
+    mixture: Tensor
+    priors: Sequence[Prior]
+    mixing: Mixing
+
+    def log_prior(self, sources: Tensor, sigma: float) -> Tensor:
+        """``(lane, source)`` in nats, of sources ``(lane, source, time)``."""
+        time = sources.shape[-1]
+        parts = [
+            prior.frame(time).condition(sigma).log_prob(sources[:, k])
+            for k, prior in enumerate(self.priors)
+        ]
+        return torch.stack(parts, -1)
+
+    def log_likelihood(self, sources: Tensor, sigma: float) -> Tensor:
+        """``(lane,)`` in nats."""
+        return self.mixing.log_likelihood(self.mixture, sources, sigma)
+
+    def gradient(self, sources: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of log prior and log likelihood ``(lane, source, time)``, and the log prior."""
+        raise NotImplementedError
+
+
+def check_count(priors: Priors, mixing: Mixing) -> None:
+    """Raise ValueError unless there is one gain per prior."""
+    if len(priors) != len(mixing.gains):
+        raise ValueError(
+            f"gains: got {len(mixing.gains)} for {len(priors)} priors ({', '.join(priors)}); "
+            "expected one per prior, in their order"
+        )

@@ -1,0 +1,57 @@
+"""The page that goes with trained weights: data, command, time, and how well they know their source."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from pyro_sep.audit import SIGMAS, audit
+from pyro_sep.files import written_whole
+from pyro_sep.priors import WaveNetPrior
+
+
+def write_card(
+    path: Path,
+    prior: WaveNetPrior,
+    source: str,
+    settings: Mapping[str, object],
+    seconds: float,
+    held_out: Tensor,
+) -> None:
+    """Write a model card, whole or not at all.
+
+    Args:
+        path: Markdown file to write.
+        prior: what was trained.
+        source: what it was trained on, as named on the command line.
+        settings: of the training run.
+        seconds: wall time of the run, of its last part where it was resumed.
+        held_out: clean audio ``(frame, time)`` for the excess table.
+    """
+    options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
+    rows = ""
+    if len(held_out):
+        table = audit({prior.name: prior}, {prior.name: held_out}, SIGMAS)
+        rows = "".join(f"| {s:g} | {v:.3f} |\n" for s, v in zip(SIGMAS, table.values[:, 0, 0], strict=True))
+    parameters = sum(p.numel() for p in prior.network.parameters())
+    text = f"""# Prior of {prior.name}
+
+- Model: smoothed autoregressive WaveNet, {parameters:,} parameters, `{prior.network.config}`
+- Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
+- Command: `pyro-sep train --source {source} --out DIR {options}`
+- Training: `{dict(settings)}`
+- Time: {seconds / 60:.0f} minutes of wall time, {COMPUTE}
+- Use: noise levels {prior.sigmas[0]:g} to {prior.sigmas[1]:g}, full scale 1
+
+Held-out audio ({len(held_out)} frames of {held_out.shape[-1]} samples), excess in nats per audio sample over the noise (0 is the
+ceiling):
+
+| sigma | excess |
+|---|---|
+{rows}"""
+    with written_whole(path) as partial:
+        partial.write_text(text)
+
+
+COMMAND_OPTIONS = ("steps", "batch", "time", "learning_rate", "seed")
+COMPUTE = "PyTorch on the device it was trained on"

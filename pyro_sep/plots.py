@@ -1,0 +1,173 @@
+"""Pictures of a separation and of an audit of the priors, drawn without pyplot's global state."""
+
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.mlab import psd
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+
+from pyro_sep.files import written_whole
+
+ZOOM = 0.009  # seconds: four periods of 440 Hz
+SPECTRUM_TIME = 2048  # audio samples per periodogram: 8 Hz apart at 16 kHz, about a pixel each
+FLOOR_DB = -90.0  # the lowest level that a spectrum shows
+
+Curve = tuple[NDArray[Any], str, str, float]  # signal (time,), colour, label, line width
+
+
+def plot_separation(tree: xr.DataTree) -> Figure:
+    """The mixture and, a row each, its sources: waveform to the left, spectrum to the right.
+
+    An estimate is the mean of the best chain's draws (the chain with the highest mean ``lp``); its
+    band holds 90 % of them at each instant. Titles give its SI-SDR where the true source is known
+    and not silent.
+
+    Args:
+        tree: a trace of :func:`pyro_sep.trace.build_trace`.
+    """
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    best = int(tree["sample_stats"].to_dataset()["lp"].mean("draw").argmax("chain"))
+    draws = posterior["sources"].isel(chain=best).transpose("source", "draw", "time").values
+    names = [str(name) for name in posterior["source"].values]
+    true = constant.get("true_sources")
+    mixture = tree["observed_data"].to_dataset()["mixture"].values
+    rate = int(constant["sample_rate"])
+    figure = Figure(figsize=(11, 1.2 + 2.1 * (1 + len(names))), layout="constrained")
+    axes = figure.subplots(1 + len(names), 2, sharex="col", squeeze=False)
+    _waveforms(axes[0, 0], rate, (mixture, "0.3", "mixture", 1.3))
+    _spectra(axes[0, 1], rate, (mixture, "0.3", "mixture", 1.3))
+    axes[0, 0].set_title("Mixture", loc="left", weight="bold")
+    for k, name in enumerate(names):
+        curves: list[Curve] = [(draws[k].mean(0), f"C{k}", "estimate", 1.3)]
+        reference = None if true is None else true.values[k]
+        if reference is not None:
+            curves.insert(0, (reference, "0.75", "true", 3.5))  # wide: seen behind the estimate
+        _waveforms(axes[k + 1, 0], rate, *curves)
+        _band(axes[k + 1, 0], rate, draws[k], f"C{k}")
+        _spectra(axes[k + 1, 1], rate, *curves)
+        title = name + _score(draws[k].mean(0), reference)
+        axes[k + 1, 0].set_title(title, loc="left", weight="bold", color=f"C{k}")
+    for left, right in axes:  # above the right one, where no title is in the way
+        handles, labels = left.get_legend_handles_labels()
+        right.legend(
+            handles, labels, loc="lower right", bbox_to_anchor=(1, 0.98), ncols=3, frameon=False
+        )
+    axes[0, 1].set_title("Spectrum", loc="left", weight="bold")
+    axes[-1, 0].set_xlabel("time / ms")
+    axes[-1, 1].set_xlabel("frequency / Hz")
+    return figure
+
+
+def plot_audit(table: xr.DataArray) -> Figure:
+    """A heatmap per noise level of how ill each prior fits each source.
+
+    A framed cell is a prior on its own source. Red is worse than the reference fit, blue better;
+    one colour scale, logarithmic beyond 0.1 nats, serves all heatmaps.
+
+    Args:
+        table: excess nats per audio sample, dims ``sigma``, ``prior`` and ``source``.
+    """
+    table = table.transpose("sigma", "prior", "source")
+    count, priors, sources = table.shape
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    size = (1.4 + columns * (1 + 0.8 * sources), 0.6 + rows * (1 + 0.6 * priors))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    finite = np.abs(table.values[np.isfinite(table.values)])
+    limit = max(float(finite.max(initial=0)), 0.2)
+    norm = SymLogNorm(linthresh=0.1, vmin=-limit, vmax=limit)
+    for ax, panel in zip(axes, table, strict=False):
+        _heatmap(ax, panel, norm)
+    for ax in axes[count:]:
+        ax.set_axis_off()
+    mappable = ScalarMappable(norm, "RdBu_r")
+    figure.colorbar(mappable, ax=axes.tolist(), label="excess / (nats per audio sample)")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
+    """Write a figure as PNG, whole or not at all.
+
+    Args:
+        figure: the figure.
+        path: where to; ``.png`` is the usual suffix.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _window(time: int, rate: int) -> slice:
+    """The audio samples of the zoom, about the middle of the frame."""
+    width = min(time, max(round(ZOOM * rate), 2))
+    return slice((time - width) // 2, (time - width) // 2 + width)
+
+
+def _waveforms(ax: Axes, rate: int, *curves: Curve) -> None:
+    for signal, color, label, width in curves:
+        window = _window(len(signal), rate)
+        milliseconds = 1000 * np.arange(len(signal))[window] / rate
+        ax.plot(milliseconds, signal[window], color=color, label=label, linewidth=width)
+    ax.margins(x=0)
+    ax.set_ylabel("amplitude")
+
+
+def _band(ax: Axes, rate: int, draws: NDArray[Any], color: str) -> None:
+    window = _window(draws.shape[-1], rate)
+    low, high = np.quantile(draws[:, window], (0.05, 0.95), axis=0)
+    milliseconds = 1000 * np.arange(draws.shape[-1])[window] / rate
+    ax.fill_between(
+        milliseconds, low, high, color=color, alpha=0.3, linewidth=0, label="90 % of draws"
+    )
+
+
+def _spectra(ax: Axes, rate: int, *curves: Curve) -> None:
+    """Mean Hann periodograms (Welch's method); a sine of amplitude 1 on a bin peaks at 0 dB."""
+    for signal, color, label, width in curves:
+        size = min(SPECTRUM_TIME, len(signal))
+        power, frequency = psd(signal, NFFT=size, Fs=rate, noverlap=size // 2, scale_by_freq=False)
+        level = 10 * np.log10(np.maximum(2 * np.asarray(power), 10 ** (FLOOR_DB / 10)))
+        ax.plot(frequency, level, color=color, label=label, linewidth=width)
+    ax.set(ylim=(FLOOR_DB, 6), xlim=(0, rate / 2), ylabel="dB re full scale")
+
+
+def _score(estimate: NDArray[Any], reference: NDArray[Any] | None) -> str:
+    """The SI-SDR for a title, where there is a true source that is not silent."""
+    if reference is None or np.ptp(reference) == 0:
+        return ""
+    import torch  # here alone, so that a trace without truth is drawn without torch
+
+    from pyro_sep.metrics import si_sdr
+
+    score = float(si_sdr(torch.from_numpy(estimate), torch.from_numpy(reference)))
+    return f": SI-SDR {score:.1f} dB"
+
+
+def _heatmap(ax: Axes, panel: xr.DataArray, norm: SymLogNorm) -> None:
+    ax.imshow(panel.values, cmap="RdBu_r", norm=norm, aspect="auto")
+    priors, sources = panel["prior"].values.tolist(), panel["source"].values.tolist()
+    for (row, column), value in np.ndenumerate(panel.values):
+        shade = abs(float(norm(value)) - 0.5) if np.isfinite(value) else 0
+        ax.text(
+            column,
+            row,
+            f"{value:z.2f}",
+            ha="center",
+            va="center",
+            color="w" if shade > 0.35 else "k",
+        )
+        if priors[row] == sources[column]:
+            ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, lw=2.5))
+    ax.set_xticks(range(len(sources)), sources)
+    ax.set_yticks(range(len(priors)), priors)
+    ax.set(title=f"sigma = {float(panel['sigma']):.3g}", xlabel="source", ylabel="prior")
