@@ -13,7 +13,7 @@ rather than 1, and it diverges unless :math:`\eta \lambda < 2` for the largest c
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -26,6 +26,14 @@ STABLE_SHARE = 0.05
 POWER_ITERATIONS = 20
 
 Params = dict[str, Tensor]
+
+
+class Evaluation(NamedTuple):
+    """A log density at a position, for lanes of chains."""
+
+    log_density: Tensor  # (lane,), nats
+    gradient: Tensor  # (lane, *event)
+    parts: Tensor  # (lane, part): terms of the log density worth keeping
 
 
 def langevin_step(
@@ -186,7 +194,9 @@ def largest_curvature(potential_fn: Callable[[Params], Tensor], params: Params) 
                 "step size can be derived; give one"
             )
         direction = [d / norm for d in direction]
-        along = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+        along = torch.stack(
+            [(g * d).sum() for g, d in zip(gradients, direction, strict=True)]
+        ).sum()
         image = torch.autograd.grad(along, point, retain_graph=True, materialize_grads=True)
         curvature = math.sqrt(sum(float(i.square().sum()) for i in image))
         direction = list(image)

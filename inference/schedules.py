@@ -4,7 +4,7 @@ Which tone a frame holds is decided at the noise level where the evidence of the
 tens of nats. A source of RMS r in T samples of noise sigma carries :math:`T r^2 / (2 \sigma^2)` nats
 against silence, so the ladder starts at
 
-.. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 20 \text{ nats}
+.. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 40 \text{ nats}
 
 and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for the same reason.
 """
@@ -12,11 +12,11 @@ and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for
 import math
 from collections.abc import Callable, Sequence
 
-START_NATS = 20.0
+START_NATS = 40.0
 
 
 def start_level(time: int, level: float) -> float:
-    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 20 nats."""
+    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 40 nats."""
     return level * math.sqrt(time / (2 * START_NATS))
 
 
@@ -36,7 +36,9 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
     return (*(sigma_max * ratio**i for i in range(levels - 1)), sigma_min)
 
 
-def stable_step_size(sigma: float, gains: Sequence[float], noise_scale: float, share: float) -> float:
+def stable_step_size(
+    sigma: float, gains: Sequence[float], noise_scale: float, share: float
+) -> float:
     r"""A ``share`` of the largest stable Langevin step at a noise level.
 
     With the priors' curvature at most :math:`1/\sigma^2` and the likelihood's

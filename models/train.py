@@ -50,7 +50,7 @@ class TrainConfig:
         seed: of weights, frames and noise.
     """
 
-    steps: int = 12_000
+    steps: int = 5_000
     batch: int = 6
     time: int = 3_072
     learning_rate: float = 2e-3
@@ -62,7 +62,7 @@ class TrainConfig:
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss is no longer finite; the last good checkpoint is kept."""
+    """The loss or its gradient is no longer finite; the last good checkpoint is kept."""
 
 
 def fit(
@@ -88,7 +88,7 @@ def fit(
 
     Raises:
         ValueError: the folder holds a run of another config.
-        TrainingDivergedError: the loss is not finite.
+        TrainingDivergedError: the loss or its gradient is not finite.
     """
     run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
@@ -111,14 +111,15 @@ def fit(
                 group["lr"] = learning_rate
             clean, noisy, sigma = draw_batch(source, network_config, config, generator)
             loss = network.code_length(noisy.to(device), clean.to(device), sigma.to(device)).mean()
-            if not math.isfinite(loss.item()):
-                raise TrainingDivergedError(
-                    f"loss is {loss.item()} at step {step}; the last good checkpoint is kept in "
-                    f"{run}: go on from it with a smaller learning rate"
-                )
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                raise TrainingDivergedError(
+                    f"loss is {loss.item()} and its gradient's norm {norm.item()} at step {step}; "
+                    f"the last good checkpoint is kept in {run}: go on from it with a smaller "
+                    "learning rate"
+                )
             optimizer.step()
             step += 1
             _average(average, network, min(config.ema, step / (10 + step)))

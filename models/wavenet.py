@@ -36,7 +36,9 @@ from torch import Tensor, nn
 from pyro_sep.audio import mu_law_bins
 from pyro_sep.models.spectrum import SpectralExtrapolator
 
-COMPONENT_SCALE_MIN = 0.01  # floor of a free Gaussian's std: no density without bound on clean curves
+COMPONENT_SCALE_MIN = (
+    0.01  # floor of a free Gaussian's std: no density without bound on clean curves
+)
 NOISE_FEATURES = 16
 EMBEDDING = 64
 
@@ -131,11 +133,13 @@ class WaveNet(nn.Module):
             nn.Linear(EMBEDDING, EMBEDDING),
             nn.SiLU(),
         )
-        self.spectra = nn.ModuleList(
-            SpectralExtrapolator(window, c.hop, EMBEDDING) for window in c.spectra
-        )
-        extrapolated = sum(spectrum.outputs for spectrum in self.spectra)
+        spectra = [SpectralExtrapolator(window, c.hop, EMBEDDING) for window in c.spectra]
+        self.spectra = nn.ModuleList(spectra)
+        extrapolated = sum(spectrum.outputs for spectrum in spectra)
         self.read = nn.Linear(c.past + extrapolated, c.width)
+        self.edges: Tensor
+        self.centres: Tensor
+        self.scales: Tensor
         self.dilations = [2**i for _ in range(c.blocks) for i in range(c.layers)]
         self.gates = nn.ModuleList(
             nn.Linear(c.kernel * c.width, 2 * c.width, bias=False) for _ in self.dilations
@@ -157,9 +161,7 @@ class WaveNet(nn.Module):
             self.register_buffer("centres", centres, persistent=False)
             self.register_buffer("scales", scales, persistent=False)
         else:
-            self.register_buffer(
-                "centres", torch.linspace(-1, 1, c.components), persistent=False
-            )
+            self.register_buffer("centres", torch.linspace(-1, 1, c.components), persistent=False)
 
     @property
     def receptive_field(self) -> int:
@@ -188,9 +190,7 @@ class WaveNet(nn.Module):
         hidden = self._token(_past(y, self._reach, c.hop), noise, sigma)
         skips = torch.zeros_like(hidden)
         for layer, dilation in enumerate(self.dilations):
-            taps = [
-                F.pad(hidden, (0, 0, j * dilation, 0))[:, :tokens] for j in range(c.kernel)
-            ]
+            taps = [F.pad(hidden, (0, 0, j * dilation, 0))[:, :tokens] for j in range(c.kernel)]
             hidden, skips = self._layer(layer, hidden, skips, torch.cat(taps, -1), noise)
         context = self._context(skips)[:, :time]
         return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
@@ -264,8 +264,8 @@ class WaveNet(nn.Module):
         variance = sigma.square()
         noise_power = variance / (self.config.sigma_data**2 + variance)
         seen = [past[..., past.shape[-1] - self.config.past :]]
-        for spectrum in self.spectra:
-            frames = past[..., past.shape[-1] - spectrum.window :]
+        for window, spectrum in zip(self.config.spectra, self.spectra, strict=True):
+            frames = past[..., past.shape[-1] - window :]
             seen.append(spectrum(frames, noise, noise_power))
         return self.read(torch.cat(seen, -1))
 

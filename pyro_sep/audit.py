@@ -110,7 +110,9 @@ def save_audit(table: xr.DataArray, path: Path) -> None:
         "sigmas": [float(sigma) for sigma in table.sigma.values],
         "names": [str(name) for name in table.prior.values],
         "excess[sigma][prior][source]": np.round(table.values, 4).tolist(),
-        "discriminative": {f"{sigma:g}": verdict for sigma, verdict in discriminative(table).items()},
+        "discriminative": {
+            f"{sigma:g}": verdict for sigma, verdict in discriminative(table).items()
+        },
     }
     with written_whole(path) as partial:
         partial.write_text(json.dumps(content, indent=1) + "\n")

@@ -62,7 +62,9 @@ def load_prior(path: Path, device: torch.device | str = "cpu") -> WaveNetPrior:
     return WaveNetPrior(network.to(device), name=name, sample_rate=sample_rate)
 
 
-def load_priors(name_or_folder: str | Path, device: torch.device | str = "cpu") -> dict[str, WaveNetPrior]:
+def load_priors(
+    name_or_folder: str | Path, device: torch.device | str = "cpu"
+) -> dict[str, WaveNetPrior]:
     """A set of priors by source name, in the set's order.
 
     Args:
@@ -73,23 +75,35 @@ def load_priors(name_or_folder: str | Path, device: torch.device | str = "cpu") 
         ValueError: no such set or folder, a file that is not a prior, differing sample rates.
     """
     folder = Path(name_or_folder)
-    if (SHIPPED / str(name_or_folder)).is_dir():
-        folder = SHIPPED / str(name_or_folder)
+    shipped = {path.name: path for path in sorted(SHIPPED.iterdir())}
+    folder = shipped.get(str(name_or_folder), folder)  # by name: "." is the working folder
     if not folder.is_dir():
-        shipped = ", ".join(sorted(path.name for path in SHIPPED.iterdir()))
         raise ValueError(
-            f"priors: got {str(name_or_folder)!r}, expected a shipped set ({shipped}) or a folder"
+            f"priors: got {str(name_or_folder)!r}, "
+            f"expected a shipped set ({', '.join(shipped)}) or a folder"
         )
     paths = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     if (folder / ORDER_FILE).exists():
-        paths = {name: folder / f"{name}.safetensors" for name in json.loads((folder / ORDER_FILE).read_text())}
+        paths = {name: folder / f"{name}.safetensors" for name in _order(folder / ORDER_FILE)}
     if not paths:
         raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
     priors = {name: load_prior(path, device) for name, path in paths.items()}
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
-        raise ValueError(f"{folder}: priors of differing sample rates {sorted(rates)}; expected one")
+        raise ValueError(
+            f"{folder}: priors of differing sample rates {sorted(rates)}; expected one"
+        )
     return priors
+
+
+def _order(path: Path) -> list[str]:
+    try:
+        names = json.loads(path.read_text())
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: expected a JSON list of names; write it anew, or delete it")
+    return names
 
 
 def _state(prior: WaveNetPrior) -> dict[str, torch.Tensor]:
@@ -102,5 +116,5 @@ def _foreign(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise ValueError(f"{path}: weights do not fit their config ({reason})") from None

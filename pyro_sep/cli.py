@@ -5,13 +5,15 @@ Every mistake of a user is one line on standard error and exit code 2; an interr
 
 import sys
 import time as clock
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import torch
 import typer
 
+from pyro_sep.inference.annealed import Annealing
 from pyro_sep.models.train import TrainConfig, TrainingDivergedError
 
 app = typer.Typer(
@@ -62,7 +64,12 @@ def train(
     save_prior(prior, path)
     held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
     write_card(
-        path.with_suffix(".md"), prior, source, asdict(config), clock.monotonic() - started, held_out
+        path.with_suffix(".md"),
+        prior,
+        source,
+        asdict(config),
+        clock.monotonic() - started,
+        held_out,
     )
     typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
 
@@ -103,13 +110,83 @@ def audit_command(
         save_figure(plot_audit(table), out / "audit.png")
 
 
+@app.command("separate")
+def separate_command(
+    mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture, any rate.")],
+    out: Annotated[Path, typer.Option(help="Folder for stems, trace, picture and summary.")],
+    priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
+    seed: int = 0,
+    chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
+    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
+    levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    device: str = "cpu",
+) -> None:
+    """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json."""
+    from pyro_sep.audio import load_audio
+    from pyro_sep.checkpoints import load_priors
+    from pyro_sep.outputs import check_writable, write_separation
+    from pyro_sep.separation import separate
+
+    loaded = load_priors(priors, torch_device(device))
+    recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
+    for note in recording.notes:
+        typer.echo(f"{mixture}: {note}", err=True)
+    check_writable(out)
+    result = separate(
+        recording.samples.to(device),
+        loaded,
+        seed=seed,
+        progress=True,
+        attrs={"mixture": mixture.name, "notes": list(recording.notes)},
+        chains=chains,
+        explorers=explorers,
+        levels=levels,
+        steps=steps,
+    )
+    write_separation(result, out, recording.original_rate, recording.original_time)
+    typer.echo(
+        f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
+        "separation.png, summary.json"
+    )
+
+
+def torch_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device: got {name!r}, expected cpu or one that is here ({reason})"
+        ) from None
+    return torch.device(name)
+
+
 def main() -> None:
     """Run the command line."""
+    run(app)
+
+
+def run(command: Callable[..., None] | typer.Typer) -> NoReturn:
+    """Run a command: a mistake is one line and exit code 2, an interrupt 130."""
+    program = command if isinstance(command, typer.Typer) else _single(command)
     try:
-        app(standalone_mode=True)
+        program(standalone_mode=True)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(130)
     except (ValueError, OSError, TrainingDivergedError) as error:
         sys.stderr.write(f"pyro-sep: {str(error).splitlines()[0]}\n")
         sys.exit(2)
+    sys.exit(0)
+
+
+def _single(command: Callable[..., None]) -> typer.Typer:
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(command)
+    return program

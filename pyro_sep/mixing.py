@@ -6,7 +6,6 @@ At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixtu
 all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 + \gamma^2`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyro
@@ -14,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_sep.priors import Prior, Priors
+from pyro_sep.priors import Priors
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
 NOISE_SCALE = 1e-3
@@ -64,6 +63,11 @@ class Mixing:
         """log p(mixture | sources at noise level sigma), summed over time, in nats."""
         return dist.Normal(self.mix(sources), self.scale_at(sigma)).log_prob(mixture).sum(-1)
 
+    def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        r"""Gradient of :meth:`log_likelihood` by the sources, :math:`a_k (m - \sum_j a_j x_j) / v`."""
+        residual = (mixture - self.mix(sources)) / self.scale_at(sigma) ** 2
+        return self.weights(sources) * residual[..., None, :]
+
     def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
         r"""Mean of sources known up to white errors of std ``scale``, given their mixture.
 
@@ -95,42 +99,10 @@ def model(mixture: Tensor, priors: Priors, mixing: Mixing, sigma: float | None =
     laws = {name: prior.frame(mixture.shape[-1]) for name, prior in priors.items()}
     if sigma is not None:
         laws = {name: law.condition(sigma) for name, law in laws.items()}
-    sources = torch.stack([pyro.sample(name, law) for name, law in laws.items()])
+    sources = torch.stack([pyro.sample(name, law) for name, law in laws.items()])  # type: ignore[arg-type]
     scale = mixing.scale_at(sigma or 0.0)
     pyro.sample("mixture", dist.Normal(mixing.mix(sources), scale).to_event(1), obs=mixture)
     return sources
-
-
-@dataclass(frozen=True)
-class AnnealedPosterior:
-    """Joint density of sources and mixture at every noise level, for lanes of chains at once.
-
-    Attributes:
-        mixture: ``(lane, time)``; a lane is one chain on one mixture.
-        priors: one per source.
-        mixing: gains and noise.
-    """
-
-    mixture: Tensor
-    priors: Sequence[Prior]
-    mixing: Mixing
-
-    def log_prior(self, sources: Tensor, sigma: float) -> Tensor:
-        """``(lane, source)`` in nats, of sources ``(lane, source, time)``."""
-        time = sources.shape[-1]
-        parts = [
-            prior.frame(time).condition(sigma).log_prob(sources[:, k])
-            for k, prior in enumerate(self.priors)
-        ]
-        return torch.stack(parts, -1)
-
-    def log_likelihood(self, sources: Tensor, sigma: float) -> Tensor:
-        """``(lane,)`` in nats."""
-        return self.mixing.log_likelihood(self.mixture, sources, sigma)
-
-    def gradient(self, sources: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of log prior and log likelihood ``(lane, source, time)``, and the log prior."""
-        raise NotImplementedError
 
 
 def check_count(priors: Priors, mixing: Mixing) -> None:

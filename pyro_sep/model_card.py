@@ -32,7 +32,9 @@ def write_card(
     rows = ""
     if len(held_out):
         table = audit({prior.name: prior}, {prior.name: held_out}, SIGMAS)
-        rows = "".join(f"| {s:g} | {v:.3f} |\n" for s, v in zip(SIGMAS, table.values[:, 0, 0], strict=True))
+        rows = "".join(
+            f"| {s:g} | {v:.3f} |\n" for s, v in zip(SIGMAS, table.values[:, 0, 0], strict=True)
+        )
     parameters = sum(p.numel() for p in prior.network.parameters())
     text = f"""# Prior of {prior.name}
 

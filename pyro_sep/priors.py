@@ -5,7 +5,7 @@ A prior is conditioned on a noise level: ``prior.condition(sigma)`` is the law o
 density over the whole event, summed over time, in nats.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
@@ -116,13 +116,13 @@ class WaveNetPrior(TorchDistribution):
         self.network.to(*args, **kwargs)
         return self._with()
 
-    def expand(self, batch_shape: Size, _instance: Any = None) -> "WaveNetPrior":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "WaveNetPrior":
         """The same law over a larger batch."""
         return self._with(sigma=self.sigma.expand(Size(batch_shape)))
 
-    def sample(self, sample_shape: Size = Size()) -> Tensor:  # noqa: B008
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw noisy audio, one audio sample after another, ``sample_shape + batch + (time,)``."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(Size(sample_shape))
         sigma = self.sigma.expand(shape[:-1]).reshape(-1)
         return self.network.sample(shape[-1], sigma).reshape(shape)
 
@@ -135,7 +135,11 @@ class WaveNetPrior(TorchDistribution):
         return self.network.log_prob(flat, self.sigma.expand(shape).reshape(-1)).reshape(shape)
 
     def _with(self, **changes: Any) -> "WaveNetPrior":
-        kept = {"time": self.event_shape[0], "sigma": self.sigma, "validate_args": self._validate_args}
+        kept: dict[str, Any] = {
+            "time": self.event_shape[0],
+            "sigma": self.sigma,
+            "validate_args": self._validate_args,
+        }
         return WaveNetPrior(
             self.network, name=self.name, sample_rate=self.sample_rate, **(kept | changes)
         )

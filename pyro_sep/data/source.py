@@ -46,8 +46,9 @@ class ToySource:
         return toy.draw_sources(self.name, count, time, generator)[0]
 
     def held_out(self, count: int, time: int) -> Tensor:
-        """Tones of the test mixtures 0 to ``count - 1``."""
-        frames = [toy.toy_mixture("test", i, (self.name,), time).sources[0] for i in range(count)]
+        """Tones of the test mixtures 0 to ``count - 1``, of which there are 1,500."""
+        indices = range(min(count, toy.SPLIT_SIZES["test"]))
+        frames = [toy.toy_mixture("test", i, (self.name,), time).sources[0] for i in indices]
         return torch.stack(frames)
 
 

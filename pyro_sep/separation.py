@@ -1,0 +1,175 @@
+"""One call from a mixture to posterior draws of its sources."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_sep.inference.annealed import Annealing, Draws, anneal
+from pyro_sep.inference.schedules import start_level
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
+from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.priors import Priors
+from pyro_sep.trace import build_trace
+
+SIGMA_MIN = 0.05  # last noise level, full scale 1
+EXPLORE_SHARE = 0.5  # explorers end where sigma is this share of the sources' RMS
+MIN_TIME = 256  # audio samples; less holds no period of a low tone
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Sources of one mixture.
+
+    Attributes:
+        sources: posterior mean of the chain of the highest mean log posterior, ``(source, time)``.
+        names: of the sources, in order.
+        sample_rate: in Hz.
+        trace: all draws of all chains, see :mod:`pyro_sep.trace`.
+    """
+
+    sources: Tensor
+    names: tuple[str, ...]
+    sample_rate: int
+    trace: xr.DataTree
+
+
+def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
+    """Separate one mixture ``(time,)``; options are those of :func:`separate_batch`.
+
+    Raises:
+        ValueError: bad audio or settings, see :func:`separate_batch`.
+    """
+    if mixture.dim() != 1:
+        raise ValueError(
+            f"mixture: got shape {tuple(mixture.shape)}, expected (time,); mix down to mono first"
+        )
+    true_sources = options.pop("true_sources", None)
+    if true_sources is not None:
+        true_sources = true_sources[None]
+    return separate_batch(mixture[None], priors, true_sources=true_sources, **options)[0]
+
+
+def separate_batch(
+    mixtures: Tensor,
+    priors: Priors,
+    *,
+    gains: Sequence[float] | None = None,
+    noise_scale: float = NOISE_SCALE,
+    seed: int = 0,
+    true_sources: Tensor | None = None,
+    progress: bool = False,
+    attrs: Mapping[str, Any] | None = None,
+    **annealing: Any,
+) -> list[Separation]:
+    """Separate mixtures of one length, all chains of all of them at once.
+
+    Args:
+        mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
+        priors: of the sources, by name; :func:`pyro_sep.load_priors`.
+        gains: a_k; all 1/N where None, the mixture is then the mean of its sources.
+        noise_scale: gamma, std of the mixture's own noise.
+        seed: of all randomness.
+        true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
+        progress: show a bar.
+        attrs: further attributes of the traces.
+        annealing: fields of :class:`~pyro_sep.inference.annealed.Annealing` other than their
+            defaults; the ends of the ladder follow from the frame and the priors.
+
+    Raises:
+        ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
+            not fit.
+    """
+    check_mixtures(mixtures)
+    mixing = (
+        Mixing.mean(len(priors), noise_scale)
+        if gains is None
+        else Mixing(tuple(float(gain) for gain in gains), noise_scale)
+    )
+    check_count(priors, mixing)
+    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
+    draws = anneal(
+        mixtures,
+        lambda lanes: AnnealedPosterior(lanes, tuple(priors.values()), mixing),
+        settings,
+        torch.Generator(mixtures.device).manual_seed(seed),
+        progress,
+    )
+    root = {"seed": seed, "noise_scale": noise_scale, "settings": asdict(settings), **(attrs or {})}
+    return [
+        _result(draws, i, mixtures[i], priors, mixing, settings, true_sources, root)
+        for i in range(len(mixtures))
+    ]
+
+
+def default_ladder(priors: Priors, time: int) -> dict[str, float]:
+    """Ends of the ladder and of exploration, from the frame and what the priors know."""
+    low = max(prior.sigmas[0] for prior in priors.values())
+    high = min(prior.sigmas[1] for prior in priors.values())
+    level = mean(prior.level for prior in priors.values())
+    return {
+        "sigma_max": min(start_level(time, level), high),
+        "sigma_min": max(SIGMA_MIN, low),
+        "explore_until": EXPLORE_SHARE * level,
+    }
+
+
+def check_mixtures(mixtures: Tensor) -> None:
+    """Raise ValueError unless mixtures ``(mixture, time)`` can be separated."""
+    if mixtures.dim() != 2:
+        raise ValueError(f"mixtures: got shape {tuple(mixtures.shape)}, expected (mixture, time)")
+    if mixtures.shape[-1] < MIN_TIME:
+        raise ValueError(
+            f"mixture: got {mixtures.shape[-1]} audio samples, expected at least {MIN_TIME}; "
+            "record a longer one"
+        )
+    if not bool(mixtures.isfinite().all()):
+        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
+    if bool((mixtures.abs().amax(-1) < 1e-6).any()):
+        raise ValueError("mixture: got silence, expected audio with sources in it")
+
+
+def _result(
+    draws: Draws,
+    index: int,
+    mixture: Tensor,
+    priors: Priors,
+    mixing: Mixing,
+    settings: Annealing,
+    true_sources: Tensor | None,
+    attrs: Mapping[str, Any],
+) -> Separation:
+    own = Draws._make([*(part[index].cpu() for part in draws[:-1]), draws.warmup_sigma])
+    shape = own.lp.shape
+    warmup_shape = own.warmup_lp.shape
+    names = tuple(priors)
+    sample_rate = next(iter(priors.values())).sample_rate
+    trace = build_trace(
+        sources=own.sources.numpy(),
+        lp=own.lp.numpy(),
+        log_prior=own.log_prior.numpy(),
+        stats={
+            "grad_norm": own.grad_norm.numpy(),
+            "noise_level": torch.full(shape, settings.sigma_min).numpy(),
+            "step_size": torch.full(shape, settings.step_size * settings.sigma_min).numpy(),
+        },
+        warmup_stats={
+            "lp": own.warmup_lp.numpy(),
+            "grad_norm": own.warmup_grad_norm.numpy(),
+            "noise_level": own.warmup_sigma.expand(warmup_shape).numpy(),
+            "step_size": (settings.step_size * own.warmup_sigma).expand(warmup_shape).numpy(),
+        },
+        mixture=mixture.cpu().numpy(),
+        gains=mixing.gains,
+        source_names=names,
+        sample_rate=sample_rate,
+        true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),
+        attrs=attrs,
+    )
+    best = own.lp.mean(1).argmax()
+    return Separation(own.sources[best].mean(0), names, sample_rate, trace)

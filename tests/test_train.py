@@ -1,0 +1,317 @@
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor
+
+from pyro_sep.data.toy import draw_sources
+from pyro_sep.models import train
+from pyro_sep.models.train import (
+    CHECKPOINT,
+    TrainConfig,
+    TrainingDivergedError,
+    draw_batch,
+    fit,
+    schedule,
+)
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+
+NETWORK = WaveNetConfig(
+    width=8, layers=2, hop=16, past=16, spectra=(32,), components=4, head_width=8, head_past=4
+)
+CATEGORICAL = dataclasses.replace(NETWORK, head="categorical", components=64)
+SHORT = TrainConfig(steps=12, batch=2, time=64, warmup=3, seed=4)
+
+
+def square(count: int, time: int, generator: torch.Generator) -> Tensor:
+    return draw_sources("square", count, time, generator)[0]
+
+
+def silence(count: int, time: int, generator: torch.Generator) -> Tensor:
+    return torch.zeros(count, time)
+
+
+class StopsAtDraw:
+    """A source that is killed, or gives NaN, at its k-th draw."""
+
+    def __init__(self, k: int, nan: bool = False) -> None:
+        self.k, self.nan, self.draws = k, nan, 0
+
+    def __call__(self, count: int, time: int, generator: torch.Generator) -> Tensor:
+        self.draws += 1
+        if self.draws < self.k:
+            return square(count, time, generator)
+        if self.nan:
+            return torch.full((count, time), math.nan)
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def every(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Write a checkpoint every so many steps: a clock that ticks once per look."""
+
+    def set_interval(steps: int) -> None:
+        ticks = iter(range(10_000))
+        clock = type("Clock", (), {"monotonic": staticmethod(lambda: float(next(ticks)))})
+        monkeypatch.setattr(train, "clock", clock)
+        # The look that stamps the checkpoint is a tick of its own.
+        monkeypatch.setattr(train, "CHECKPOINT_SECONDS", steps - 0.5)
+
+    return set_interval
+
+
+def state(run: Path) -> dict[str, Any]:
+    return torch.load(run / CHECKPOINT, weights_only=True)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Bitwise equality of nested states."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def test_the_noise_is_normal_and_never_clamped() -> None:
+    config = TrainConfig(batch=64, time=8_000)
+    clean, noisy, sigma = draw_batch(square, NETWORK, config, torch.Generator().manual_seed(0))
+    assert clean.shape == noisy.shape == (64, 8_000)
+    assert sigma.shape == (64,)
+    # Rounding of noisy - clean, for values up to ten at the lowest level of 0.01.
+    unit = ((noisy.double() - clean.double()) / sigma.double()[:, None]).flatten()
+    count = unit.numel()
+    assert abs(float(unit.mean())) < 4 / math.sqrt(count)
+    assert abs(float(unit.square().mean()) - 1) < 4 * math.sqrt(2 / count)
+    assert abs(float(unit.pow(4).mean()) - 3) < 4 * math.sqrt(96 / count)  # Var[n^4] = 105 - 9
+    tail = float((unit.abs() > 3).double().mean())
+    expected = math.erfc(3 / math.sqrt(2))
+    assert abs(tail - expected) < 4 * math.sqrt(expected / count)
+    # Its std is the frame's own sigma, whatever the level: a clamp to full scale would show.
+    per_frame = unit.reshape(64, -1).std(1)
+    assert ((per_frame - 1).abs() < 5 / math.sqrt(2 * 8_000)).all()
+    loud = noisy[sigma > 2]
+    assert len(loud) > 5
+    assert loud.abs().max() > 6
+    # Fresh noise: neither repeated over frames nor correlated with the audio.
+    frames = unit.reshape(64, -1)
+    assert (torch.corrcoef(frames) - torch.eye(64)).abs().max() < 5.5 / math.sqrt(8_000)
+    assert abs(float((unit * clean.flatten().double()).mean())) < 4 / math.sqrt(count)
+
+
+def test_sigma_is_log_uniform_over_the_whole_range() -> None:
+    config = TrainConfig(batch=6, time=1)
+    generator = torch.Generator().manual_seed(0)
+    batches = [draw_batch(silence, NETWORK, config, generator)[2] for _ in range(2_000)]
+    low, high = math.log(NETWORK.sigma_min), math.log(NETWORK.sigma_max)
+    unit = (torch.stack(batches).double().log() - low) / (high - low)
+    assert unit.min() > -1e-6
+    assert unit.min() < 0.001
+    assert 0.999 < unit.max() < 1 + 1e-6
+    # Stratified: each sixth of the range once per batch; one free offset per batch.
+    assert ((unit * 6).long().clamp(0, 5).sort(1).values == torch.arange(6)).all()
+    offset = (unit[:, 0] * 6).remainder(1)
+    assert scipy.stats.kstest(offset.numpy(), "uniform").pvalue > 1e-3
+    assert scipy.stats.kstest(unit[:, 3].numpy(), "uniform").pvalue > 1e-3
+
+
+def test_batches_follow_their_generator_alone() -> None:
+    first = draw_batch(square, NETWORK, SHORT, torch.Generator().manual_seed(7))
+    torch.manual_seed(99)
+    assert_same(draw_batch(square, NETWORK, SHORT, torch.Generator().manual_seed(7)), first)
+    assert not torch.equal(
+        draw_batch(square, NETWORK, SHORT, torch.Generator().manual_seed(8))[1], first[1]
+    )
+
+
+def test_schedule() -> None:
+    config = TrainConfig(steps=1_000, learning_rate=0.1, warmup=100, decay=0.02)
+    rates = [schedule(step, config) for step in range(1_001)]
+    assert rates[0] == pytest.approx(0.1 / 100)
+    assert rates[49] == pytest.approx(0.05, rel=0.01)  # the cosine has begun, by pi^2 / 4 / 400
+    assert rates[500] == pytest.approx(0.1 * (1 + 0.02) / 2)
+    assert rates[1_000] == pytest.approx(0.1 * 0.02)
+    peak = rates.index(max(rates))
+    assert peak == 99
+    slopes = [after - before for before, after in itertools.pairwise(rates)]
+    assert min(slopes[:peak]) > 0
+    assert max(slopes[peak:]) < 0
+
+
+@pytest.mark.parametrize("network", [NETWORK, CATEGORICAL], ids=lambda c: c.head)
+def test_training_reduces_the_loss(tmp_path: Path, network: WaveNetConfig) -> None:
+    config = TrainConfig(steps=250, batch=4, time=128, learning_rate=5e-3, warmup=20)
+    trained = fit(square, tmp_path / "run", network, config, progress=False)
+    assert not trained.training
+    assert not any(p.requires_grad for p in trained.parameters())
+    many = dataclasses.replace(config, batch=128)
+    clean, noisy, sigma = draw_batch(square, network, many, torch.Generator().manual_seed(123))
+    torch.manual_seed(config.seed)
+    before = WaveNet(network).code_length(noisy, clean, sigma).detach()
+    gain = before - trained.code_length(noisy, clean, sigma)
+    error = float(gain.std()) / math.sqrt(128)
+    if network.head == "categorical":
+        assert torch.allclose(before, torch.full_like(before, math.log(64)))
+    assert float(gain.mean()) > 10 * error
+    assert float(gain.mean()) > 0.5  # nats per sample; a square has two values, each known to a bit
+
+
+def test_training_fits_what_has_no_uncertainty(tmp_path: Path) -> None:
+    config = TrainConfig(steps=250, batch=2, time=32, learning_rate=2e-2, warmup=5)
+    network = dataclasses.replace(CATEGORICAL, spectra=())
+    trained = fit(silence, tmp_path, network, config, progress=False)
+    clean, noisy, sigma = draw_batch(silence, network, config, torch.Generator().manual_seed(1))
+    assert float(trained.code_length(noisy, clean, sigma).max()) < 0.05  # of log 64 = 4.16
+
+
+@pytest.mark.parametrize(("interval", "killed_at"), [(1, 8), (5, 9), (5, 3)])
+def test_a_killed_run_goes_on_exactly(
+    tmp_path: Path, every: Callable[[int], None], interval: int, killed_at: int
+) -> None:
+    torch.manual_seed(0)
+    whole = fit(square, tmp_path / "whole", NETWORK, SHORT, progress=False)
+    every(interval)
+    with pytest.raises(KeyboardInterrupt):
+        fit(StopsAtDraw(killed_at), tmp_path / "cut", NETWORK, SHORT, progress=False)
+    reached = (killed_at - 1) // interval * interval
+    assert (tmp_path / "cut" / CHECKPOINT).exists() == (reached > 0)
+    if reached:
+        assert state(tmp_path / "cut")["step"] == reached
+    torch.manual_seed(77)  # another process: its global generator is elsewhere
+    source = StopsAtDraw(100)
+    resumed = fit(source, tmp_path / "cut", NETWORK, SHORT, progress=False)
+    assert source.draws == SHORT.steps - reached
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    assert_same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+
+
+def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
+    first = fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    source = StopsAtDraw(1)
+    again = fit(source, tmp_path, NETWORK, SHORT, progress=False)
+    assert source.draws == 0
+    assert_same(dict(again.state_dict()), dict(first.state_dict()))
+    assert state(tmp_path)["step"] == SHORT.steps
+
+
+def test_the_seed_decides(tmp_path: Path) -> None:
+    runs = [
+        fit(
+            square,
+            tmp_path / str(i),
+            NETWORK,
+            dataclasses.replace(SHORT, seed=seed),
+            progress=False,
+        )
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    states = [dict(run.state_dict()) for run in runs]
+    assert_same(states[0], states[1])
+    assert not torch.equal(states[0]["read.weight"], states[2]["read.weight"])
+
+
+def test_the_kept_weights_are_an_average_of_the_trained_ones(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, steps=1, warmup=1)
+    kept = fit(square, tmp_path, NETWORK, config, progress=False)
+    torch.manual_seed(config.seed)
+    start = WaveNet(NETWORK).state_dict()
+    end, averaged = state(tmp_path)["network"], state(tmp_path)["average"]
+    decay = 1 / 11  # of the first step, below the final one
+    for key, value in averaged.items():
+        expected = decay * start[key].double() + (1 - decay) * end[key].double()
+        assert torch.allclose(value.double(), expected, rtol=1e-6, atol=1e-7)
+        assert torch.equal(value, kept.state_dict()[key])
+    assert not torch.equal(end["head_out.bias"], start["head_out.bias"])
+
+
+def test_divergence_keeps_the_last_good_checkpoint(
+    tmp_path: Path, every: Callable[[int], None]
+) -> None:
+    every(1)
+    with pytest.raises(TrainingDivergedError, match=r"loss is nan .* at step 5") as caught:
+        fit(StopsAtDraw(6, nan=True), tmp_path, NETWORK, SHORT, progress=False)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    kept = state(tmp_path)
+    assert kept["step"] == 5
+    for part in ("network", "average"):
+        assert all(value.isfinite().all() for value in kept[part].values())
+
+
+def test_a_gradient_without_bound_is_divergence_too(
+    tmp_path: Path, every: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class RootAtZero(WaveNet):
+        calls = 0
+
+        def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+            RootAtZero.calls += 1
+            lengths = super().code_length(noisy, clean, sigma)
+            if RootAtZero.calls < 4:
+                return lengths
+            return lengths + (self.read.bias - self.read.bias.detach()).sum().sqrt()  # 0, slope inf
+
+    monkeypatch.setattr(train, "WaveNet", RootAtZero)
+    every(1)
+    with pytest.raises(TrainingDivergedError, match="norm inf at step 3"):
+        fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    kept = state(tmp_path)
+    assert kept["step"] == 3
+    assert all(value.isfinite().all() for value in kept["network"].values())
+
+
+@pytest.mark.parametrize(
+    ("network", "config"),
+    [
+        (dataclasses.replace(NETWORK, width=16), SHORT),
+        (dataclasses.replace(NETWORK, sigma_data=0.3), SHORT),
+        (NETWORK, dataclasses.replace(SHORT, steps=20)),
+        (NETWORK, dataclasses.replace(SHORT, seed=5)),
+    ],
+)
+def test_a_folder_holds_one_run(
+    tmp_path: Path, network: WaveNetConfig, config: TrainConfig
+) -> None:
+    fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ValueError, match="got a run of another config") as caught:
+        fit(square, tmp_path, network, config, progress=False)
+    assert str(tmp_path / CHECKPOINT) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_checkpoints_are_written_whole(
+    tmp_path: Path, every: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every(1)
+    save, saves = torch.save, []
+
+    def interrupted(content: object, path: Path) -> None:
+        saves.append(path)
+        if len(saves) == 4:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        save(content, path)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    assert state(tmp_path)["step"] == 3
+    left = [name for name in os.listdir(tmp_path) if not name.startswith("events.")]
+    assert left == [CHECKPOINT]
