@@ -12,7 +12,7 @@ import json
 import sys
 import time as clock
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def main(
     summarise(rows, names, clock.monotonic() - started, out / "summary.json")
 
 
-def score(index: int, item: ToyMixture, result: Separation) -> dict[str, object]:
+def score(index: int, item: ToyMixture, result: Separation) -> dict[str, Any]:
     """Figures of one mixture."""
     agreement = chain_agreement(result.trace)
     gains = torch.full((len(result.names),), 1 / len(result.names))
@@ -90,7 +90,7 @@ def score(index: int, item: ToyMixture, result: Separation) -> dict[str, object]
     }
 
 
-def print_row(row: dict, names: tuple[str, ...]) -> None:  # type: ignore[type-arg]
+def print_row(row: dict[str, Any], names: tuple[str, ...]) -> None:
     """One line per mixture."""
     cells = "  ".join(
         f"{name} {sdr:6.1f} ({gain:+5.1f})"
@@ -103,7 +103,9 @@ def print_row(row: dict, names: tuple[str, ...]) -> None:  # type: ignore[type-a
     )
 
 
-def summarise(rows: list[dict], names: tuple[str, ...], seconds: float, path: Path) -> None:  # type: ignore[type-arg]
+def summarise(
+    rows: list[dict[str, Any]], names: tuple[str, ...], seconds: float, path: Path
+) -> None:
     """Distribution over mixtures, printed and written."""
     sdr = np.array([row["si_sdr"] for row in rows])
     gain = np.array([row["improvement"] for row in rows])
@@ -126,9 +128,10 @@ def summarise(rows: list[dict], names: tuple[str, ...], seconds: float, path: Pa
     print(
         f"{len(rows)} mixtures in {seconds:.0f} s: SI-SDR improvement median "
         f"{summary['median_improvement_db']:.1f} dB (quartiles {low:.1f}, {high:.1f}), mean "
-        f"{summary['mean_improvement_db']:.1f} dB; SI-SDR median {summary['median_si_sdr_db']:.1f} dB, "
-        f"above 10 dB in {summary['share_above_10_db']:.0%} of the sources; worst residual "
-        f"{summary['worst_residual_db']:.0f} dB. Paper (2011.01761): separation failed, no figure.\n"
+        f"{summary['mean_improvement_db']:.1f} dB; SI-SDR median "
+        f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in {summary['share_above_10_db']:.0%} of "
+        f"the sources; worst residual {summary['worst_residual_db']:.0f} dB. "
+        "Paper (2011.01761): separation failed, no figure.\n"
         f"Results: {path.parent}"
     )
 

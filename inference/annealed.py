@@ -2,13 +2,15 @@ r"""Annealed Langevin dynamics down a ladder of noise levels.
 
 At every level sigma the chain follows underdamped Langevin dynamics on the posterior of the noisy
 sources (:class:`pyro_sep.posterior.AnnealedPosterior`) with step size :math:`h = \kappa \sigma`, in
-which the curvature, at most :math:`2 / \sigma^2`, is the same at all levels. Song & Ermon 2019 (arXiv
-1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Three things find the mode:
+which the curvature, at most :math:`2 / \sigma^2`, is the same at all levels. Song & Ermon 2019
+(arXiv 1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Three things find the
+mode:
 
 * momentum (:mod:`~pyro_sep.inference.underdamped`) crosses a frame's space in tens of steps;
 * exchanges of what two sources explain (:mod:`~pyro_sep.inference.permutation`);
-* explorers: every chain starts as several. Where the modes are chosen for good, the explorer of the
-  highest mean log posterior goes on as the chain. Chains share nothing, so they stay independent.
+* explorers: every chain starts as several. Where the modes are being chosen the better half by mean
+  log posterior goes on, where they have been the best one goes on as the chain. Chains share
+  nothing, so they stay independent.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 """
@@ -23,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.inference.permutation import draw_assignment, reassign
-from pyro_sep.inference.schedules import geometric_ladder
+from pyro_sep.inference.schedules import two_rate_ladder
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
 
@@ -34,26 +36,27 @@ class Annealing:
 
     Attributes:
         sigma_max: first noise level.
+        sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
+            The better half of the explorers goes on from twice this level.
         sigma_min: last noise level, where draws are kept.
-        levels: noise levels, in a geometric ladder.
+        levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
         chains: independent chains per mixture.
         explorers: chains that each chain starts as.
-        explore_until: noise level below which only the best explorer goes on.
         draws: draws kept per chain.
         thin: steps between draws.
-        step_size: kappa, in units of sigma; stable below sqrt(2).
+        step_size: kappa, in units of sigma; the stability bound is sqrt(2).
         persistence: share of the velocity that survives a step.
-        exchange_every: steps between exchanges, above ``explore_until``.
+        exchange_every: steps between exchanges.
     """
 
     sigma_max: float
+    sigma_turn: float
     sigma_min: float
-    levels: int = 16
+    levels: int = 24
     steps: int = 40
     chains: int = 2
     explorers: int = 4
-    explore_until: float = 0.3
     draws: int = 50
     thin: int = 2
     step_size: float = 0.8
@@ -65,14 +68,14 @@ class Annealing:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if not 0 < self.step_size < 2**0.5:
-            raise ValueError(f"step_size: got {self.step_size}, expected 0 to sqrt(2), the bound")
+            raise ValueError(f"step_size: got {self.step_size}, expected above 0, below sqrt(2)")
         if not 0 <= self.persistence < 1:
             raise ValueError(f"persistence: got {self.persistence}, expected at least 0, below 1")
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """The ladder."""
-        return geometric_ladder(self.sigma_max, self.sigma_min, self.levels)
+        return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
 
     @property
     def total_steps(self) -> int:
@@ -88,27 +91,9 @@ class Draws(NamedTuple):
     log_prior: Tensor  # (mixture, chain, draw, source), nats
     grad_norm: Tensor  # (mixture, chain, draw)
     warmup_lp: Tensor  # (mixture, chain, step)
-    warmup_grad_norm: Tensor  # (mixture, chain, step)
     warmup_log_prior: Tensor  # (mixture, chain, step, source)
+    warmup_grad_norm: Tensor  # (mixture, chain, step)
     warmup_sigma: Tensor  # (step,)
-
-
-class _History:
-    """Statistics of every lane at every step."""
-
-    def __init__(self) -> None:
-        self.lp: list[Tensor] = []
-        self.grad_norm: list[Tensor] = []
-        self.log_prior: list[Tensor] = []
-
-    def add(self, state: UnderdampedState) -> None:
-        self.lp.append(state.evaluation.log_density)
-        self.grad_norm.append(state.evaluation.gradient.flatten(1).norm(dim=1))
-        self.log_prior.append(state.evaluation.parts)
-
-    def take(self, lanes: Tensor) -> None:
-        for values in (self.lp, self.grad_norm, self.log_prior):
-            values[:] = [value[lanes] for value in values]
 
 
 def anneal(
@@ -127,76 +112,127 @@ def anneal(
         generator: source of randomness, on the mixtures' device.
         progress: show a bar with noise level and log posterior.
     """
-    count, lanes_each = len(mixtures), settings.chains * settings.explorers
-    target = posterior(mixtures.repeat_interleave(lanes_each, 0))
-    shape = (len(target.mixture), len(target.priors), mixtures.shape[-1])
-    start = torch.empty(shape, dtype=mixtures.dtype, device=mixtures.device)
-    position = settings.sigma_max * start.normal_(generator=generator)
-    gains = target.mixing.weights(position)
-    history, exploring, state = _History(), settings.explorers > 1, None
+    lanes = settings.chains * settings.explorers
+    target = posterior(mixtures.repeat_interleave(lanes, 0))
     with tqdm(total=settings.total_steps, unit="step", disable=not progress) as bar:
+        walk = _Walk(target, settings, generator, bar)
         for sigma in settings.sigmas:
-            if exploring and sigma < settings.explore_until:
-                best = best_explorers(
-                    torch.stack(history.lp[-settings.steps :]), settings.explorers
-                )
-                target, position, exploring = target.take(best), position[best], False
-                history.take(best)
-            evaluate = partial(target.evaluate, sigma=sigma)
-            state = init(position, evaluate, generator)
-            step_size = settings.step_size * sigma
-            for step in range(1, settings.steps + 1):
-                state = underdamped_step(
-                    state, evaluate, step_size, settings.persistence, generator
-                )
-                history.add(state)
-                if step % settings.exchange_every == 0 and sigma >= settings.explore_until:
-                    odds = target.cross_log_prior(state.position, sigma)
-                    assignment = draw_assignment(odds, generator)
-                    moved = reassign(state.position, assignment, gains)
-                    state = state._replace(position=moved, evaluation=evaluate(moved))
-                bar.update()
-                bar.set_postfix(
-                    sigma=f"{sigma:.3f}", lp=f"{state.evaluation.log_density.max():.0f}"
-                )
-            position = state.position
-        if exploring:
-            best = best_explorers(torch.stack(history.lp[-settings.steps :]), settings.explorers)
-            target, position = target.take(best), position[best]
-            history.take(best)
-        kept, clean = _History(), []
-        evaluate = partial(target.evaluate, sigma=settings.sigma_min)
-        state = init(position, evaluate, generator)
-        for step in range(1, settings.draws * settings.thin + 1):
-            state = underdamped_step(state, evaluate, step_size, settings.persistence, generator)
-            if step % settings.thin == 0:
-                kept.add(state)
-                clean.append(target.denoise(state.position, state.evaluation, settings.sigma_min))
-            bar.update()
+            if sigma < settings.sigma_turn:
+                walk.keep_best(1)
+            elif sigma < 2 * settings.sigma_turn:
+                walk.keep_best(-(-settings.explorers // 2))
+            walk.settle(sigma, exchange=sigma >= settings.sigma_turn)
+        clean, kept = walk.draw()
 
     def by_chain(values: list[Tensor]) -> Tensor:
         stacked = torch.stack(values, 1)
-        return stacked.reshape(count, settings.chains, *stacked.shape[1:])
+        return stacked.reshape(len(mixtures), settings.chains, *stacked.shape[1:])
 
+    warmup = walk.history
     return Draws(
         by_chain(clean),
         by_chain(kept.lp),
         by_chain(kept.log_prior),
         by_chain(kept.grad_norm),
-        by_chain(history.lp),
-        by_chain(history.grad_norm),
-        by_chain(history.log_prior),
+        by_chain(warmup.lp),
+        by_chain(warmup.log_prior),
+        by_chain(warmup.grad_norm),
         torch.tensor(settings.sigmas).repeat_interleave(settings.steps),
     )
 
 
-def best_explorers(log_density: Tensor, explorers: int) -> Tensor:
-    """Lane of the best explorer of every chain, by mean log density.
+def best_explorers(log_density: Tensor, explorers: int, count: int = 1) -> Tensor:
+    """Lanes of the best explorers of every chain, by mean log density: ``(chain * count,)``.
 
     Args:
         log_density: ``(step, lane)``, the explorers of a chain side by side.
         explorers: per chain.
+        count: how many of them to keep.
     """
     mean = log_density.mean(0).reshape(-1, explorers)
-    first = torch.arange(len(mean), device=mean.device) * explorers
-    return first + mean.argmax(1)
+    first = torch.arange(len(mean), device=mean.device)[:, None] * explorers
+    return (first + mean.topk(count, dim=1).indices).reshape(-1)
+
+
+class _History:
+    """Statistics of every lane at every step."""
+
+    def __init__(self) -> None:
+        self.lp: list[Tensor] = []
+        self.log_prior: list[Tensor] = []
+        self.grad_norm: list[Tensor] = []
+
+    def add(self, state: UnderdampedState) -> None:
+        self.lp.append(state.evaluation.log_density)
+        self.log_prior.append(state.evaluation.parts)
+        self.grad_norm.append(state.evaluation.gradient.flatten(1).norm(dim=1))
+
+    def take(self, lanes: Tensor) -> None:
+        for values in (self.lp, self.log_prior, self.grad_norm):
+            values[:] = [value[lanes] for value in values]
+
+
+class _Walk:
+    """Lanes of chains on their way down the ladder."""
+
+    def __init__(
+        self,
+        target: AnnealedPosterior,
+        settings: Annealing,
+        generator: torch.Generator,
+        bar: "tqdm[None]",
+    ) -> None:
+        self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
+        self.history = _History()
+        self.explorers = settings.explorers
+        lanes, time = target.mixture.shape
+        start = target.mixture.new_empty(lanes, len(target.priors), time)
+        self.position = settings.sigma_max * start.normal_(generator=generator)
+
+    def settle(self, sigma: float, exchange: bool) -> None:
+        """All steps of one level."""
+        state = self._start(sigma)
+        for step in range(1, self.settings.steps + 1):
+            state = self._step(state, sigma)
+            self.history.add(state)
+            if exchange and step % self.settings.exchange_every == 0:
+                state = self._exchange(state, sigma)
+        self.position = state.position
+
+    def keep_best(self, count: int) -> None:
+        """Go on with the explorers of every chain that were best over the last level."""
+        if count >= self.explorers:
+            return
+        last = torch.stack(self.history.lp[-self.settings.steps :])
+        best = best_explorers(last, self.explorers, count)
+        self.explorers = count
+        self.target, self.position = self.target.take(best), self.position[best]
+        self.history.take(best)
+
+    def draw(self) -> tuple[list[Tensor], _History]:
+        """Clean draws ``(lane, source, time)`` at the last level, and their statistics."""
+        sigma, kept, clean = self.settings.sigma_min, _History(), []
+        state = self._start(sigma)
+        for step in range(1, self.settings.draws * self.settings.thin + 1):
+            state = self._step(state, sigma)
+            if step % self.settings.thin == 0:
+                kept.add(state)
+                clean.append(self.target.denoise(state.position, state.evaluation, sigma))
+        return clean, kept
+
+    def _start(self, sigma: float) -> UnderdampedState:
+        return init(self.position, partial(self.target.evaluate, sigma=sigma), self.generator)
+
+    def _step(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
+        evaluate = partial(self.target.evaluate, sigma=sigma)
+        step_size, persistence = self.settings.step_size * sigma, self.settings.persistence
+        state = underdamped_step(state, evaluate, step_size, persistence, self.generator)
+        self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
+        self.bar.update()
+        return state
+
+    def _exchange(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
+        cross = self.target.cross_log_prior(state.position, sigma)
+        gains = self.target.mixing.weights(state.position)
+        position = reassign(state.position, draw_assignment(cross, self.generator), gains)
+        return state._replace(position=position, evaluation=self.target.evaluate(position, sigma))

@@ -5,8 +5,9 @@ One step of size eta at temperature tau, from a position z with log density log 
 .. math:: z' = z + \eta \nabla \log p(z) + \sqrt{2 \eta \tau} \, \epsilon,
           \qquad \epsilon \sim \mathcal{N}(0, I)
 
-The step is not corrected: on a standard normal its stationary variance is :math:`1 / (1 - \eta / 2)`
-rather than 1, and it diverges unless :math:`\eta \lambda < 2` for the largest curvature lambda of
+The step is not corrected: on a standard normal its stationary variance is :math:`1 / (1 - \eta /
+2)` rather than 1, and it diverges unless :math:`\eta \lambda < 2` for the largest curvature lambda
+of
 -log p. Roberts & Tweedie 1996; Welling & Teh 2011 (ICML).
 """
 

@@ -1,9 +1,9 @@
 r"""Exchange what two sources explain: a Gibbs move over assignments.
 
 Langevin dynamics cannot carry a tone from one source to another once the noise is low. The exchange
-:math:`x_i \to a_j x_j / a_i, \; x_j \to a_i x_i / a_j` leaves the mixture and the volume as they are,
-so the posterior odds of the exchange are those of the priors alone, and choosing between the two by
-these odds leaves the posterior invariant (heat bath).
+:math:`x_i \to a_j x_j / a_i, \; x_j \to a_i x_i / a_j` leaves the mixture and the volume as they
+are, so the posterior odds of the exchange are those of the priors alone, and choosing between the
+two by these odds leaves the posterior invariant (heat bath).
 """
 
 from itertools import combinations

@@ -1,8 +1,8 @@
 r"""Noise ladders and step sizes: values, apart from the samplers that walk them.
 
 Which tone a frame holds is decided at the noise level where the evidence of the whole frame is some
-tens of nats. A source of RMS r in T samples of noise sigma carries :math:`T r^2 / (2 \sigma^2)` nats
-against silence, so the ladder starts at
+tens of nats. A source of RMS r in T samples of noise sigma carries :math:`T r^2 / (2 \sigma^2)`
+nats against silence, so the ladder starts at
 
 .. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 40 \text{ nats}
 
@@ -10,7 +10,7 @@ and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 START_NATS = 40.0
 
@@ -36,18 +36,22 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
     return (*(sigma_max * ratio**i for i in range(levels - 1)), sigma_min)
 
 
-def stable_step_size(
-    sigma: float, gains: Sequence[float], noise_scale: float, share: float
-) -> float:
-    r"""A ``share`` of the largest stable Langevin step at a noise level.
+def two_rate_ladder(
+    sigma_max: float, sigma_turn: float, sigma_min: float, levels: int
+) -> tuple[float, ...]:
+    """Two thirds of the levels down to ``sigma_turn``, the rest faster to ``sigma_min``.
 
-    With the priors' curvature at most :math:`1/\sigma^2` and the likelihood's
-    :math:`\sum_k a_k^2 / (\sigma^2 \sum_k a_k^2 + \gamma^2)` along the gains, the two together never
-    exceed :math:`\lambda = 2 / \sigma^2`; Langevin is stable below :math:`2 / \lambda`.
+    Above the turn the modes are chosen, and the ladder must be slow; below it they are refined.
+
+    Raises:
+        ValueError: unless ``0 < sigma_min < sigma_turn < sigma_max`` and there are at least 6
+        levels.
     """
-    energy = sum(gain**2 for gain in gains)
-    curvature = 1 / sigma**2 + energy / (sigma**2 * energy + noise_scale**2)
-    return share * 2 / curvature
+    if levels < 6:
+        raise ValueError(f"levels: got {levels}, expected at least 6")
+    above = 2 * levels // 3
+    below = geometric_ladder(sigma_turn, sigma_min, levels - above + 1)
+    return geometric_ladder(sigma_max, sigma_turn, above) + below[1:]
 
 
 def polynomial_decay(first: float, offset: float, power: float) -> Callable[[int], float]:

@@ -3,10 +3,10 @@ r"""Underdamped Langevin dynamics: momentum carries a chain along ridges that di
 .. math:: dz = v \, dt, \qquad dv = \nabla \log p(z) \, dt - \gamma v \, dt + \sqrt{2 \gamma} \, dW
 
 in the BAOAB splitting: half a kick, half a drift, the exact partial refreshment
-:math:`v \to \rho v + \sqrt{1 - \rho^2} \, \epsilon` with persistence :math:`\rho = e^{-\gamma h}`, half
-a drift, half a kick. One gradient a step. On a Gaussian target the law of z is exact at any stable step
-size h, :math:`h^2 \lambda < 4` for the largest curvature lambda. Leimkuhler & Matthews 2013 (arXiv
-1203.5428).
+:math:`v \to \rho v + \sqrt{1 - \rho^2} \, \epsilon` with persistence :math:`\rho = e^{-\gamma h}`,
+half a drift, half a kick. One gradient a step. On a Gaussian target the law of z is exact at any
+stable step size h, :math:`h^2 \lambda < 4` for the largest curvature lambda. Leimkuhler & Matthews
+2013 (arXiv 1203.5428).
 """
 
 import math

@@ -1,7 +1,8 @@
 r"""What a long, very noisy past says about the next samples: a causal spectral extrapolator.
 
-Before each hop the last W samples y are analysed twice, with a window w for power and with a complex
-window v for extrapolation, and every bin b that stands out of the known noise is continued as a tone:
+Before each hop the last W samples y are analysed twice, with a window w for power and with a
+complex window v for extrapolation, and every bin b that stands out of the known noise is continued
+as a tone:
 
 .. math:: \hat y_n = \mathrm{Re} \sum_b g_b \, E_b \, e^{2 \pi i b n / W}, \qquad
           E_b = \sum_t v_t \, y_t \, e^{-2 \pi i b t / W}, \quad -B \le n < \mathrm{hop}
@@ -9,10 +10,10 @@ window v for extrapolation, and every bin b that stands out of the known noise i
 .. math:: g_b = \frac{P_b^2}{\sum_{|d| \le 2} P_{b+d}^2 + \tau(\sigma)}, \qquad
           P_b = \Bigl|\sum_t w_t y_t e^{-2 \pi i b t / W}\Bigr|^2 \Big/ \sigma_y^2
 
-P is the power over that of the noise alone (mean one), so the gate is a Wiener gain shared among the
-bins of one peak: nearly one over a lobe that carries a tone, nearly zero on noise. The rule is the same
-for every frequency, which is what makes it quick to learn; w is fixed, v and tau are learned. v starts
-at the least-squares continuation of a tone that lies within 3/4 bin of b.
+P is the power over that of the noise alone (mean one), so the gate is a Wiener gain shared among
+the bins of one peak: nearly one over a lobe that carries a tone, nearly zero on noise. The rule is
+the same for every frequency, which is what makes it quick to learn; w is fixed, v and tau are
+learned. v starts at the least-squares continuation of a tone that lies within 3/4 bin of b.
 
 Shapes: ``frames (batch, token, W)`` -> ``(batch, token, B + hop)``.
 """
@@ -99,7 +100,7 @@ def _continuation_window(analysis: Tensor) -> Tensor:
 
 
 def _tone_basis(window: int, hop: int) -> Tensor:
-    """Real and imaginary part of each bin to the samples from -BACK to hop: ``(2 * bin, sample)``."""
+    """Each bin's real and imaginary part to samples -BACK to hop: ``(2 * bin, sample)``."""
     n = torch.arange(-BACK, hop, dtype=torch.float64)
     bins = torch.arange(window // 2 + 1, dtype=torch.float64)
     angles = 2 * math.pi * bins[:, None] * n / window

@@ -6,8 +6,8 @@ The loss of a batch of clean frames s is the code length of s given its noisy pa
           \log\sigma \sim U[\log\sigma_{min}, \log\sigma_{max}]
 
 with the noise never clamped, and sigma stratified over the batch. Adam with a linear warmup and a
-cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it holds
-``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
+cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it
+holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
 """
 
 import dataclasses

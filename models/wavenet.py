@@ -1,7 +1,7 @@
 r"""A causal WaveNet whose density is smoothed exactly, at every noise level.
 
-The network reads the *noisy* past of a source, :math:`x = s + \sigma n`, and predicts a distribution
-of the *clean* next sample as a mixture of C components,
+The network reads the *noisy* past of a source, :math:`x = s + \sigma n`, and predicts a
+distribution of the *clean* next sample as a mixture of C components,
 
 .. math:: p(s_t \mid x_{<t}) = \sum_c \pi_c \, q_c(s_t), \qquad
           \mathbb{E}_{q_c}[s] = \mu_c, \quad \mathrm{std}_{q_c}[s] = s_c .
@@ -12,9 +12,9 @@ noisy source over the whole event, summed over time, in nats:
 .. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c \, \mathcal{N}(x_t; \mu_c, s_c^2 + \sigma^2)
 
 Two heads give the components: K free Gaussians, or the 256 quantisation bins of the original
-WaveNet, whose centres and spreads are fixed. Dilated gated convolutions with skip connections are van
-den Oord et al. 2016 (arXiv 1609.03499), noisy inputs with clean targets Jayaram & Thickstun 2021
-(arXiv 2105.08164), the input scale and the embedding of log sigma Karras et al. 2022 (arXiv
+WaveNet, whose centres and spreads are fixed. Dilated gated convolutions with skip connections are
+van den Oord et al. 2016 (arXiv 1609.03499), noisy inputs with clean targets Jayaram & Thickstun
+2021 (arXiv 2105.08164), the input scale and the embedding of log sigma Karras et al. 2022 (arXiv
 2206.00364). Two things are added, because gradients decide what a sampler costs:
 
 * a *hop*: the dilated trunk runs once per ``hop`` audio samples, on all that came before; a small
@@ -183,7 +183,7 @@ class WaveNet(nn.Module):
             sigma: std of its noise ``(batch,)``.
         """
         c = self.config
-        batch, time = x.shape
+        time = x.shape[-1]
         tokens = -(-time // c.hop)
         y = F.pad(self._scale(x, sigma), (0, tokens * c.hop - time))
         noise = self._embed(sigma)
@@ -204,7 +204,7 @@ class WaveNet(nn.Module):
         return torch.logsumexp(exponent, -1).sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-        """Training loss: nats per sample to code the clean audio given the noisy past, ``(batch,)``.
+        """Training loss: nats per sample that code clean audio given the noisy past, ``(batch,)``.
 
         The categorical head codes the clean sample's bin (a probability, at least 0 nats), the
         Gaussian head its value (a density).

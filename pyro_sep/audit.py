@@ -5,9 +5,10 @@ white noise of std sigma itself has,
 
 .. math:: \frac{1}{T} \log p_\sigma(x) + \frac{1}{2} \log(2 \pi e \sigma^2)
 
-in nats. Zero is the ceiling: a prior that knew the source to the last digit would see only noise. A set
-of priors is *discriminative* at a level when each source's own prior has the highest excess on it, and
-each prior's highest excess is on its own source. Inputs are noised at the level they are judged at.
+in nats. Zero is the ceiling: a prior that knew the source to the last digit would see only noise.
+A set of priors is *discriminative* at a level when each source's own prior has the highest excess
+on it, and each prior's highest excess is on its own source. Inputs are noised at the level they
+are judged at.
 """
 
 import json

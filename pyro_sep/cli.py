@@ -40,7 +40,7 @@ def train(
     sample_rate: Annotated[int, typer.Option(min=1)] = 16_000,
     device: str = "cpu",
 ) -> None:
-    """Learn the prior of one source from isolated recordings of it; goes on where it was cut off."""
+    """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
     from pyro_sep.checkpoints import save_prior
     from pyro_sep.data.source import open_source
     from pyro_sep.model_card import write_card

@@ -2,8 +2,9 @@ r"""How sources make a mixture: the gains, the likelihood, and the Pyro model.
 
 .. math:: p(m \mid s) = \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, \gamma^2 I\bigr)
 
-At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixture carries the noise of
-all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 + \gamma^2`.
+At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixture carries the
+noise of all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 +
+\gamma^2`.
 """
 
 from dataclasses import dataclass
@@ -60,11 +61,14 @@ class Mixing:
         return (sigma**2 * self.gain_energy + self.noise_scale**2) ** 0.5
 
     def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
-        """log p(mixture | sources at noise level sigma), summed over time, in nats."""
+        """Log p(mixture | sources at noise level sigma), summed over time, in nats."""
         return dist.Normal(self.mix(sources), self.scale_at(sigma)).log_prob(mixture).sum(-1)
 
     def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
-        r"""Gradient of :meth:`log_likelihood` by the sources, :math:`a_k (m - \sum_j a_j x_j) / v`."""
+        r"""Gradient of :meth:`log_likelihood` by the sources, of their shape.
+
+        .. math:: a_k (m - \textstyle\sum_j a_j x_j) / (\sigma^2 \sum_j a_j^2 + \gamma^2)
+        """
         residual = (mixture - self.mix(sources)) / self.scale_at(sigma) ** 2
         return self.weights(sources) * residual[..., None, :]
 

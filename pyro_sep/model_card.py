@@ -1,13 +1,16 @@
-"""The page that goes with trained weights: data, command, time, and how well they know their source."""
+"""The page that goes with trained weights: data, command, time, how well they know the source."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pyro_sep.audit import SIGMAS, audit
 from pyro_sep.files import written_whole
 from pyro_sep.priors import WaveNetPrior
+
+COMMAND_OPTIONS = ("steps", "batch", "time", "learning_rate", "seed")
 
 
 def write_card(
@@ -42,18 +45,14 @@ def write_card(
 - Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
 - Command: `pyro-sep train --source {source} --out DIR {options}`
 - Training: `{dict(settings)}`
-- Time: {seconds / 60:.0f} minutes of wall time, {COMPUTE}
+- Time: {seconds / 60:.0f} minutes of wall time, {torch.get_num_threads()} CPU threads
 - Use: noise levels {prior.sigmas[0]:g} to {prior.sigmas[1]:g}, full scale 1
 
-Held-out audio ({len(held_out)} frames of {held_out.shape[-1]} samples), excess in nats per audio sample over the noise (0 is the
-ceiling):
+Held-out audio ({len(held_out)} frames of {held_out.shape[-1]} samples), excess in nats per audio
+sample over the noise (0 is the ceiling):
 
 | sigma | excess |
 |---|---|
 {rows}"""
     with written_whole(path) as partial:
         partial.write_text(text)
-
-
-COMMAND_OPTIONS = ("steps", "batch", "time", "learning_rate", "seed")
-COMPUTE = "PyTorch on the device it was trained on"

@@ -1,4 +1,4 @@
-"""The joint density of noisy sources and their mixture, for many chains at once, with its gradient."""
+"""Joint density of noisy sources and their mixture, for many chains, with its gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ CHUNK = 1 << 17  # audio samples evaluated at once; bounds the memory of a gradi
 
 @dataclass(frozen=True)
 class AnnealedPosterior:
-    r"""At every noise level sigma, up to the evidence,
+    r"""Log posterior at every noise level sigma, up to the evidence.
 
     .. math:: \log p_\sigma(x \mid m) = \sum_k \log p_{k,\sigma}(x_k)
               + \log \mathcal{N}\bigl(m; \textstyle\sum_k a_k x_k,
               (\sigma^2 \sum_k a_k^2 + \gamma^2) I\bigr) + \text{const}
 
-    The same density as :func:`pyro_sep.mixing.model`, vectorised. A lane is one chain on one mixture.
+    The same density as :func:`pyro_sep.mixing.model`, vectorised. A lane is one chain on one
+    mixture.
 
     Attributes:
         mixture: ``(lane, time)``.

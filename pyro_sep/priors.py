@@ -1,8 +1,8 @@
 r"""Priors over the audio of one source, as Pyro distributions.
 
 A prior is conditioned on a noise level: ``prior.condition(sigma)`` is the law of
-:math:`x = s + \sigma n`, with s a clean source and n standard normal noise. Its ``log_prob`` is a log
-density over the whole event, summed over time, in nats.
+:math:`x = s + \sigma n`, with s a clean source and n standard normal noise. Its ``log_prob`` is a
+log density over the whole event, summed over time, in nats.
 """
 
 from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ from pyro_sep.priors import Priors
 from pyro_sep.trace import build_trace
 
 SIGMA_MIN = 0.05  # last noise level, full scale 1
-EXPLORE_SHARE = 0.5  # explorers end where sigma is this share of the sources' RMS
+TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 
 
@@ -108,14 +108,14 @@ def separate_batch(
 
 
 def default_ladder(priors: Priors, time: int) -> dict[str, float]:
-    """Ends of the ladder and of exploration, from the frame and what the priors know."""
+    """Ends and turn of the ladder, from the frame and what the priors know."""
     low = max(prior.sigmas[0] for prior in priors.values())
     high = min(prior.sigmas[1] for prior in priors.values())
     level = mean(prior.level for prior in priors.values())
     return {
         "sigma_max": min(start_level(time, level), high),
         "sigma_min": max(SIGMA_MIN, low),
-        "explore_until": EXPLORE_SHARE * level,
+        "sigma_turn": TURN_SHARE * level,
     }
 
 

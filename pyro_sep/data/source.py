@@ -55,7 +55,8 @@ class ToySource:
 class RecordingFolder:
     """Recordings of one instrument, any rate and channel count, in a folder.
 
-    Resampled and mixed down; silent frames are skipped; the last tenth of every recording is held out.
+    Resampled and mixed down; silent frames are skipped; the last tenth of every recording is held
+    out.
 
     Args:
         folder: searched with its subfolders.

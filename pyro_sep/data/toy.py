@@ -5,8 +5,8 @@ A source is a curve with three parameters, sampled (not band-limited) at 16 kHz:
 .. math:: s(t) = A \, w(f t / r + \phi), \qquad
           f \sim U[27, 4186)\ \mathrm{Hz}, \quad A \sim U[0.8, 1), \quad \phi \sim U[0, 1)
 
-with :math:`w` one of :data:`WAVEFORMS`, of period one and range [-1, 1], and r = 16,000 Hz. A mixture
-is the mean of its sources. Frank & Ilse 2020 (arXiv 2011.01761), section 5.1.
+with :math:`w` one of :data:`WAVEFORMS`, of period one and range [-1, 1], and r = 16,000 Hz. A
+mixture is the mean of its sources. Frank & Ilse 2020 (arXiv 2011.01761), section 5.1.
 """
 
 import hashlib

@@ -1,0 +1,73 @@
+"""Gaussian priors, whose posteriors are known in closed form."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+
+from pyro_sep.mixing import Mixing
+
+
+class GaussianPrior(TorchDistribution):
+    """White Gaussian audio of RMS ``level``: noisy, every sample is Normal(0, level^2 + sigma^2)."""
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = False
+    sigmas = (1e-3, 10.0)
+    sample_rate = 16_000
+
+    def __init__(self, name: str, level: float, time: int = 8, sigma: float = 1e-3) -> None:
+        self.name, self.level, self.sigma = name, level, sigma
+        super().__init__(Size(), Size((time,)), validate_args=False)
+
+    @property
+    def variance(self) -> float:
+        return self.level**2 + self.sigma**2
+
+    def condition(self, sigma: float) -> "GaussianPrior":
+        return GaussianPrior(self.name, self.level, self.event_shape[0], sigma)
+
+    def frame(self, time: int) -> "GaussianPrior":
+        return GaussianPrior(self.name, self.level, time, self.sigma)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return math.sqrt(self.variance) * torch.randn(*sample_shape, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        exponent = value.square() / self.variance
+        return -0.5 * (exponent + math.log(2 * math.pi * self.variance)).sum(-1)
+
+
+@pytest.fixture
+def gaussian_priors() -> Callable[..., dict[str, GaussianPrior]]:
+    """Priors by level, named ``one``, ``two``, and so on."""
+    names = ("one", "two", "three", "four", "five", "six")
+
+    def make(*levels: float) -> dict[str, GaussianPrior]:
+        return {
+            name: GaussianPrior(name, level) for name, level in zip(names, levels, strict=False)
+        }
+
+    return make
+
+
+@pytest.fixture
+def gaussian_posterior() -> Callable[[Sequence[float], Mixing, float], tuple[Tensor, Tensor]]:
+    """Law of the noisy sources of one audio sample m: mean ``pull * m`` and covariance.
+
+    The covariance of sources and mixture together, conditioned on the mixture.
+    """
+
+    def law(levels: Sequence[float], mixing: Mixing, sigma: float) -> tuple[Tensor, Tensor]:
+        gains = torch.tensor(mixing.gains, dtype=torch.float64)
+        prior = torch.diag(torch.tensor([level**2 + sigma**2 for level in levels]).double())
+        noise = sigma**2 * sum(gain**2 for gain in mixing.gains) + mixing.noise_scale**2
+        with_mixture = prior @ gains
+        variance = gains @ prior @ gains + noise
+        return with_mixture / variance, prior - torch.outer(with_mixture, with_mixture) / variance
+
+    return law

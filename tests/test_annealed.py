@@ -1,0 +1,398 @@
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Size, Tensor
+
+from pyro_sep.inference.annealed import Annealing, Draws, anneal, best_explorers
+from pyro_sep.inference.langevin import Evaluation
+from pyro_sep.mixing import Mixing
+from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.separation import separate_batch
+
+SIGMA = 0.1  # last noise level of the settings here
+LADDER = {"sigma_max": 1.5, "sigma_turn": 0.3, "sigma_min": SIGMA, "levels": 6}
+
+
+class GaussianPrior(TorchDistribution):
+    """White source: every audio sample Normal(0, level^2), noise of std sigma on top."""
+
+    arg_constraints = {}  # noqa: RUF012
+    support = constraints.real_vector
+    sample_rate = 16_000
+    sigmas = (0.01, 20.0)
+
+    def __init__(
+        self, level: float, name: str = "white", sigma: float = 0.01, time: int = 1
+    ) -> None:
+        self.level, self.name, self.sigma = level, name, sigma
+        super().__init__(Size(), Size((time,)), validate_args=False)
+
+    def condition(self, sigma: float) -> "GaussianPrior":
+        return type(self)(self.level, self.name, sigma, self.event_shape[0])
+
+    def frame(self, time: int) -> "GaussianPrior":
+        return type(self)(self.level, self.name, self.sigma, time)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        assert value.shape[-1:] == self.event_shape
+        std = math.hypot(self.level, self.sigma)
+        return torch.distributions.Normal(0.0, std).log_prob(value).sum(-1)
+
+
+class TwoModes(GaussianPrior):
+    """The whole frame is near +level (weight 1/5) or near -level (4/5), with a spread of 0.1."""
+
+    weights = (0.2, 0.8)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        std = math.hypot(0.1, self.sigma)
+        modes = [
+            torch.distributions.Normal(mean, std).log_prob(value).sum(-1) + math.log(weight)
+            for mean, weight in zip((self.level, -self.level), self.weights, strict=True)
+        ]
+        return torch.logaddexp(*modes)
+
+
+@dataclass(frozen=True)
+class Recorder(AnnealedPosterior):
+    """Notes (lanes, sigma) of all that is evaluated, and the noisy draws."""
+
+    log: dict[str, list[Any]]
+
+    def take(self, lanes: Tensor) -> "Recorder":
+        return replace(self, mixture=self.mixture[lanes])
+
+    def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
+        self.log["evaluate"].append((len(sources), sigma))
+        return super().evaluate(sources, sigma)
+
+    def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
+        self.log["exchange"].append((len(sources), sigma))
+        return super().cross_log_prior(sources, sigma)
+
+    def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
+        self.log["noisy"].append(sources.clone())
+        return super().denoise(sources, evaluation, sigma)
+
+
+def walk(
+    mixtures: Tensor,
+    priors: Sequence[GaussianPrior],
+    mixing: Mixing,
+    seed: int = 0,
+    **settings: Any,
+) -> tuple[Draws, dict[str, Any]]:
+    """Draws, and the log of a Recorder; its noisy draws as (mixture, chain, draw, source, time)."""
+    log: dict[str, Any] = {"evaluate": [], "exchange": [], "noisy": []}
+    annealing = Annealing(**(LADDER | settings))
+    generator = torch.Generator().manual_seed(seed)
+    draws = anneal(mixtures, lambda m: Recorder(m, priors, mixing, log), annealing, generator)
+    stacked = torch.stack(log["noisy"], 1)
+    log["noisy"] = stacked.reshape(len(mixtures), annealing.chains, *stacked.shape[1:])
+    return draws, log
+
+
+def closed_form(
+    levels: Sequence[float], mixing: Mixing, sigma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior of the noisy sources of an audio sample m = 1.
+
+    Its mean and covariance, and the matrix that takes noisy sources to their Tweedie estimates.
+    """
+    a = torch.tensor(mixing.gains, dtype=torch.float64)
+    clean = torch.tensor(levels, dtype=torch.float64).square()
+    variance = clean + sigma**2
+    likelihood = sigma**2 * a.square().sum() + mixing.noise_scale**2
+    covariance = torch.linalg.inv(torch.diag(1 / variance) + torch.outer(a, a) / likelihood)
+    return covariance @ a / likelihood, covariance, torch.diag(clean / variance)
+
+
+CASES = {
+    "two": ((0.5, 0.25), (0.5, 0.5), 1e-3),
+    "four": ((0.5, 0.25, 0.4, 0.3), (0.3, 1.5, 0.7, 1.0), 1e-3),
+    "six": ((0.5, 0.25, 0.4, 0.3, 0.5, 0.2), (0.3, 1.5, 0.7, 1.0, 1.5, 1.2), 0.05),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def gaussian(request: pytest.FixtureRequest) -> Any:
+    """A run on the mixture m = 1 at each of 500 instants, so each is a draw of one law."""
+    levels, gains, noise_scale = CASES[request.param]
+    mixing = Mixing(gains, noise_scale)
+    priors = [GaussianPrior(level) for level in levels]
+    # 4 widths of the slowest direction, exp(-steps * 0.8 * ln(1 / 0.9) / 2) and less, are e^-8.
+    budget = {"steps": 60, "chains": 24, "explorers": 2, "draws": 3, "thin": 150}
+    draws, log = walk(torch.ones(1, 500), priors, mixing, **budget)
+    return levels, mixing, draws, log["noisy"]
+
+
+def test_noisy_draws_follow_the_closed_form_posterior(gaussian: Any) -> None:
+    levels, mixing, _, noisy = gaussian
+    mean, covariance, _ = closed_form(levels, mixing, SIGMA)
+    x = noisy[0].double().movedim(2, -1).reshape(-1, len(levels))
+    count = len(x)
+    assert count == 24 * 3 * 500
+    standard = (x.mean(0) - mean) / (covariance.diagonal() / count).sqrt()
+    assert standard.abs().max() < 4.5
+    centred = x - mean
+    spread = torch.outer(covariance.diagonal(), covariance.diagonal()) + covariance.square()
+    error = (centred.T @ centred / count - covariance) / (spread / count).sqrt()
+    assert error.abs().max() < 4.5
+
+
+def test_denoised_draws_have_the_predicted_mean(gaussian: Any) -> None:
+    levels, mixing, draws, _ = gaussian
+    mean, covariance, tweedie = closed_form(levels, mixing, SIGMA)
+    a = torch.tensor(mixing.gains, dtype=torch.float64)
+    pull = SIGMA**2 * a / (SIGMA**2 * a.square().sum() + mixing.noise_scale**2)
+    linear = (torch.eye(len(a)) - torch.outer(pull, a)) @ tweedie
+    predicted = linear @ mean + pull
+    clean = draws.sources[0].double().movedim(2, -1).reshape(-1, len(levels))
+    error = ((linear @ covariance @ linear.T).diagonal() / len(clean)).sqrt()
+    assert ((clean.mean(0) - predicted).abs() / error).max() < 4.5
+    # Near E[s | m] = L a / (a' L a + gamma^2), but for what is known of the gap.
+    energy = torch.tensor(levels, dtype=torch.float64).square()
+    exact = energy * a / ((energy * a.square()).sum() + mixing.noise_scale**2)
+    gap = (predicted - exact).abs()
+    assert ((clean.mean(0) - exact).abs() < gap + 4.5 * error).all()
+    assert gap.max() < 0.15 * exact.max()
+
+
+def test_denoised_draws_add_up_to_the_mixture(gaussian: Any) -> None:
+    levels, mixing, draws, noisy = gaussian
+    tweedie = closed_form(levels, mixing, SIGMA)[2].diagonal()
+    before = 1 - mixing.mix(noisy.double() * tweedie[:, None])
+    after = 1 - mixing.mix(draws.sources.double())
+    share = mixing.noise_scale**2 / mixing.scale_at(SIGMA) ** 2
+    rounding = 8 * torch.finfo(torch.float32).eps * sum(abs(g) for g in mixing.gains)
+    assert (after.abs() <= before.abs() * share + rounding).all()
+    assert share < 0.11
+
+
+@pytest.mark.parametrize("sigma_min", [0.2, 0.05])
+def test_sources_of_one_level_are_denoised_to_the_clean_posterior_mean(sigma_min: float) -> None:
+    # Then E[s | m] = a / sum a^2 at any sigma, but for gamma: the gap is nil.
+    mixing = Mixing((1.2, 0.6))
+    budget = {"steps": 40, "chains": 10, "explorers": 1, "draws": 2, "thin": 80}
+    draws, _ = walk(
+        torch.ones(1, 400), [GaussianPrior(0.4)] * 2, mixing, sigma_min=sigma_min, **budget
+    )
+    _, covariance, tweedie = closed_form((0.4, 0.4), mixing, sigma_min)
+    a = torch.tensor(mixing.gains, dtype=torch.float64)
+    linear = (torch.eye(2) - torch.outer(a, a) / mixing.gain_energy) @ tweedie
+    error = ((linear @ covariance @ linear.T).diagonal() / (10 * 2 * 400)).sqrt()
+    got = draws.sources[0].double().mean((0, 1, 3))
+    assert ((got - a / mixing.gain_energy).abs() < 4.5 * error + 1e-4).all()
+
+
+def test_chains_and_instants_are_independent() -> None:
+    time = 4_000
+    _, log = walk(
+        torch.ones(1, time),
+        [GaussianPrior(0.5), GaussianPrior(0.25)],
+        Mixing.mean(2),
+        steps=40,
+        chains=4,
+        explorers=3,
+        draws=1,
+        thin=40,
+    )
+    chains = log["noisy"][0, :, 0]
+    for source in range(2):
+        correlation = torch.corrcoef(chains[:, source]) - torch.eye(4)
+        assert correlation.abs().max() < 4.5 / math.sqrt(time)
+        shifted = torch.corrcoef(torch.stack([chains[0, source, 1:], chains[0, source, :-1]]))
+        assert shifted[0, 1].abs() < 4.5 / math.sqrt(time)
+
+
+def test_best_explorers_is_the_highest_mean_of_each_group() -> None:
+    log_density = torch.tensor(
+        [
+            [0.0, 9.0, 1.0, -5.0, -8.0, -6.0],
+            [0.0, -9.5, 1.0, -7.0, -1.0, -6.5],
+        ]
+    )  # lane 1 has the highest value, lane 2 the highest mean; likewise 4 by both its last and mean
+    assert best_explorers(log_density, 3).tolist() == [2, 4]
+    assert best_explorers(log_density, 2).tolist() == [0, 2, 5]
+    assert best_explorers(log_density, 1).tolist() == list(range(6))
+    assert best_explorers(log_density, 6).tolist() == [2]
+
+
+def test_explorers_find_the_right_mode_as_often_as_chance_allows() -> None:
+    # From sigma = 0.5 a start falls into either mode of a frame at +-1; the mixture says +1.
+    time, chains = 4, 300
+    priors = [TwoModes(1.0), GaussianPrior(0.1)]
+    mixture = torch.full((1, time), 0.5)
+
+    def share_right(explorers: int) -> float:
+        draws, _ = walk(
+            mixture,
+            priors,
+            Mixing.mean(2),
+            sigma_max=0.5,
+            sigma_turn=0.3,
+            steps=30,
+            chains=chains,
+            explorers=explorers,
+            draws=1,
+            exchange_every=31,  # none
+        )
+        return float((draws.sources[0, :, 0, 0].mean(-1) > 0).double().mean())
+
+    alone, four = share_right(1), share_right(4)
+    assert 0.1 < alone < 0.9
+    expected = 1 - (1 - alone) ** 4
+    slope = 4 * (1 - alone) ** 3
+    error = math.sqrt(slope**2 * alone * (1 - alone) / chains + expected * (1 - expected) / chains)
+    assert abs(four - expected) < 4 * error
+    assert four > alone + 4 * math.sqrt(alone * (1 - alone) / chains)
+
+
+def test_a_seed_is_a_run_and_another_seed_another() -> None:
+    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
+    budget = {"steps": 3, "draws": 2}
+    mixtures = torch.ones(2, 30)
+    torch.manual_seed(5)
+    first, _ = walk(mixtures, priors, Mixing.mean(2), seed=7, **budget)
+    torch.manual_seed(6)  # the global generator plays no part
+    again, _ = walk(mixtures, priors, Mixing.mean(2), seed=7, **budget)
+    other, _ = walk(mixtures, priors, Mixing.mean(2), seed=8, **budget)
+    for name, a, b, c in zip(Draws._fields, first, again, other, strict=True):
+        assert torch.equal(a, b)
+        assert name == "warmup_sigma" or not torch.equal(a, c)
+    sources = first.sources
+    assert not torch.equal(sources[0, 0], sources[0, 1])
+    assert not torch.equal(sources[0, 0, 0], sources[0, 0, 1])
+    assert not torch.equal(sources[0], sources[1])
+
+
+def test_every_mixture_has_its_own_lanes() -> None:
+    time = 200
+    phase = torch.arange(time) * 2 * math.pi
+    mixtures = torch.stack([torch.sin(phase * f) for f in (0.01, 0.03, 0.07)])
+    mixing = Mixing((0.7, 1.2, 0.4))
+    priors = [GaussianPrior(level) for level in (0.5, 0.25, 0.7)]
+    budget = {"steps": 20, "chains": 2, "explorers": 3, "draws": 5, "thin": 1}
+    draws, _ = walk(mixtures, priors, mixing, **budget)
+    assert draws.sources.shape == (3, 2, 5, 3, time)
+    residual = mixing.mix(draws.sources)[:, None] - mixtures[None, :, None, None]
+    power = residual.square().mean((-1, -2, -3))  # (of the draws, of the mixture)
+    assert (power.diagonal() < 1e-6).all()
+    assert (power + torch.eye(3) > 0.5).all()
+    # Lanes do not touch: what the others hold changes nothing in the first.
+    changed = torch.cat([mixtures[:1], -mixtures[1:]])
+    other, _ = walk(changed, priors, mixing, **budget)
+    for a, b in zip(draws[:-1], other[:-1], strict=True):
+        assert torch.equal(a[0], b[0])
+        assert not torch.equal(a[1], b[1])
+
+
+def test_what_is_kept_is_consistent_with_the_densities() -> None:
+    mixing = Mixing((0.5, 0.9), 0.1)
+    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
+    mixtures = torch.stack([torch.ones(50), -torch.ones(50)])
+    draws, log = walk(mixtures, priors, mixing, steps=5, chains=2, draws=4, thin=3)
+    laws = [prior.frame(50).condition(SIGMA) for prior in priors]
+    noisy = log["noisy"]
+    for k, law in enumerate(laws):
+        assert torch.allclose(draws.log_prior[..., k], law.log_prob(noisy[..., k, :]))
+    likelihood = mixing.log_likelihood(mixtures[:, None, None], noisy, SIGMA)
+    assert torch.allclose(draws.lp, draws.log_prior.sum(-1) + likelihood)
+    position = noisy.clone().requires_grad_()
+    density = sum(law.log_prob(position[..., k, :]).sum() for k, law in enumerate(laws))
+    density = density + mixing.log_likelihood(mixtures[:, None, None], position, SIGMA).sum()
+    (gradient,) = torch.autograd.grad(density, position)
+    assert torch.allclose(draws.grad_norm, gradient.flatten(-2).norm(dim=-1), rtol=1e-4)
+
+
+def test_warmup_is_the_ladder_step_by_step() -> None:
+    settings = {"steps": 4, "chains": 2, "explorers": 3, "draws": 5, "levels": 9}
+    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
+    draws, _ = walk(torch.ones(2, 20), priors, Mixing.mean(2), **settings)
+    assert draws.lp.shape == draws.grad_norm.shape == (2, 2, 5)
+    assert draws.log_prior.shape == (2, 2, 5, 2)
+    assert draws.warmup_lp.shape == draws.warmup_grad_norm.shape == (2, 2, 36)
+    assert draws.warmup_log_prior.shape == (2, 2, 36, 2)
+    sigmas = Annealing(**(LADDER | settings)).sigmas
+    assert draws.warmup_sigma.tolist() == pytest.approx([s for s in sigmas for _ in range(4)])
+    assert draws.warmup_sigma.diff().max() <= 0
+    assert (draws.warmup_sigma[0], draws.warmup_sigma[-1]) == (1.5, pytest.approx(SIGMA))
+    # Noise of std sigma bounds a density from above: the history belongs to those levels.
+    floor = -20 * (0.5 * torch.log(2 * math.pi * (0.25 + draws.warmup_sigma**2)))
+    assert (draws.warmup_log_prior[..., 0] <= floor + 1e-4).all()
+
+
+def test_every_step_is_one_evaluation() -> None:
+    settings = {"steps": 7, "chains": 2, "explorers": 3, "draws": 5, "thin": 2}
+    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
+    _, log = walk(torch.ones(2, 20), priors, Mixing.mean(2), exchange_every=3, **settings)
+    annealing = Annealing(**(LADDER | settings))
+    above = sum(sigma >= annealing.sigma_turn for sigma in annealing.sigmas)
+    assert above == 4
+    exchanges = above * (7 // 3)
+    assert annealing.total_steps == 6 * 7 + 5 * 2
+    assert len(log["exchange"]) == exchanges
+    # Beside the steps: the start of every level and of the draws, and what an exchange moved.
+    assert len(log["evaluate"]) == annealing.total_steps + 6 + 1 + exchanges
+    exploring = [lanes for lanes, sigma in log["evaluate"] if sigma >= annealing.sigma_turn]
+    settled = [lanes for lanes, sigma in log["evaluate"] if sigma < annealing.sigma_turn]
+    assert set(exploring) == {2 * 2 * 3}
+    assert set(settled) == {2 * 2}
+    assert {lanes for lanes, _ in log["exchange"]} == {12}
+
+
+def test_the_bar_counts_total_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    annealing = Annealing(**LADDER, steps=7, draws=5, thin=2)
+    mixing, priors = Mixing.mean(1), [GaussianPrior(0.5)]
+    generator = torch.Generator().manual_seed(0)
+    anneal(
+        torch.ones(1, 20),
+        lambda lanes: AnnealedPosterior(lanes, priors, mixing),
+        annealing,
+        generator,
+        progress=True,
+    )
+    assert "52/52" in capsys.readouterr().err
+
+
+def test_the_sampler_never_sees_the_true_sources() -> None:
+    priors = {"loud": GaussianPrior(0.5, "loud"), "soft": GaussianPrior(0.25, "soft")}
+    true = torch.randn(2, 2, 300, generator=torch.Generator().manual_seed(3))
+    budget = {"steps": 3, "chains": 2, "explorers": 2, "draws": 4, "levels": 6}
+    blind = separate_batch(true.mean(1), priors, **budget)
+    told = separate_batch(true.mean(1), priors, true_sources=true, **budget)
+    for i, (a, b) in enumerate(zip(blind, told, strict=True)):
+        assert torch.equal(a.sources, b.sources)
+        for group in ("posterior", "sample_stats", "warmup_sample_stats", "posterior_predictive"):
+            assert a.trace[group].to_dataset().identical(b.trace[group].to_dataset())
+        assert "true_sources" not in a.trace["constant_data"]
+        kept = b.trace["constant_data"]["true_sources"].values
+        assert torch.equal(torch.from_numpy(kept), true[i])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *(
+            ({name: 0}, f"^{name}: got 0, expected at least 1$")
+            for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every")
+        ),
+        ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
+        ({"step_size": 2**0.5}, "^step_size: got 1.414"),
+        ({"step_size": math.nan}, "^step_size: got nan"),
+        ({"persistence": 1.0}, "^persistence: got 1.0, expected at least 0, below 1$"),
+        ({"persistence": -0.1}, "^persistence: got -0.1"),
+        ({"levels": 5}, "^levels: got 5, expected at least 6$"),
+        ({"sigma_max": 0.2}, "^ladder: got 0.2 down to 0.3"),
+        ({"sigma_min": 0.4}, "^ladder: got 0.3 down to 0.4"),
+        ({"sigma_min": 0.0}, "^ladder: got 0.3 down to 0,"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _ = Annealing(**(LADDER | settings)).sigmas

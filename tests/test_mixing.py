@@ -1,0 +1,177 @@
+import math
+from collections.abc import Callable
+
+import pyro
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, model
+from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.priors import Priors
+
+UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
+MakePriors = Callable[..., Priors]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_the_mixture_is_the_sum_of_gains_times_sources() -> None:
+    sources = normal(2, 3, 5)
+    expected = 0.3 * sources[:, 0] + 1.5 * sources[:, 1] - 0.8 * sources[:, 2]
+    assert torch.allclose(UNEQUAL.mix(sources), expected, rtol=1e-14)
+    assert torch.allclose(UNEQUAL.mix(sources[0]), expected[0], rtol=1e-14)
+    assert UNEQUAL.weights(sources).tolist() == [[0.3], [1.5], [-0.8]]
+    assert UNEQUAL.mix(sources.float()).dtype == torch.float32
+    mean = Mixing.mean(3)
+    assert mean.noise_scale == NOISE_SCALE
+    assert torch.allclose(mean.mix(sources), sources.mean(1), rtol=1e-14)
+    assert Mixing.mean(4, 0.5).noise_scale == 0.5
+
+
+def test_the_mixture_of_noisy_sources_carries_the_noise_of_all() -> None:
+    assert UNEQUAL.gain_energy == pytest.approx(0.09 + 2.25 + 0.64)
+    assert UNEQUAL.scale_at(0) == pytest.approx(0.2)
+    assert UNEQUAL.scale_at(0.5) == pytest.approx(math.sqrt(0.25 * 2.98 + 0.04))
+    clean, count = normal(3, 1), 100_000
+    noisy = clean + 0.5 * normal(count, 3, 1, seed=1)
+    noise = UNEQUAL.mix(clean) + 0.2 * normal(count, 1, seed=2) - UNEQUAL.mix(noisy)
+    ratio = float(noise.square().mean()) / UNEQUAL.scale_at(0.5) ** 2
+    assert abs(ratio - 1) < 4.5 * math.sqrt(2 / count)
+
+
+def test_log_likelihood_is_a_sum_over_time() -> None:
+    mixture, sources = normal(2, 7, seed=1), normal(2, 3, 7)
+    value = UNEQUAL.log_likelihood(mixture, sources, 0.1)
+    assert value.shape == (2,)
+    scale = math.sqrt(0.01 * 2.98 + 0.04)
+    mean = 0.3 * sources[:, 0] + 1.5 * sources[:, 1] - 0.8 * sources[:, 2]
+    expected = scipy.stats.norm(mean.numpy(), scale).logpdf(mixture.numpy()).sum(-1)
+    # Normal keeps its scale in the dtype of the location.
+    assert value.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_the_score_is_the_gradient_of_the_log_likelihood() -> None:
+    mixture, sources = normal(2, 4, seed=1), normal(2, 3, 4)
+    score = UNEQUAL.score(mixture, sources, 0.1)
+    leaf = sources.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(UNEQUAL.log_likelihood(mixture, leaf, 0.1).sum(), leaf)
+    assert torch.allclose(score, gradient, rtol=1e-10)
+    step = 1e-5
+    for index in ((0, 0, 0), (0, 1, 3), (1, 2, 2)):
+        nudge = torch.zeros_like(sources)
+        nudge[index] = step
+        above = UNEQUAL.log_likelihood(mixture, sources + nudge, 0.1).sum()
+        below = UNEQUAL.log_likelihood(mixture, sources - nudge, 0.1).sum()
+        assert float(score[index]) == pytest.approx(float(above - below) / (2 * step), rel=1e-6)
+    # It pulls towards the mixture.
+    before = (mixture - UNEQUAL.mix(sources)).abs()
+    after = (mixture - UNEQUAL.mix(sources + 1e-3 * score)).abs()
+    assert (after < before).all()
+
+
+@pytest.mark.parametrize("mixing", [UNEQUAL, Mixing.mean(3, 0.01), Mixing((1.5, 0.3), 1.0)])
+def test_condition_on_is_gaussian_conditioning(mixing: Mixing) -> None:
+    count, time, scale = len(mixing.gains), 3, 0.7
+    sources, mixture = normal(count, time), normal(time, seed=1)
+    # Sources (source * time) with errors of covariance scale^2 I, observed through a matrix.
+    observe = torch.kron(torch.tensor([mixing.gains]).double(), torch.eye(time).double())
+    precision = torch.eye(count * time).double() / scale**2
+    precision = precision + observe.T @ observe / mixing.noise_scale**2
+    pull = sources.flatten() / scale**2 + observe.T @ mixture / mixing.noise_scale**2
+    expected = torch.linalg.solve(precision, pull).reshape(count, time)
+    # torch.tensor(gains) is float32 before it is widened.
+    assert torch.allclose(mixing.condition_on(mixture, sources, scale), expected, atol=1e-6)
+
+
+def test_condition_on_closes_the_residual_as_the_noise_goes() -> None:
+    sources, mixture = normal(5, 3, 4), normal(5, 4, seed=1)
+    before = mixture - UNEQUAL.mix(sources)
+    for noise_scale in (1.0, 0.1, 1e-3):
+        mixing = Mixing(UNEQUAL.gains, noise_scale)
+        after = mixture - mixing.mix(mixing.condition_on(mixture, sources, 0.5))
+        share = noise_scale**2 / (0.25 * 2.98 + noise_scale**2)
+        assert torch.allclose(after, share * before, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("gains", [(0.4, 1.3), (0.3, 1.5, -0.8)])
+@pytest.mark.parametrize("sigma", [0.05, 0.6])
+def test_the_model_has_the_density_of_the_posterior(
+    gaussian_priors: MakePriors, gains: tuple[float, ...], sigma: float
+) -> None:
+    mixing = Mixing(gains, 0.1)
+    priors = gaussian_priors(0.2, 0.9, 0.5)
+    priors = dict(list(priors.items())[: len(gains)])
+    mixture, sources = normal(6, seed=1), normal(len(gains), 6)
+    values = dict(zip(priors, sources, strict=True))
+    trace = poutine.trace(poutine.condition(model, values)).get_trace(
+        mixture, priors, mixing, sigma
+    )
+    assert list(trace.stochastic_nodes) == []
+    assert [name for name in trace.observation_nodes] == [*priors, "mixture"]
+    assert torch.equal(trace.nodes["_RETURN"]["value"], sources)
+    assert torch.equal(trace.nodes["mixture"]["value"], mixture)
+    posterior = AnnealedPosterior(mixture[None], list(priors.values()), mixing)
+    expected = posterior.evaluate(sources[None], sigma).log_density
+    assert float(trace.log_prob_sum()) == pytest.approx(float(expected), rel=1e-12)
+    by_hand = sum(
+        scipy.stats.norm(0, math.sqrt(prior.level**2 + sigma**2)).logpdf(part.numpy()).sum()
+        for prior, part in zip(priors.values(), sources, strict=True)
+    )
+    mean = (torch.tensor(gains).double()[:, None] * sources).sum(0)
+    scale = math.sqrt(sigma**2 * sum(a**2 for a in gains) + 0.01)
+    by_hand += scipy.stats.norm(mean.numpy(), scale).logpdf(mixture.numpy()).sum()
+    assert float(trace.log_prob_sum()) == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("levels", [(0.2, 0.9), (0.2, 0.9, 0.5)])
+def test_the_model_draws_every_source_at_its_site(
+    gaussian_priors: MakePriors, levels: tuple[float, ...]
+) -> None:
+    priors = gaussian_priors(*levels)
+    mixing = Mixing((0.4, 1.3, 0.7)[: len(levels)], 0.1)
+    mixture = torch.zeros(20_000)
+    pyro.set_rng_seed(0)
+    trace = poutine.trace(model).get_trace(mixture, priors, mixing)
+    assert list(trace.stochastic_nodes) == list(priors)
+    assert list(trace.observation_nodes) == ["mixture"]
+    for name, level in zip(priors, levels, strict=True):
+        drawn = trace.nodes[name]["value"]
+        ratio = float(drawn.square().mean()) / (level**2 + 1e-6)  # its lowest noise level
+        assert abs(ratio - 1) < 4.5 * math.sqrt(2 / len(drawn))
+    law = trace.nodes["mixture"]["fn"].base_dist
+    parts = [gain * trace.nodes[name]["value"] for gain, name in zip(mixing.gains, priors)]  # noqa: B905
+    assert torch.allclose(law.mean, sum(parts), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(law.scale, torch.tensor(0.1))  # plain noise scale without a level
+
+
+def test_one_gain_per_prior(gaussian_priors: MakePriors) -> None:
+    priors = gaussian_priors(0.2, 0.9)
+    check_count(priors, Mixing.mean(2))
+    with pytest.raises(ValueError, match=r"got 3 for 2 priors \(one, two\); expected") as caught:
+        model(torch.zeros(4), priors, UNEQUAL)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("gains", "noise_scale", "match"),
+    [
+        ((), 0.1, r"gains: got \(\)"),
+        ((1.0, 0.0), 0.1, r"gains: got \(1.0, 0.0\)"),
+        ((1.0, math.nan), 0.1, "gains: got"),
+        ((1.0, math.inf), 0.1, "gains: got"),
+        ((1.0,), 0.0, "noise_scale: got 0.0"),
+        ((1.0,), -0.1, "noise_scale: got -0.1"),
+        ((1.0,), math.nan, "noise_scale: got nan"),
+        ((1.0,), math.inf, "noise_scale: got inf"),
+    ],
+)
+def test_numbers_out_of_range(gains: tuple[float, ...], noise_scale: float, match: str) -> None:
+    with pytest.raises(ValueError, match=match) as caught:
+        Mixing(gains, noise_scale)
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,132 @@
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from pyro_sep import posterior
+from pyro_sep.mixing import Mixing
+from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.priors import Priors
+
+GAINS = (0.3, 1.5, -0.8)
+LEVELS = (0.2, 0.9, 0.5)
+SIGMA = 0.4
+LANES, TIME = 6, 5
+MakePriors = Callable[..., Priors]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def target(gaussian_priors: MakePriors) -> AnnealedPosterior:
+    priors = list(gaussian_priors(*LEVELS).values())
+    return AnnealedPosterior(normal(LANES, TIME, seed=1), priors, Mixing(GAINS, 0.1))
+
+
+def log_priors(sources: Tensor) -> Tensor:
+    scale = torch.tensor([[math.sqrt(level**2 + SIGMA**2)] for level in LEVELS]).double()
+    return Normal(torch.zeros_like(sources), scale).log_prob(sources).sum(-1)
+
+
+def log_density(mixture: Tensor, sources: Tensor) -> Tensor:
+    mean = GAINS[0] * sources[:, 0] + GAINS[1] * sources[:, 1] + GAINS[2] * sources[:, 2]
+    scale = math.sqrt(SIGMA**2 * (0.09 + 2.25 + 0.64) + 0.01)
+    return log_priors(sources).sum(1) + Normal(mean, scale).log_prob(mixture).sum(-1)
+
+
+def test_the_density_is_the_priors_and_the_likelihood(target: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, TIME)
+    evaluation = target.evaluate(sources, SIGMA)
+    assert evaluation.log_density.shape == (LANES,)
+    assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-6)
+    assert torch.allclose(evaluation.log_density, log_density(target.mixture, sources), rtol=1e-6)
+    assert not any(value.requires_grad for value in evaluation)
+
+
+def test_the_gradient_is_that_of_the_density(target: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, TIME)
+    gradient = target.evaluate(sources, SIGMA).gradient
+    leaf = sources.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_density(target.mixture, leaf).sum(), leaf)
+    assert torch.allclose(gradient, expected, rtol=1e-6, atol=1e-6)
+    step, nudges = 1e-5, torch.eye(3 * TIME).double().reshape(-1, 3, TIME)
+    for nudge, slope in zip(nudges, gradient.flatten(1).T, strict=True):
+        above = target.evaluate(sources + step * nudge, SIGMA).log_density
+        below = target.evaluate(sources - step * nudge, SIGMA).log_density
+        assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_cross_log_prior_is_that_of_every_share_under_every_prior(
+    target: AnnealedPosterior,
+) -> None:
+    sources = normal(LANES, 3, TIME)
+    cross = target.cross_log_prior(sources, SIGMA)
+    assert cross.shape == (LANES, 3, 3)
+    for i, level in enumerate(LEVELS):
+        law = Normal(0, math.sqrt(level**2 + SIGMA**2))
+        for j in range(3):
+            share = GAINS[j] * sources[:, j] / GAINS[i]
+            assert torch.allclose(cross[:, i, j], law.log_prob(share).sum(-1), rtol=1e-6)
+    # Kept as it is, every source has its own log prior.
+    own = torch.diagonal(cross, dim1=1, dim2=2)
+    assert torch.allclose(own, target.evaluate(sources, SIGMA).parts, rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * TIME, 4 * TIME + 1])
+def test_memory_is_bounded_and_changes_nothing(
+    target: AnnealedPosterior, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    sources = normal(LANES, 3, TIME)
+    evaluation = target.evaluate(sources, SIGMA)
+    cross = target.cross_log_prior(sources, SIGMA)
+    sizes: list[int] = []
+    law = type(target.priors[0])
+    log_prob = law.log_prob
+
+    def recorded(self: Any, value: Tensor) -> Tensor:
+        sizes.append(value.numel())
+        return log_prob(self, value)
+
+    monkeypatch.setattr(law, "log_prob", recorded)
+    monkeypatch.setattr(posterior, "CHUNK", chunk)
+    for whole, chunked in zip(evaluation, target.evaluate(sources, SIGMA), strict=True):
+        assert torch.equal(whole, chunked)
+    assert torch.equal(target.cross_log_prior(sources, SIGMA), cross)
+    assert max(sizes) == max(TIME, chunk // TIME * TIME)
+    assert sum(sizes) == (1 + 3) * LANES * 3 * TIME
+
+
+def test_denoising_is_tweedie_and_the_mixture(target: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, TIME)
+    clean = target.denoise(sources, target.evaluate(sources, SIGMA), SIGMA)
+    shrunk = torch.stack(
+        [level**2 / (level**2 + SIGMA**2) * sources[:, k] for k, level in enumerate(LEVELS)], 1
+    )
+    gains = torch.tensor(GAINS).double()[:, None]
+    residual = target.mixture - (gains * shrunk).sum(1)
+    pull = SIGMA**2 / (SIGMA**2 * 2.98 + 0.01)
+    expected = shrunk + pull * gains * residual[:, None]
+    assert torch.allclose(clean, expected, atol=1e-6)
+    # It explains the mixture better than the noisy sources did, and at no noise it is exact.
+    after = target.mixture - target.mixing.mix(clean)
+    assert torch.allclose(after, residual * 0.01 / (SIGMA**2 * 2.98 + 0.01), atol=1e-6)
+
+
+def test_lanes_do_not_know_of_each_other(target: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, TIME)
+    lanes = torch.tensor([4, 1, 1])
+    some = target.take(lanes)
+    assert torch.equal(some.mixture, target.mixture[lanes])
+    assert some.priors is target.priors
+    assert some.mixing is target.mixing
+    whole = target.evaluate(sources, SIGMA)
+    for expected, value in zip(whole, some.evaluate(sources[lanes], SIGMA), strict=True):
+        assert torch.allclose(value, expected[lanes], rtol=1e-14)
+    cross = target.cross_log_prior(sources, SIGMA)
+    assert torch.allclose(some.cross_log_prior(sources[lanes], SIGMA), cross[lanes], rtol=1e-14)
