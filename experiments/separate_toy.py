@@ -19,10 +19,11 @@ import torch
 import typer
 
 from pyro_sep import load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli import run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import written_whole
+from pyro_sep.inference.annealed import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.separation import Separation, separate_batch
@@ -36,10 +37,12 @@ def main(
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = ",".join(WAVEFORMS),
     first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
     seed: int = 0,
-    chains: Annotated[int, typer.Option(min=1)] = 2,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = 4,
-    levels: Annotated[int, typer.Option(min=2)] = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Langevin steps per level.")] = 40,
+    chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
+    explorers: Annotated[
+        int | None, typer.Option(min=1, help="Starts per chain; as many as sources by default.")
+    ] = None,
+    levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
+    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
@@ -48,13 +51,18 @@ def main(
 ) -> None:
     """Separate mixtures of the toy test split and say how well it went."""
     names = tuple(sources.split(","))
-    loaded = load_priors(priors, device)
+    loaded = load_priors(priors, torch_device(device))
     if missing := [name for name in names if name not in loaded]:
         raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(loaded)}")
     chosen = {name: loaded[name] for name in names}
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
-    budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
+    budget = {
+        "chains": chains,
+        "explorers": explorers or len(names),
+        "levels": levels,
+        "steps": steps,
+    }
     started = clock.monotonic()
     rows = []
     for start in range(0, mixtures, BATCH):
@@ -62,7 +70,7 @@ def main(
         results = separate_batch(
             torch.stack([item.mixture for item in batch]).to(device),
             chosen,
-            seed=seed + start,
+            seed=seed + first + start,
             true_sources=torch.stack([item.sources for item in batch]),
             progress=sys.stderr.isatty(),
             attrs={"data": f"toy test mixtures from index {first + start}"},
@@ -129,8 +137,9 @@ def summarise(
         f"{len(rows)} mixtures in {seconds:.0f} s: SI-SDR improvement median "
         f"{summary['median_improvement_db']:.1f} dB (quartiles {low:.1f}, {high:.1f}), mean "
         f"{summary['mean_improvement_db']:.1f} dB; SI-SDR median "
-        f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in {summary['share_above_10_db']:.0%} of "
-        f"the sources; worst residual {summary['worst_residual_db']:.0f} dB. "
+        f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in "
+        f"{summary['share_above_10_db']:.0%} of the sources; worst residual "
+        f"{summary['worst_residual_db']:.0f} dB. "
         "Paper (2011.01761): separation failed, no figure.\n"
         f"Results: {path.parent}"
     )

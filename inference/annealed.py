@@ -37,7 +37,7 @@ class Annealing:
     Attributes:
         sigma_max: first noise level.
         sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
-            The better half of the explorers goes on from twice this level.
+            The better half of the explorers goes on from 1.5 times this level.
         sigma_min: last noise level, where draws are kept.
         levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
@@ -53,15 +53,15 @@ class Annealing:
     sigma_max: float
     sigma_turn: float
     sigma_min: float
-    levels: int = 24
-    steps: int = 40
+    levels: int = 22
+    steps: int = 30
     chains: int = 2
-    explorers: int = 4
+    explorers: int = 2
     draws: int = 50
     thin: int = 2
-    step_size: float = 0.8
+    step_size: float = 0.7
     persistence: float = 0.9
-    exchange_every: int = 10
+    exchange_every: int = 20
 
     def __post_init__(self) -> None:
         for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every"):
@@ -119,7 +119,7 @@ def anneal(
         for sigma in settings.sigmas:
             if sigma < settings.sigma_turn:
                 walk.keep_best(1)
-            elif sigma < 2 * settings.sigma_turn:
+            elif sigma < 1.5 * settings.sigma_turn:
                 walk.keep_best(-(-settings.explorers // 2))
             walk.settle(sigma, exchange=sigma >= settings.sigma_turn)
         clean, kept = walk.draw()

@@ -92,6 +92,7 @@ class SGLD(MCMCKernel):
         self.step_size = step_size
         self.temperature = temperature
         self._init_strategy = init_strategy
+        self._given_params: Params | None = None
         self._initial_params: Params | None = None
         self._reset()
         super().__init__()
@@ -112,7 +113,7 @@ class SGLD(MCMCKernel):
             args,
             kwargs,
             transforms=self.transforms,
-            initial_params=self._initial_params,
+            initial_params=self._given_params,
             **strategy,
         )
         self._initial_params = initial
@@ -134,7 +135,7 @@ class SGLD(MCMCKernel):
 
     @initial_params.setter
     def initial_params(self, params: Params) -> None:
-        self._initial_params = params
+        self._given_params = self._initial_params = params
 
     def sample(self, params: Params) -> Params:
         """One step from unconstrained ``params`` to new ones."""
@@ -198,7 +199,10 @@ def largest_curvature(potential_fn: Callable[[Params], Tensor], params: Params) 
         along = torch.stack(
             [(g * d).sum() for g, d in zip(gradients, direction, strict=True)]
         ).sum()
-        image = torch.autograd.grad(along, point, retain_graph=True, materialize_grads=True)
+        if along.requires_grad:
+            image = torch.autograd.grad(along, point, retain_graph=True, materialize_grads=True)
+        else:  # a linear density: its gradient is a constant
+            image = tuple(torch.zeros_like(p) for p in point)
         curvature = math.sqrt(sum(float(i.square().sum()) for i in image))
         direction = list(image)
     if not (math.isfinite(curvature) and curvature > 0):

@@ -1,10 +1,10 @@
 r"""Noise ladders and step sizes: values, apart from the samplers that walk them.
 
-Which tone a frame holds is decided at the noise level where the evidence of the whole frame is some
-tens of nats. A source of RMS r in T samples of noise sigma carries :math:`T r^2 / (2 \sigma^2)`
-nats against silence, so the ladder starts at
+Which tone a frame holds is decided at noise levels where the evidence of the whole frame is some
+tens to hundreds of nats. A source of RMS r in T samples of noise sigma carries
+:math:`T r^2 / (2 \sigma^2)` nats against silence, so the ladder starts at
 
-.. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 40 \text{ nats}
+.. math:: \sigma_{max} = r \sqrt{T / (2 E)}, \qquad E = 100 \text{ nats}
 
 and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for the same reason.
 """
@@ -12,11 +12,11 @@ and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for
 import math
 from collections.abc import Callable
 
-START_NATS = 40.0
+START_NATS = 100.0
 
 
 def start_level(time: int, level: float) -> float:
-    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 40 nats."""
+    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 100 nats."""
     return level * math.sqrt(time / (2 * START_NATS))
 
 

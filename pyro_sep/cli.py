@@ -50,6 +50,7 @@ def train(
 
     if size not in CONFIGS:
         raise ValueError(f"size: got {size!r}, expected one of {', '.join(CONFIGS)}")
+    torch_device(device)
     audio = open_source(source, sample_rate, time)
     config = TrainConfig(
         steps=steps, batch=batch, time=time, learning_rate=learning_rate, seed=seed
@@ -67,7 +68,7 @@ def train(
         path.with_suffix(".md"),
         prior,
         source,
-        asdict(config),
+        {"size": size, "sample_rate": sample_rate} | asdict(config),
         clock.monotonic() - started,
         held_out,
     )
@@ -93,9 +94,11 @@ def audit_command(
     from pyro_sep.data.source import open_source
     from pyro_sep.plots import plot_audit, save_figure
 
-    loaded = load_priors(priors, device)
+    if wrong := [entry for entry in source or [] if "=" not in entry]:
+        raise ValueError(f"source: got {wrong[0]!r}, expected NAME=FOLDER")
+    loaded = load_priors(priors, torch_device(device))
     specs = {name: f"toy:{name}" for name in loaded} | dict(
-        entry.split("=", 1) for entry in source or [] if "=" in entry
+        entry.split("=", 1) for entry in source or []
     )
     rate = next(iter(loaded.values())).sample_rate
     audio = {
@@ -117,7 +120,9 @@ def separate_command(
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
+    explorers: Annotated[
+        int | None, typer.Option(min=1, help="Starts per chain; as many as sources by default.")
+    ] = None,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     device: str = "cpu",
@@ -140,7 +145,7 @@ def separate_command(
         progress=True,
         attrs={"mixture": mixture.name, "notes": list(recording.notes)},
         chains=chains,
-        explorers=explorers,
+        explorers=explorers or len(loaded),
         levels=levels,
         steps=steps,
     )

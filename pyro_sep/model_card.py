@@ -10,7 +10,7 @@ from pyro_sep.audit import SIGMAS, audit
 from pyro_sep.files import written_whole
 from pyro_sep.priors import WaveNetPrior
 
-COMMAND_OPTIONS = ("steps", "batch", "time", "learning_rate", "seed")
+COMMAND_OPTIONS = ("size", "steps", "batch", "time", "learning_rate", "seed", "sample_rate")
 
 
 def write_card(

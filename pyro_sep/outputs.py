@@ -1,6 +1,8 @@
 """What a separation leaves on disk: stems, trace, picture, summary."""
 
 import json
+import math
+import tempfile
 from pathlib import Path
 
 import xarray as xr
@@ -56,21 +58,24 @@ def check_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / ".probe") as partial:
-            partial.touch()
-        (folder / ".probe").unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise OSError(
             f"{folder}: cannot be written to ({error.strerror}); give another --out"
         ) from None
 
 
-def _by_source(table: xr.DataArray) -> dict[str, dict[str, float]]:
-    """``{source: {summary: value}}`` of a (summary, source) table."""
+def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:
+    """``{source: {summary: value}}`` of a (summary, source) table; None where it is not finite."""
     return {
         str(source): {
-            str(summary): round(float(table.sel(source=source, summary=summary)), 3)
+            str(summary): _rounded(float(table.sel(source=source, summary=summary)))
             for summary in table["summary"].values
         }
         for source in table["source"].values
     }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None

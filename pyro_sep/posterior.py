@@ -10,7 +10,7 @@ from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.mixing import Mixing
 from pyro_sep.priors import Prior
 
-CHUNK = 1 << 17  # audio samples evaluated at once; bounds the memory of a gradient to about 1 GB
+CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
 
 
 @dataclass(frozen=True)

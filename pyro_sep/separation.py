@@ -78,7 +78,8 @@ def separate_batch(
         progress: show a bar.
         attrs: further attributes of the traces.
         annealing: fields of :class:`~pyro_sep.inference.annealed.Annealing` other than their
-            defaults; the ends of the ladder follow from the frame and the priors.
+            defaults; the ladder's ends follow from the frame and the priors, and there is one
+            explorer per source, since modes multiply with the sources.
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
@@ -91,7 +92,11 @@ def separate_batch(
         else Mixing(tuple(float(gain) for gain in gains), noise_scale)
     )
     check_count(priors, mixing)
-    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    rates = {prior.sample_rate for prior in priors.values()}
+    if len(rates) > 1:
+        raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
+    defaults = {"explorers": len(priors)} | default_ladder(priors, mixtures.shape[-1])
+    settings = Annealing(**(defaults | annealing))
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     draws = anneal(
         mixtures,

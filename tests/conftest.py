@@ -12,7 +12,7 @@ from pyro_sep.mixing import Mixing
 
 
 class GaussianPrior(TorchDistribution):
-    """White Gaussian audio of RMS ``level``: noisy, every sample is Normal(0, level^2 + sigma^2)."""
+    """White Gaussian audio of RMS ``level``; noisy, each sample is N(0, level^2 + sigma^2)."""
 
     arg_constraints = {}  # noqa: RUF012
     support = constraints.real_vector
@@ -64,7 +64,8 @@ def gaussian_posterior() -> Callable[[Sequence[float], Mixing, float], tuple[Ten
 
     def law(levels: Sequence[float], mixing: Mixing, sigma: float) -> tuple[Tensor, Tensor]:
         gains = torch.tensor(mixing.gains, dtype=torch.float64)
-        prior = torch.diag(torch.tensor([level**2 + sigma**2 for level in levels]).double())
+        powers = [level**2 + sigma**2 for level in levels]
+        prior = torch.diag(torch.tensor(powers, dtype=torch.float64))
         noise = sigma**2 * sum(gain**2 for gain in mixing.gains) + mixing.noise_scale**2
         with_mixture = prior @ gains
         variance = gains @ prior @ gains + noise

@@ -30,7 +30,8 @@ def target(gaussian_priors: MakePriors) -> AnnealedPosterior:
 
 
 def log_priors(sources: Tensor) -> Tensor:
-    scale = torch.tensor([[math.sqrt(level**2 + SIGMA**2)] for level in LEVELS]).double()
+    scales = [[math.sqrt(level**2 + SIGMA**2)] for level in LEVELS]
+    scale = torch.tensor(scales, dtype=torch.float64)
     return Normal(torch.zeros_like(sources), scale).log_prob(sources).sum(-1)
 
 
@@ -44,8 +45,8 @@ def test_the_density_is_the_priors_and_the_likelihood(target: AnnealedPosterior)
     sources = normal(LANES, 3, TIME)
     evaluation = target.evaluate(sources, SIGMA)
     assert evaluation.log_density.shape == (LANES,)
-    assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-6)
-    assert torch.allclose(evaluation.log_density, log_density(target.mixture, sources), rtol=1e-6)
+    assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-12)
+    assert torch.allclose(evaluation.log_density, log_density(target.mixture, sources), rtol=1e-12)
     assert not any(value.requires_grad for value in evaluation)
 
 
@@ -54,7 +55,7 @@ def test_the_gradient_is_that_of_the_density(target: AnnealedPosterior) -> None:
     gradient = target.evaluate(sources, SIGMA).gradient
     leaf = sources.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_density(target.mixture, leaf).sum(), leaf)
-    assert torch.allclose(gradient, expected, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(gradient, expected, rtol=1e-10)
     step, nudges = 1e-5, torch.eye(3 * TIME).double().reshape(-1, 3, TIME)
     for nudge, slope in zip(nudges, gradient.flatten(1).T, strict=True):
         above = target.evaluate(sources + step * nudge, SIGMA).log_density
@@ -69,10 +70,10 @@ def test_cross_log_prior_is_that_of_every_share_under_every_prior(
     cross = target.cross_log_prior(sources, SIGMA)
     assert cross.shape == (LANES, 3, 3)
     for i, level in enumerate(LEVELS):
-        law = Normal(0, math.sqrt(level**2 + SIGMA**2))
+        law = Normal(torch.zeros(1).double(), math.sqrt(level**2 + SIGMA**2))
         for j in range(3):
             share = GAINS[j] * sources[:, j] / GAINS[i]
-            assert torch.allclose(cross[:, i, j], law.log_prob(share).sum(-1), rtol=1e-6)
+            assert torch.allclose(cross[:, i, j], law.log_prob(share).sum(-1), rtol=1e-12)
     # Kept as it is, every source has its own log prior.
     own = torch.diagonal(cross, dim1=1, dim2=2)
     assert torch.allclose(own, target.evaluate(sources, SIGMA).parts, rtol=1e-12)
@@ -108,14 +109,14 @@ def test_denoising_is_tweedie_and_the_mixture(target: AnnealedPosterior) -> None
     shrunk = torch.stack(
         [level**2 / (level**2 + SIGMA**2) * sources[:, k] for k, level in enumerate(LEVELS)], 1
     )
-    gains = torch.tensor(GAINS).double()[:, None]
+    gains = torch.tensor(GAINS, dtype=torch.float64)[:, None]
     residual = target.mixture - (gains * shrunk).sum(1)
     pull = SIGMA**2 / (SIGMA**2 * 2.98 + 0.01)
     expected = shrunk + pull * gains * residual[:, None]
-    assert torch.allclose(clean, expected, atol=1e-6)
-    # It explains the mixture better than the noisy sources did, and at no noise it is exact.
+    assert torch.allclose(clean, expected, atol=1e-12)
+    # What is left of the residual is the share of the mixing noise.
     after = target.mixture - target.mixing.mix(clean)
-    assert torch.allclose(after, residual * 0.01 / (SIGMA**2 * 2.98 + 0.01), atol=1e-6)
+    assert torch.allclose(after, residual * 0.01 / (SIGMA**2 * 2.98 + 0.01), atol=1e-12)
 
 
 def test_lanes_do_not_know_of_each_other(target: AnnealedPosterior) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pyro_sep.inference.schedules import (
+    START_NATS,
     geometric_ladder,
     polynomial_decay,
     start_level,
@@ -37,11 +38,11 @@ def test_a_ladder_of_two_rates_has_two_thirds_of_its_levels_down_to_the_turn() -
         assert len(two_rate_ladder(4.0, 0.5, 0.05, levels)) == levels
 
 
-def test_the_start_carries_40_nats() -> None:
+def test_the_start_carries_the_nats_that_decide() -> None:
     for time, level in ((16_384, 0.5), (1_024, 0.07)):
         sigma = start_level(time, level)
-        assert time * level**2 / (2 * sigma**2) == pytest.approx(40)
-    assert start_level(16_384, 1.0) == pytest.approx(math.sqrt(16_384 / 80))
+        assert time * level**2 / (2 * sigma**2) == pytest.approx(START_NATS)
+    assert start_level(16_384, 1.0) == pytest.approx(math.sqrt(8_192 / START_NATS))
 
 
 def test_polynomial_decay() -> None:

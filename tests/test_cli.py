@@ -1,0 +1,461 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+
+from pyro_sep import cli
+from pyro_sep.checkpoints import load_prior, save_prior
+from pyro_sep.models.train import TrainingDivergedError
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.priors import WaveNetPrior
+from pyro_sep.trace import load_trace
+
+SCRIPT = Path(sys.executable).with_name("pyro-sep")
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+BUDGET = ("--levels", "6", "--steps", "2", "--chains", "1", "--explorers", "2")
+FILES = ["saw.wav", "separation.png", "sine.wav", "summary.json", "trace.nc"]
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command line in this process."""
+
+    def call(*arguments: str | Path) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pyro-sep", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return Outcome(int(caught.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("priors")
+    config = WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=4)
+    for name in ("sine", "saw"):
+        torch.manual_seed(len(name))
+        prior = WaveNetPrior(WaveNet(config), name=name, sample_rate=16_000)
+        save_prior(prior, folder / f"{name}.safetensors")
+    (folder / "priors.json").write_text('["sine", "saw"]')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    t = np.arange(1_001) / 44_100
+    channels = np.stack([0.5 * np.sin(2 * np.pi * f * t) for f in (440, 1_000)], 1)
+    path = tmp_path_factory.mktemp("audio") / "duet.wav"
+    soundfile.write(path, channels, 44_100)
+    return path
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [str(SCRIPT), *map(str, arguments)]
+
+
+def lines(err: str, program: str = "pyro-sep") -> list[str]:
+    """What stands on standard error beside the progress bar."""
+    assert "Traceback" not in err
+    written = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
+    return [line for line in written if "step/s" not in line and "s/step" not in line]
+
+
+def refused(outcome: Outcome, message: str) -> None:
+    """One line, exit code 2."""
+    assert outcome.code == 2, outcome
+    assert len(lines(outcome.err)) == 1, outcome.err
+    assert outcome.err.startswith("pyro-sep: ")
+    assert message in outcome.err
+    assert outcome.out == ""
+
+
+def assert_separated(out: Path) -> None:
+    assert sorted(os.listdir(out)) == FILES
+    for name in ("sine", "saw"):
+        info = soundfile.info(out / f"{name}.wav")
+        assert (info.samplerate, info.frames, info.channels) == (44_100, 1_001, 1)
+        assert info.subtype == "FLOAT"
+    trace = load_trace(out / "trace.nc")
+    assert trace["posterior"]["source"].values.tolist() == ["sine", "saw"]
+    assert trace.attrs["mixture"] == "duet.wav"
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["sources"] == ["sine", "saw"]
+    assert summary["sample_rate"] == 44_100
+
+
+NOTES = ["mixed down from 2 channels", "resampled from 44100 Hz to 16000 Hz"]
+
+
+def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = command("separate", stereo, "--priors", priors, "--out", out, "--seed", "7")
+    done = subprocess.run([*arguments, *BUDGET], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stderr) == [f"{stereo}: {note}" for note in NOTES]
+    assert "112/112" in done.stderr  # 6 levels of 2 steps and 50 draws, 2 steps apart
+    assert done.stdout == f"{out}: sine.wav, saw.wav, trace.nc, separation.png, summary.json\n"
+    assert_separated(out)
+    attrs = load_trace(out / "trace.nc").attrs
+    assert attrs["seed"] == 7
+    assert json.loads(attrs["notes"]) == NOTES
+    settings = json.loads(attrs["settings"])
+    assert [settings[key] for key in ("levels", "steps", "chains", "explorers")] == [6, 2, 1, 2]
+
+
+def test_separate_adds_up_at_the_priors_own_rate(call, priors: Path, tmp_path: Path) -> None:
+    mixture = 0.4 * torch.sin(torch.arange(300) / 5).numpy()
+    soundfile.write(tmp_path / "a.wav", mixture, 16_000, subtype="FLOAT")
+    arguments = ("--priors", priors, "--out", tmp_path / "out", *BUDGET)
+    outcome = call("separate", tmp_path / "a.wav", *arguments)
+    assert outcome.code == 0
+    assert lines(outcome.err) == []
+    stems = [soundfile.read(tmp_path / "out" / f"{name}.wav")[0] for name in ("sine", "saw")]
+    assert np.abs(np.mean(stems, 0) - mixture).max() < 1e-2
+
+
+def write_bad(folder: Path, case: str) -> Path:
+    path = folder / f"{case}.wav"
+    audio = 0.3 * np.sin(np.arange(1_000, dtype=np.float32))
+    if case == "text":
+        path.write_text("this is no audio\n" * 50)
+    elif case == "zero":
+        path.touch()
+    elif case == "folder":
+        path.mkdir()
+    elif case != "missing":
+        audio[10] = np.nan if case == "nan" else audio[10]
+        audio = {"silent": 0 * audio, "short": audio[:100]}.get(case, audio)
+        soundfile.write(path, audio, 16_000, subtype="FLOAT")
+    return path
+
+
+BAD_AUDIO = {
+    "missing": "no such file",
+    "text": "got no readable audio",
+    "zero": "got no readable audio",
+    "folder": "got a folder",
+    "nan": "got NaN or infinity",
+    "silent": "got silence",
+    "short": "got 100 audio samples, expected at least 256",
+}
+
+
+@pytest.mark.parametrize("case", BAD_AUDIO)
+def test_bad_audio(call, priors: Path, tmp_path: Path, case: str) -> None:
+    path, out = write_bad(tmp_path, case), tmp_path / "out"
+    outcome = call("separate", path, "--priors", priors, "--out", out)
+    refused(outcome, BAD_AUDIO[case])
+    assert not out.exists() or not os.listdir(out)
+
+
+def test_bad_audio_as_a_user_sees_it(priors: Path, tmp_path: Path) -> None:
+    path = write_bad(tmp_path, "text")
+    arguments = command("separate", path, "--priors", priors, "--out", tmp_path / "out")
+    done = subprocess.run(arguments, env=ENV, capture_output=True, text=True)
+    refused(Outcome(done.returncode, done.stdout, done.stderr), f"{path}: got no readable audio")
+    assert not (tmp_path / "out").exists()
+
+
+def spoil(folder: Path, case: str, original: Path) -> None:
+    """Copy priors with one of them spoilt."""
+    for path in original.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    spoilt = folder / "saw.safetensors"
+    if case == "truncated":
+        spoilt.write_bytes(spoilt.read_bytes()[:-100])
+    elif case == "noise":
+        spoilt.write_bytes(bytes(range(256)) * 20)
+    elif case == "foreign":
+        save_file({"weight": torch.zeros(3)}, spoilt)
+    elif case == "misfit":
+        prior = load_prior(original / "saw.safetensors")
+        save_prior(prior, spoilt)
+        from safetensors import safe_open
+
+        with safe_open(spoilt, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(spoilt)
+        tensors.pop("read.weight")
+        save_file(tensors, spoilt, metadata)
+    elif case == "unlisted":
+        spoilt.unlink()
+    elif case == "order":
+        (folder / "priors.json").write_text("{")
+
+
+BAD_PRIORS = {
+    "truncated": "saw.safetensors: not a readable safetensors file",
+    "noise": "saw.safetensors: not a readable safetensors file",
+    "foreign": "saw.safetensors: got format None, expected 'pyro_sep.wavenet.1'",
+    "misfit": "saw.safetensors: weights do not fit their config",
+    "unlisted": "saw.safetensors: not a readable safetensors file",
+    "order": "priors.json: expected a JSON list of names",
+}
+
+
+@pytest.mark.parametrize("case", BAD_PRIORS)
+def test_bad_priors(call, priors: Path, stereo: Path, tmp_path: Path, case: str) -> None:
+    spoil(tmp_path, case, priors)
+    out = tmp_path / "out"
+    refused(call("separate", stereo, "--priors", tmp_path, "--out", out), BAD_PRIORS[case])
+    assert not out.exists()
+
+
+def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    to = ("--out", out)
+    message = "priors: got 'orchestra', expected a shipped set (toy) or a folder"
+    refused(call("separate", stereo, "--priors", "orchestra", *to), message)
+    (tmp_path / "empty").mkdir()
+    message = "empty: no *.safetensors in it; train priors with `pyro-sep train`"
+    refused(call("separate", stereo, "--priors", tmp_path / "empty", *to), message)
+    device = "device: got 'abacus', expected cpu or one that is here"
+    use = ("--device", "abacus")
+    refused(call("separate", stereo, "--priors", priors, *to, *use), device)
+    refused(call("audit", "--priors", priors, *to, *use), device)
+    refused(call("train", "--source", "toy:sine", *to, *use), device)
+    message = "size: got 'huge', expected one of toy, paper"
+    refused(call("train", "--source", "toy:sine", *to, "--size", "huge"), message)
+    message = "source: got 'toys:sine', expected toy:WAVEFORM or a folder"
+    refused(call("train", "--source", "toys:sine", *to), message)
+    message = "waveform: got 'cosine', expected one of sine, saw, square, triangle"
+    refused(call("train", "--source", "toy:cosine", *to), message)
+    message = "source: got 'sine', expected NAME=FOLDER"
+    refused(call("audit", "--priors", priors, "--source", "sine", *to), message)
+    message = "audio: got ['cello', 'saw', 'sine'], expected the priors' names ['saw', 'sine']"
+    refused(call("audit", "--priors", priors, "--source", "cello=toy:saw", *to), message)
+    assert not out.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:7", "meta:cuda"])
+def test_a_device_that_is_not_here(
+    call, priors: Path, stereo: Path, tmp_path: Path, device: str
+) -> None:
+    arguments = ("--priors", priors, "--out", tmp_path / "out", "--device", device)
+    refused(call("separate", stereo, *arguments), f"device: got '{device}', expected cpu or one")
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_file_in_the_place_of_the_folder(
+    call, priors: Path, stereo: Path, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    out = tmp_path / "file" / below
+    outcome = call("separate", stereo, "--priors", priors, "--out", out)
+    assert outcome.code == 2
+    assert lines(outcome.err)[:2] == [f"{stereo}: {note}" for note in NOTES]
+    (line,) = lines(outcome.err)[2:]
+    assert line.startswith(f"pyro-sep: {out}: cannot be written to (")
+    assert line.endswith("); give another --out")
+    assert (tmp_path / "file").read_text() == "kept"
+    train = call("train", "--source", "toy:sine", "--out", out)
+    assert (train.code, len(lines(train.err))) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["separate"],
+        ["separate", "a.wav"],
+        ["separate", "a.wav", "--out", "out", "--nothing"],
+        ["separate", "a.wav", "--out", "out", "--seed", "one"],
+        ["separate", "a.wav", "--out", "out", "--chains", "0"],
+        ["train", "--source", "toy:sine"],
+        ["train", "--source", "toy:sine", "--out", "out", "--steps", "0"],
+        ["nothing"],
+    ],
+)
+def test_usage_errors(
+    call, arguments: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = call(*arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith("Usage: ")
+    assert "Traceback" not in outcome.err
+    assert os.listdir(tmp_path) == []
+
+
+def test_help_names_every_command(call) -> None:
+    outcome = call("--help")
+    assert outcome.code == 0
+    assert all(name in outcome.out for name in ("train", "audit", "separate"))
+
+
+def test_an_interrupt_leaves_nothing_half_written(
+    priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = command("separate", stereo, "--priors", priors, "--out", out, "--steps", "1000000")
+    with subprocess.Popen(
+        arguments, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        seen = b""
+        while b"step/s, sigma" not in seen:  # under way
+            chunk = os.read(process.stderr.fileno(), 4096)
+            assert chunk, seen
+            seen += chunk
+        process.send_signal(signal.SIGINT)
+        out_text, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in seen + err
+    assert out_text == b""
+    assert os.listdir(out) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (TrainingDivergedError("loss is nan\nat step 3"), 2, "pyro-sep: loss is nan\n"),
+        (ValueError("one\ntwo"), 2, "pyro-sep: one\n"),
+        (PermissionError(13, "Permission denied", "a"), 2, "Permission denied: 'a'\n"),
+    ],
+)
+def test_a_command_that_fails(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(fails)
+    assert caught.value.code == code
+    err = capsys.readouterr().err
+    assert err.endswith(line)
+    assert err.count("\n") <= 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(broken)
+
+
+TRAIN = ("train", "--source", "toy:sine", "--batch", "1", "--time", "64", "--seed", "3")
+
+
+def test_train_writes_weights_and_their_card(
+    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "AUDIT_FRAMES", 2)
+    out = tmp_path / "new"
+    outcome = call(*TRAIN, "--steps", "2", "--out", out)
+    assert outcome.code == 0, outcome.err
+    path = out / "sine.safetensors"
+    assert outcome.out == f"{path}: prior of sine, its model card beside it\n"
+    assert sorted(os.listdir(out)) == ["sine.md", "sine.run", "sine.safetensors"]
+    prior = load_prior(path)
+    assert (prior.name, prior.sample_rate) == ("sine", 16_000)
+    assert prior.level == pytest.approx(0.9 / 2**0.5, abs=0.05)  # RMS of sines of 0.8 to 1
+    card = path.with_suffix(".md").read_text()
+    for words in (
+        "# Prior of sine",
+        "`toy:sine`, 16000 Hz",
+        "pyro-sep train --source toy:sine --out DIR --size toy --steps 2 --batch 1 --time 64",
+        "--seed 3 --sample-rate 16000`",
+        f"{sum(p.numel() for p in prior.network.parameters()):,} parameters",
+        "2 frames of 2048 samples",
+        "| 0.359 | ",
+    ):
+        assert words in card, words
+    again = call(*TRAIN, "--steps", "3", "--out", out)
+    refused(again, "got a run of another config")
+
+
+KILLED = """
+import os, signal, sys
+from pyro_sep.models import train
+save, saves = train._save, []
+
+def last_save(*arguments):
+    save(*arguments)
+    saves.append(1)
+    if len(saves) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train._save, train.CHECKPOINT_SECONDS = last_save, 0.0
+from pyro_sep.cli import main
+main()
+"""
+
+
+def test_a_killed_training_goes_on(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "AUDIT_FRAMES", 1)
+    arguments = (*TRAIN, "--steps", "4", "--out")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments, str(tmp_path / "killed")],
+        env=ENV,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert os.listdir(tmp_path / "killed") == ["sine.run"]
+    resumed = call(*arguments, tmp_path / "killed")
+    assert resumed.code == 0, resumed.err
+    assert "| 2/4 [" in resumed.err
+    assert "| 0/4 [" not in resumed.err
+    assert call(*arguments, tmp_path / "whole").code == 0
+    first = load_file(tmp_path / "killed" / "sine.safetensors")
+    second = load_file(tmp_path / "whole" / "sine.safetensors")
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.allclose(value, second[key], atol=1e-6), key
+
+
+def test_audit(call, priors: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ("--frames", "2", "--time", "64", "--seed", "1", "--out", out)
+    outcome = call("audit", "--priors", priors, *arguments)
+    assert outcome.code == 0, outcome.err
+    table = json.loads((out / "audit.json").read_text())
+    assert table["names"] == ["sine", "saw"]
+    verdicts = [line for line in outcome.out.splitlines() if line.startswith("sigma ")]
+    assert verdicts == [
+        f"sigma {sigma}: {'discriminative' if verdict else 'NOT discriminative'}"
+        for sigma, verdict in table["discriminative"].items()
+    ]
+    assert len(verdicts) == len(table["sigmas"]) == 7
+    value = table["excess[sigma][prior][source]"][0][1][0]  # saw prior on sines at 0.01
+    (row,) = [x for x in outcome.out.splitlines() if x.split("|")[0].split() == ["0.01", "saw"]]
+    assert float(row.split("|")[1].split()[0]) == pytest.approx(value, abs=6e-4)
+    assert (out / "audit.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(os.listdir(out)) == ["audit.json", "audit.png"]
+
+
+def test_audit_on_recordings(call, priors: Path, tmp_path: Path) -> None:
+    audio = 0.5 * np.sin(np.arange(4_000) / 7)
+    soundfile.write(tmp_path / "a.wav", audio, 16_000, subtype="FLOAT")
+    arguments = ("--frames", "2", "--time", "64", "--source", f"sine={tmp_path}")
+    outcome = call("audit", "--priors", priors, *arguments)
+    assert outcome.code == 0, outcome.err
+    toy = call("audit", "--priors", priors, *arguments[:-2])
+    assert outcome.out != toy.out
+    assert outcome.out.splitlines()[:2] == toy.out.splitlines()[:2]

@@ -1,0 +1,192 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from pyro_sep.checkpoints import save_prior
+from pyro_sep.cli import run
+from pyro_sep.data.toy import WAVEFORMS, toy_mixture
+from pyro_sep.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.models.wavenet import CONFIGS, WaveNet, WaveNetConfig
+from pyro_sep.priors import WaveNetPrior
+
+EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
+NAMES = ("square", "saw")
+TIME = 480  # 0.03 s
+
+
+@pytest.fixture(scope="module")
+def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("priors")
+    config = WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=4)
+    for name in WAVEFORMS:
+        torch.manual_seed(len(name))
+        prior = WaveNetPrior(WaveNet(config), name=name, sample_rate=16_000)
+        save_prior(prior, folder / f"{name}.safetensors")
+    (folder / "priors.json").write_text(json.dumps(WAVEFORMS))
+    return folder
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    budget = ("--seconds", "0.03", "--levels", "6", "--steps", "2", "--explorers", "1")
+    data = ("--sources", "square,saw", "--mixtures", "2", "--first", "7")
+    program = (sys.executable, EXPERIMENTS / "separate_toy.py")
+    done = subprocess.run(
+        [*program, "--priors", priors, "--out", out, *data, *budget],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert sorted(os.listdir(out)) == ["mixture_0007", "mixture_0008", "summary.json"]
+    summary = json.loads((out / "summary.json").read_text())
+    sdr, gain = [], []
+    for index, row in zip((7, 8), summary["mixtures"], strict=True):
+        item = toy_mixture("test", index, NAMES, TIME)
+        written = [
+            soundfile.read(out / f"mixture_{index:04d}" / f"{name}.wav", dtype="float32")[0]
+            for name in NAMES
+        ]
+        estimate = torch.from_numpy(np.stack(written))
+        sdr.append(si_sdr(estimate, item.sources).tolist())
+        gain.append(si_sdr_improvement(estimate, item.sources, item.mixture).tolist())
+        assert row["index"] == index
+        assert row["si_sdr"] == pytest.approx(sdr[-1], abs=1e-3)
+        assert row["improvement"] == pytest.approx(gain[-1], abs=1e-3)
+        assert row["residual_db"] < -30
+        assert row["frequency"] == pytest.approx(item.frequencies.tolist(), abs=0.06)
+    assert summary["median_improvement_db"] == pytest.approx(np.median(gain), abs=1e-3)
+    assert summary["mean_improvement_db"] == pytest.approx(np.mean(gain), abs=1e-3)
+    quartiles = np.percentile(gain, [25, 75]).tolist()
+    assert summary["quartiles_improvement_db"] == pytest.approx(quartiles, abs=1e-3)
+    assert summary["median_si_sdr_db"] == pytest.approx(np.median(sdr), abs=1e-3)
+    assert summary["share_above_10_db"] == np.mean(np.array(sdr) > 10)
+    per_source = dict(zip(NAMES, np.median(gain, 0).tolist(), strict=True))
+    assert summary["median_improvement_per_source_db"] == pytest.approx(per_source, abs=1e-3)
+    residuals = [row["residual_db"] for row in summary["mixtures"]]
+    assert summary["worst_residual_db"] == max(residuals)
+    first, second, last, where = done.stdout.splitlines()
+    for index, line in ((7, first), (8, second)):
+        assert line.startswith(f"mixture {index:4d}: SI-SDR (improvement) in dB: square ")
+        assert f"({gain[index - 7][0]:+5.1f})  saw {sdr[index - 7][1]:6.1f}" in line
+    assert f"SI-SDR improvement median {np.median(gain):.1f} dB" in last
+    assert "Paper (2011.01761)" in last
+    assert where == f"Results: {out}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--sources", "square,cello"),
+            "sources: got 'cello', expected some of sine, saw, square, triangle",
+        ),
+        (("--first", "1500"), "index: got 1500, expected 0 to 1499 for test"),
+        (("--device", "abacus"), "device: got 'abacus', expected cpu or one that is here ("),
+        (("--priors", "none"), "priors: got 'none', expected a shipped set (toy) or a folder"),
+    ],
+)
+def test_separate_toy_refuses_in_a_line(
+    priors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, str],
+    message: str,
+) -> None:
+    out = tmp_path / "results"
+    paths = ("--priors", str(priors), "--out", str(out))
+    monkeypatch.setattr(sys, "argv", ["separate_toy.py", *paths, *arguments])
+    with pytest.raises(SystemExit) as caught:
+        run(load("separate_toy").main)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"pyro-sep: {message}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert not out.exists()
+
+
+@pytest.fixture
+def benchmark() -> ModuleType:
+    return load("benchmark")
+
+
+class Clock:
+    """A second passes at every look."""
+
+    looks = -1
+
+    def perf_counter(self) -> float:
+        self.looks += 1
+        return float(self.looks)
+
+
+def test_the_benchmark_counts_samples_per_second(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "clock", Clock())
+    monkeypatch.setattr(benchmark, "SECONDS", 3.5)
+    calls = []
+
+    def log_prob(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(x.shape)
+        return -0.5 * (x.square().sum(-1) / sigma.square())
+
+    rate = benchmark.gradient_rate(log_prob)
+    # Looks at 0; 1, 2 and 3 go on; 4 stops; the rate is taken at 5. One call before is not counted.
+    assert calls == [(benchmark.LANES, benchmark.TIME)] * 4
+    assert rate == 3 * benchmark.LANES * benchmark.TIME / 5
+
+
+def test_the_benchmark_compares_like_with_like(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "LANES", 1)
+    monkeypatch.setattr(benchmark, "TIME", 256)
+    monkeypatch.setattr(benchmark, "gradient_rate", lambda log_prob: 123_456.0)
+    benchmark.main()
+    _, ours, plain = capsys.readouterr().out.splitlines()
+    sizes = [int(line.split(":")[1].split()[0].replace(",", "")) for line in (ours, plain)]
+    assert sizes[0] == benchmark.parameters(WaveNet(CONFIGS["toy"]))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+    assert ours.endswith("123,456 gradient samples a second")
+
+
+def test_the_benchmark_times_both_networks(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
+    monkeypatch.setattr(benchmark, "LANES", 1)
+    monkeypatch.setattr(benchmark, "TIME", 128)
+    plain = benchmark.PlainWaveNet(8, 4)
+    for network in (WaveNet(CONFIGS["toy"]), plain):
+        assert benchmark.gradient_rate(network.log_prob) > 0
+    # Causal: what comes after an audio sample does not change its log density.
+    x = torch.randn(1, 128)
+    assert plain.log_prob(x, torch.ones(1)).shape == (1,)
+    changed = x.clone()
+    changed[:, -1] += 1
+    both = torch.stack([plain.log_prob(value[:, :-1], torch.ones(1)) for value in (x, changed)])
+    assert torch.equal(both[0], both[1])

@@ -1,0 +1,177 @@
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from pyro_sep import outputs
+from pyro_sep.audio import resample
+from pyro_sep.outputs import check_writable, write_separation
+from pyro_sep.separation import Separation
+from pyro_sep.trace import build_trace, load_trace
+
+RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
+FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]
+
+
+def make_result(chains: int = 2, draws: int = 8) -> Separation:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    t = torch.arange(TIME) / RATE
+    tones = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
+    samples = tones + 0.1 * normal(chains, draws, 2, TIME)
+    lp = normal(chains, draws) + 10.0 * torch.arange(chains)[:, None]
+    trace = build_trace(
+        sources=samples.numpy(),
+        lp=lp.numpy(),
+        log_prior=normal(chains, draws, 2).numpy(),
+        stats={},
+        warmup_stats={},
+        mixture=tones.mean(0).numpy(),
+        gains=(0.5, 0.5),
+        source_names=NAMES,
+        sample_rate=RATE,
+        true_sources=None,
+        attrs={"seed": 4, "settings": {"chains": chains}},
+    )
+    return Separation(samples[-1].mean(0), NAMES, RATE, trace)
+
+
+@pytest.fixture(scope="module")
+def result() -> Separation:
+    return make_result()
+
+
+def test_everything_is_written(result: Separation, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    write_separation(result, folder)
+    assert sorted(os.listdir(folder)) == FILES
+    for name, source in zip(NAMES, result.sources, strict=True):
+        info = soundfile.info(folder / f"{name}.wav")
+        assert (info.subtype, info.samplerate, info.frames, info.channels) == (
+            "FLOAT",
+            RATE,
+            TIME,
+            1,
+        )
+        written, _ = soundfile.read(folder / f"{name}.wav", dtype="float32")
+        assert np.array_equal(written, source.numpy())
+    assert load_trace(folder / "trace.nc").identical(result.trace)
+    assert (folder / "separation.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_stems_have_the_rate_and_length_asked_for(result: Separation, tmp_path: Path) -> None:
+    write_separation(result, tmp_path, 44_100, 2_203)
+    for name, source in zip(NAMES, result.sources, strict=True):
+        written, rate = soundfile.read(tmp_path / f"{name}.wav", dtype="float32")
+        assert (rate, written.shape) == (44_100, (2_203,))
+        assert soundfile.info(tmp_path / f"{name}.wav").subtype == "FLOAT"
+        assert np.array_equal(written, resample(source, RATE, 44_100, 2_203).numpy())
+    assert json.loads((tmp_path / "summary.json").read_text())["sample_rate"] == 44_100
+
+
+def test_the_summary_adds_up(result: Separation, tmp_path: Path) -> None:
+    write_separation(result, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    lp = result.trace["sample_stats"]["lp"].values.mean(1)
+    assert summary["sources"] == list(NAMES)
+    assert summary["sample_rate"] == RATE
+    assert summary["mean_lp_of_chains"] == pytest.approx(lp.tolist(), abs=0.06)
+    assert summary["best_chain"] == 1
+    for table in ("r_hat", "ess_bulk"):
+        assert list(summary[table]) == list(NAMES)
+        for row in summary[table].values():
+            assert list(row) == ["level", "centroid", "log_prior"]
+            assert all(value > 0 for value in row.values())
+    assert summary["settings"]["seed"] == 4
+
+
+def test_a_summary_without_r_hat_is_still_json(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    write_separation(make_result(chains=1), tmp_path)
+    text = (tmp_path / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=refuse)
+    assert set(summary["r_hat"]["oboe"].values()) == {None}
+    assert summary["ess_bulk"]["oboe"]["level"] > 0
+
+
+def full_disk(*args: Any, **kwargs: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def half_figure(figure: Any, path: Path, **kwargs: Any) -> None:
+    Path(path).write_bytes(b"\x89PNG half")
+    raise OSError(28, "No space left on device")
+
+
+def half_text(self: Path, text: str) -> int:
+    self.write_bytes(text[:20].encode())
+    raise OSError(28, "No space left on device")
+
+
+def interrupted(*args: Any, **kwargs: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("target", "replacement", "whole"),
+    [
+        ("soundfile.write", full_disk, []),
+        ("xarray.DataTree.to_netcdf", full_disk, FILES[:2]),
+        ("xarray.DataTree.to_netcdf", interrupted, FILES[:2]),
+        ("matplotlib.figure.Figure.savefig", half_figure, [*FILES[:2], "trace.nc"]),
+        ("pathlib.Path.write_text", half_text, [*FILES[:3], "trace.nc"]),
+    ],
+)
+def test_a_write_that_fails_leaves_only_whole_files(
+    result: Separation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    replacement: Callable[..., Any],
+    whole: list[str],
+) -> None:
+    error = KeyboardInterrupt if replacement is interrupted else OSError
+    with monkeypatch.context() as patch:
+        patch.setattr(target, replacement)
+        with pytest.raises(error) as caught:
+            write_separation(result, tmp_path)
+    if error is OSError:
+        assert "No space left on device" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == whole
+    for name in set(whole) & {"oboe.wav", "flute.wav"}:
+        assert soundfile.info(tmp_path / name).frames == TIME
+    if "trace.nc" in whole:
+        assert load_trace(tmp_path / "trace.nc").identical(result.trace)
+
+
+def test_check_writable_leaves_nothing_but_the_folder(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert os.listdir(tmp_path / "a") == ["b"]
+    assert os.listdir(tmp_path / "a" / "b") == []
+    (tmp_path / "kept.txt").write_text("kept")
+    check_writable(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["a", "kept.txt"]
+
+
+def test_check_writable_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory")):
+        with pytest.raises(OSError, match=rf"{reason}\); give another --out$") as caught:
+            check_writable(tmp_path / folder)
+        assert str(caught.value).startswith(str(tmp_path / folder))
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", full_disk)
+    with pytest.raises(OSError, match=r"\(No space left on device\); give another --out$"):
+        check_writable(tmp_path)

@@ -1,0 +1,150 @@
+import ast
+import graphlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyro_sep
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pyro_sep"
+WEIGHTS = PACKAGE / "weights"
+LINKED = ("models", "inference")
+
+
+def module_name(path: Path) -> str:
+    """As it is imported: the linked folders are part of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("pyro_sep", *parts) if parts[0] in LINKED else parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def source_files() -> dict[str, Path]:
+    """Every module of the package once, by name."""
+    below = [
+        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in LINKED
+    ]
+    linked = [path for name in LINKED for path in (ROOT / name).rglob("*.py")]
+    return {module_name(path): path for path in sorted(below + linked)}
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names that a file imports, in its functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+SOURCES = source_files()
+GRAPH = {
+    name: {used for used in imports(path) if used in SOURCES and used != "pyro_sep"}
+    for name, path in SOURCES.items()
+    if name != "pyro_sep"  # its imports are lazy
+}
+LATE = {
+    f"pyro_sep.{name}"
+    for name in ("separation", "outputs", "cli", "trace", "diagnostics", "plots", "metrics")
+}
+LEARNED = {f"pyro_sep.{name}" for name in ("priors", "checkpoints", "mixing", "posterior", "audit")}
+
+
+def python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run code away from the checkout, with nothing of it on the path."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def test_the_files_were_found() -> None:
+    assert {"pyro_sep.models.wavenet", "pyro_sep.inference.annealed", "pyro_sep.data.toy"} <= set(
+        SOURCES
+    )
+    assert "pyro_sep.inference.annealed" in GRAPH["pyro_sep.separation"]
+    assert "pyro_sep.outputs" in GRAPH["pyro_sep.cli"]  # imported inside a function
+
+
+def test_data_flows_one_way() -> None:
+    list(graphlib.TopologicalSorter(GRAPH).static_order())  # raises CycleError
+    for name, used in GRAPH.items():
+        assert "pyro_sep.cli" not in used, name
+        if name.startswith("pyro_sep.data"):
+            assert not used & (LATE | LEARNED), name
+            assert not any(".models" in other or ".inference" in other for other in used), name
+        if name.startswith("pyro_sep.models"):
+            assert not used & (LATE | LEARNED), name
+            assert not any(other.startswith("pyro_sep.inference") for other in used), name
+        if name.startswith("pyro_sep.inference"):
+            assert not used & LATE, name
+        if name in LEARNED:
+            assert not used & LATE, name
+
+
+def test_traces_are_read_without_torch(tmp_path: Path) -> None:
+    tops = {name.partition(".")[0] for name in imports(SOURCES["pyro_sep.trace"])}
+    assert not tops & {"torch", "pyro"}
+    code = (
+        "import sys, pyro_sep, pyro_sep.trace, pyro_sep.plots\n"
+        "sys.exit(bool({'torch', 'pyro'} & set(sys.modules)))"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_models_and_inference_live_in_the_package_alone(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u\n"
+        "assert u.find_spec('models') is None\n"
+        "assert u.find_spec('inference') is None\n"
+        "import pyro_sep.models, pyro_sep.inference\n"
+        "print(pyro_sep.models.__file__, pyro_sep.inference.__file__)"
+    )
+    done = python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for name in LINKED:
+        link = PACKAGE / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..") / name
+        assert link.resolve() == ROOT / name
+
+
+def test_the_public_names_are_found_on_first_use() -> None:
+    from pyro_sep.checkpoints import load_priors
+    from pyro_sep.separation import Separation, separate
+
+    assert pyro_sep.__all__ == ["Separation", "load_priors", "separate"]
+    assert pyro_sep.separate is separate
+    assert pyro_sep.load_priors is load_priors
+    assert pyro_sep.Separation is Separation
+    with pytest.raises(AttributeError, match="module 'pyro_sep' has no attribute 'nothing'"):
+        _ = pyro_sep.nothing
+
+
+def test_there_is_no_pile_of_helpers() -> None:
+    for path in SOURCES.values():
+        assert path.stem not in ("utils", "util", "helpers", "misc", "common"), path
+
+
+def test_weights_ship_with_their_cards() -> None:
+    sets = [path for path in WEIGHTS.iterdir() if path.is_dir()]
+    assert "toy" in {path.name for path in sets}
+    for folder in sets:
+        names = json.loads((folder / "priors.json").read_text())
+        weights = {path.stem: path for path in folder.glob("*.safetensors")}
+        assert set(weights) == set(names)
+        for name, path in weights.items():
+            card = path.with_suffix(".md").read_text()
+            assert name in card
+            for word in ("Data", "Command", "Time", "excess"):
+                assert word in card, f"{name}: {word}"
+    size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
+    assert 0 < size < 40e6

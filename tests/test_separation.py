@@ -1,0 +1,273 @@
+import json
+import math
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_sep import load_priors, separate
+from pyro_sep.data.toy import toy_mixture
+from pyro_sep.inference.schedules import START_NATS
+from pyro_sep.metrics import si_sdr_improvement
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.priors import WaveNetPrior
+from pyro_sep.separation import (
+    MIN_TIME,
+    Separation,
+    check_mixtures,
+    default_ladder,
+    separate_batch,
+)
+from pyro_sep.trace import to_arviz
+
+TIME = 300
+BUDGET = {"levels": 6, "steps": 3, "chains": 2, "explorers": 2, "draws": 6, "thin": 1}
+LEVELS = {"oboe": 0.5, "flute": 0.3}
+
+
+def make_prior(name: str, **config: Any) -> WaveNetPrior:
+    torch.manual_seed(len(name))
+    network = WaveNet(
+        WaveNetConfig(
+            **{
+                "width": 8,
+                "layers": 2,
+                "hop": 16,
+                "spectra": (32,),
+                "components": 4,
+                "sigma_data": LEVELS[name],
+            }
+            | config
+        )
+    )
+    torch.nn.init.normal_(network.head_out.weight, std=0.3)
+    return WaveNetPrior(network, name=name, sample_rate=8_000)
+
+
+PRIORS = {name: make_prior(name) for name in LEVELS}
+
+
+def tones(time: int = TIME) -> Tensor:
+    """Sources (source, time)."""
+    t = torch.arange(time) / 8_000
+    return torch.stack([0.7 * torch.sin(2 * math.pi * f * t) for f in (440.0, 700.0)])
+
+
+@pytest.fixture(scope="module")
+def result() -> Separation:
+    attrs = {"mixture": "duet.wav", "notes": ["mixed down"]}
+    return separate(tones().mean(0), PRIORS, seed=3, true_sources=tones(), attrs=attrs, **BUDGET)
+
+
+def test_the_result_is_the_mean_of_the_most_probable_chain(result: Separation) -> None:
+    assert result.names == ("oboe", "flute")
+    assert result.sample_rate == 8_000
+    assert result.sources.shape == (2, TIME)
+    lp = result.trace["sample_stats"]["lp"].values.mean(1)
+    draws = result.trace["posterior"]["sources"].values
+    assert draws.shape == (2, 6, 2, TIME)
+    best, worst = draws[lp.argmax()].mean(0), draws[lp.argmin()].mean(0)
+    assert np.allclose(result.sources.numpy(), best, atol=1e-6)
+    assert not np.allclose(best, worst, atol=1e-3)
+
+
+def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_sep import separation
+
+    anneal = separation.anneal
+
+    def rigged(*args: Any) -> Any:
+        draws = anneal(*args)
+        lp = torch.tensor([[[5.0, -9.0, -9.0, -9.0, -9.0, -9.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
+        return draws._replace(lp=lp)
+
+    monkeypatch.setattr(separation, "anneal", rigged)
+    result = separate(tones().mean(0), PRIORS, **BUDGET)
+    second = result.trace["posterior"]["sources"].values[1].mean(0)
+    assert np.allclose(result.sources.numpy(), second, atol=1e-6)
+
+
+def test_the_trace_holds_every_group(result: Separation) -> None:
+    trace = result.trace
+    assert set(trace.children) == {
+        "posterior",
+        "sample_stats",
+        "warmup_sample_stats",
+        "posterior_predictive",
+        "observed_data",
+        "constant_data",
+    }
+    stats = ("lp", "grad_norm", "noise_level", "step_size")
+    for group, draws in (("sample_stats", 6), ("warmup_sample_stats", 18)):
+        assert set(trace[group].data_vars) == set(stats)
+        for name in stats:
+            assert trace[group][name].shape == (2, draws)
+            assert np.isfinite(trace[group][name]).all()
+    ladder = default_ladder(PRIORS, TIME)
+    noise_level = trace["warmup_sample_stats"]["noise_level"].values
+    assert np.allclose(noise_level[:, 0], ladder["sigma_max"])
+    assert np.allclose(noise_level[:, -1], ladder["sigma_min"])
+    assert (np.diff(noise_level) <= 0).all()
+    assert np.allclose(trace["sample_stats"]["noise_level"], ladder["sigma_min"])
+    for group in ("sample_stats", "warmup_sample_stats"):
+        assert np.allclose(trace[group]["step_size"], 0.8 * trace[group]["noise_level"])
+    mixture = tones().mean(0).numpy()
+    assert np.array_equal(trace["observed_data"]["mixture"], mixture)
+    assert np.array_equal(trace["constant_data"]["true_sources"], tones())
+    assert trace["constant_data"]["gains"].values.tolist() == [0.5, 0.5]
+    draws = trace["posterior"]["sources"].values
+    predictive = trace["posterior_predictive"]["mixture"].values
+    assert np.allclose(predictive, draws.mean(2), atol=1e-6)
+    # Sources add up: the residual of Tweedie's estimate shrinks by gamma^2 / (sigma^2 / 2) = 8e-4.
+    assert np.abs(predictive - mixture).max() < 1e-2
+    log_prior = trace["posterior"]["log_prior"].values.sum(-1)
+    assert (trace["sample_stats"]["lp"].values != log_prior).all()
+
+
+def test_the_trace_says_how_it_was_made(result: Separation) -> None:
+    attrs = result.trace.attrs
+    assert attrs["seed"] == 3
+    assert attrs["noise_scale"] == 1e-3
+    assert attrs["mixture"] == "duet.wav"
+    assert json.loads(attrs["notes"]) == ["mixed down"]
+    settings = json.loads(attrs["settings"])
+    assert settings.items() >= (BUDGET | default_ladder(PRIORS, TIME)).items()
+    assert settings["step_size"] == 0.8
+
+
+def test_arviz_summarises_the_scalars(result: Separation) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0 at import
+        import arviz
+
+        table = arviz.summary(to_arviz(result.trace), var_names=["level", "centroid", "log_prior"])
+    assert list(table.index) == [
+        f"{name}[{source}]" for name in ("level", "centroid", "log_prior") for source in LEVELS
+    ]
+    level = result.trace["posterior"]["level"].values.mean((0, 1))
+    assert table["mean"].iloc[:2].tolist() == pytest.approx(level.tolist(), abs=6e-4)
+    assert table["r_hat"].notna().all()
+
+
+def test_gains_reach_the_likelihood_and_the_trace() -> None:
+    sources = tones()
+    mixture = 1.5 * sources[0] - 0.3 * sources[1]
+    result = separate(mixture, PRIORS, gains=(1.5, -0.3), **BUDGET)
+    assert np.allclose(result.trace["constant_data"]["gains"], (1.5, -0.3))
+    explained = 1.5 * result.sources[0] - 0.3 * result.sources[1]
+    assert (explained - mixture).abs().max() < 1e-2
+    with_mean = separate(mixture, PRIORS, **BUDGET)
+    assert (with_mean.sources.mean(0) - mixture).abs().max() < 1e-2
+
+
+def test_a_batch_is_its_mixtures_in_order() -> None:
+    mixtures = torch.stack([tones()[0], tones()[1], -tones()[0]])
+    results = separate_batch(mixtures, PRIORS, seed=1, **BUDGET)
+    assert len(results) == 3
+    for mixture, own in zip(mixtures, results, strict=True):
+        assert np.array_equal(own.trace["observed_data"]["mixture"], mixture)
+        assert (own.sources.mean(0) - mixture).abs().max() < 1e-2
+
+
+def test_one_seed_is_one_result() -> None:
+    mixture = tones().mean(0)
+    first, again, other = (separate(mixture, PRIORS, seed=s, **BUDGET) for s in (4, 4, 5))
+    assert torch.equal(first.sources, again.sources)
+    assert first.trace.identical(again.trace)
+    assert not torch.equal(first.sources, other.sources)
+
+
+def test_the_ladder_follows_the_frame_and_the_priors() -> None:
+    ladder = default_ladder(PRIORS, 2_000)
+    # T r^2 / (2 sigma^2) nats at the top, r the mean level.
+    assert 2_000 * 0.4**2 / (2 * ladder["sigma_max"] ** 2) == pytest.approx(START_NATS)
+    assert ladder["sigma_max"] > ladder["sigma_turn"] > ladder["sigma_min"]
+    assert default_ladder(PRIORS, 10**6)["sigma_max"] == 5.0
+    narrow = PRIORS | {"flute": make_prior("flute", sigma_min=0.08, sigma_max=1.5)}
+    ladder = default_ladder(narrow, 10**6)
+    assert (ladder["sigma_max"], ladder["sigma_min"]) == (1.5, 0.08)
+
+
+def bad(case: str) -> Tensor:
+    mixture = tones().mean(0)
+    if case in ("nan", "inf"):
+        mixture[17] = float(case)
+    return {
+        "silence": torch.zeros(TIME),
+        "short": mixture[: MIN_TIME - 1],
+        "empty": mixture[:0],
+        "stereo": tones(),
+        "scalar": torch.tensor(0.5),
+    }.get(case, mixture)
+
+
+@pytest.mark.parametrize(
+    ("case", "options", "message"),
+    [
+        ("nan", {}, "mixture: got NaN or infinity, expected finite audio"),
+        ("inf", {}, "mixture: got NaN or infinity, expected finite audio"),
+        ("silence", {}, "mixture: got silence, expected audio"),
+        ("short", {}, "mixture: got 255 audio samples, expected at least 256"),
+        ("empty", {}, "mixture: got 0 audio samples, expected at least 256"),
+        ("stereo", {}, r"mixture: got shape \(2, 300\), expected \(time,\)"),
+        ("scalar", {}, r"mixture: got shape \(\), expected \(time,\)"),
+        ("", {"gains": (1.0,)}, r"gains: got 1 for 2 priors \(oboe, flute\); expected one per"),
+        ("", {"gains": (1.0, 0.0)}, r"gains: got \(1.0, 0.0\), expected a finite number but 0"),
+        ("", {"gains": (1.0, math.nan)}, r"gains: got \(1.0, nan\), expected"),
+        ("", {"noise_scale": 0.0}, "noise_scale: got 0.0, expected a positive number"),
+        ("", {"noise_scale": math.inf}, "noise_scale: got inf, expected a positive number"),
+        ("", {"levels": 2}, "levels: got 2, expected at least 6"),
+        ("", {"chains": 0}, "chains: got 0, expected at least 1"),
+        ("", {"sigma_min": 3.0}, r"ladder: got 0\.\d+ down to 3, expected 0 < sigma_min"),
+    ],
+)
+def test_what_cannot_be_separated_is_said_in_a_line(
+    case: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        separate(bad(case), PRIORS, **(BUDGET | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_priors_of_differing_rates_are_refused() -> None:
+    other = make_prior("flute")
+    other.sample_rate = 16_000
+    with pytest.raises(ValueError, match=r"priors: got sample rates \[8000, 16000\]"):
+        separate(tones().mean(0), PRIORS | {"flute": other}, **BUDGET)
+
+
+def test_one_bad_mixture_of_a_batch_is_enough() -> None:
+    good = tones().mean(0)
+    with pytest.raises(ValueError, match="got silence"):
+        check_mixtures(torch.stack([good, torch.zeros(TIME)]))
+    with pytest.raises(ValueError, match=r"got shape \(300,\), expected \(mixture, time\)"):
+        check_mixtures(good)
+    check_mixtures(good[None, :MIN_TIME])
+
+
+def test_the_toy_priors_ship() -> None:
+    priors = load_priors("toy")
+    assert list(priors) == ["sine", "saw", "square", "triangle"]
+    for name, prior in priors.items():
+        assert (prior.name, prior.sample_rate) == (name, 16_000)
+        assert prior.frame(2_048).event_shape == (2_048,)
+        assert prior.batch_shape == ()
+        assert prior.sigmas[0] <= 0.05 < 1 < prior.sigmas[1]
+
+
+@pytest.mark.slow
+def test_square_and_saw_are_told_apart(tmp_path: Path) -> None:
+    toy = load_priors("toy")
+    priors = {name: toy[name] for name in ("square", "saw")}
+    items = [toy_mixture("test", 100 + i, tuple(priors), 2_048) for i in range(3)]
+    results = separate_batch(torch.stack([item.mixture for item in items]), priors)
+    gains = [
+        float(si_sdr_improvement(result.sources, item.sources, item.mixture).mean())
+        for item, result in zip(items, results, strict=True)
+    ]
+    assert statistics.median(gains) > 10, gains
