@@ -28,7 +28,7 @@ from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.separation import Separation, separate_batch
 
-BATCH = 5  # mixtures separated at once
+BATCH = 4  # mixtures separated at once
 
 
 def main(
@@ -38,9 +38,7 @@ def main(
     first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
-    explorers: Annotated[
-        int | None, typer.Option(min=1, help="Starts per chain; as many as sources by default.")
-    ] = None,
+    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
@@ -57,12 +55,7 @@ def main(
     chosen = {name: loaded[name] for name in names}
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
-    budget = {
-        "chains": chains,
-        "explorers": explorers or len(names),
-        "levels": levels,
-        "steps": steps,
-    }
+    budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
     started = clock.monotonic()
     rows = []
     for start in range(0, mixtures, BATCH):

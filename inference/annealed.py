@@ -11,6 +11,9 @@ mode:
 * explorers: every chain starts as several. Where the modes are being chosen the better half by mean
   log posterior goes on, where they have been the best one goes on as the chain. Chains share
   nothing, so they stay independent.
+* block moves, with more than two sources: at the turn every pair of sources in its turn is noised
+  again and annealed given the others, which leaves a problem of two sources; what comes out is
+  accepted by the odds of the posterior. A chain that has found some of its sources so finds more.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 """
@@ -18,6 +21,7 @@ At the last level draws are kept, and each is denoised (Tweedie) and conditioned
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -25,9 +29,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.inference.permutation import draw_assignment, reassign
-from pyro_sep.inference.schedules import two_rate_ladder
+from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
+
+BLOCK_START = 3.0  # a block move starts at this multiple of sigma_turn
+BLOCK_LEVELS = 9
+SETTLE_STEPS = 10  # steps of all sources before the log posterior is compared
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Annealing:
         sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
             The better half of the explorers goes on from 1.5 times this level.
         sigma_min: last noise level, where draws are kept.
+        sweeps: block moves over all pairs of sources, where there are more than two.
         levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
         chains: independent chains per mixture.
@@ -53,6 +62,7 @@ class Annealing:
     sigma_max: float
     sigma_turn: float
     sigma_min: float
+    sweeps: int = 2
     levels: int = 22
     steps: int = 30
     chains: int = 2
@@ -64,6 +74,8 @@ class Annealing:
     exchange_every: int = 20
 
     def __post_init__(self) -> None:
+        if self.sweeps < 0:
+            raise ValueError(f"sweeps: got {self.sweeps}, expected 0 or more")
         for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
@@ -78,9 +90,24 @@ class Annealing:
         return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
 
     @property
-    def total_steps(self) -> int:
-        """Gradients per chain."""
-        return self.levels * self.steps + self.draws * self.thin
+    def block_sigmas(self) -> tuple[float, ...]:
+        """Ladder of a block move, from where modes are chosen down to the turn."""
+        start = min(self.sigma_max, BLOCK_START * self.sigma_turn)
+        return geometric_ladder(start, self.sigma_turn, BLOCK_LEVELS)
+
+    def blocks(self, count: int) -> list[tuple[int, ...]]:
+        """Pairs among ``count`` sources, in the order of their moves."""
+        return [*combinations(range(count), 2)] * self.sweeps if count > 2 else []
+
+    def total_steps(self, count: int) -> int:
+        """Steps per chain with ``count`` sources."""
+        move = BLOCK_LEVELS * self.block_steps + 2 * SETTLE_STEPS
+        return self.levels * self.steps + len(self.blocks(count)) * move + self.draws * self.thin
+
+    @property
+    def block_steps(self) -> int:
+        """Steps per level of a block move."""
+        return max(1, self.steps // 2)
 
 
 class Draws(NamedTuple):
@@ -114,11 +141,15 @@ def anneal(
     """
     lanes = settings.chains * settings.explorers
     target = posterior(mixtures.repeat_interleave(lanes, 0))
-    with tqdm(total=settings.total_steps, unit="step", disable=not progress) as bar:
+    count = len(target.priors)
+    with tqdm(total=settings.total_steps(count), unit="step", disable=not progress) as bar:
         walk = _Walk(target, settings, generator, bar)
         for sigma in settings.sigmas:
-            if sigma < settings.sigma_turn:
+            if sigma < settings.sigma_turn and not walk.turned:
                 walk.keep_best(1)
+                for block in settings.blocks(count):
+                    walk.move_block(block)
+                walk.turned = True
             elif sigma < 1.5 * settings.sigma_turn:
                 walk.keep_best(-(-settings.explorers // 2))
             walk.settle(sigma, exchange=sigma >= settings.sigma_turn)
@@ -185,15 +216,16 @@ class _Walk:
         self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
         self.history = _History()
         self.explorers = settings.explorers
+        self.turned = False
         lanes, time = target.mixture.shape
         start = target.mixture.new_empty(lanes, len(target.priors), time)
         self.position = settings.sigma_max * start.normal_(generator=generator)
 
     def settle(self, sigma: float, exchange: bool) -> None:
         """All steps of one level."""
-        state = self._start(sigma)
+        state = self._start(self.target, self.position, sigma)
         for step in range(1, self.settings.steps + 1):
-            state = self._step(state, sigma)
+            state = self._step(self.target, state, sigma)
             self.history.add(state)
             if exchange and step % self.settings.exchange_every == 0:
                 state = self._exchange(state, sigma)
@@ -209,22 +241,57 @@ class _Walk:
         self.target, self.position = self.target.take(best), self.position[best]
         self.history.take(best)
 
+    def move_block(self, block: tuple[int, ...]) -> None:
+        """Anneal some sources again given the others, and take what the posterior prefers."""
+        sigma = self.settings.sigma_turn
+        before, lp_before = self._mean_lp(self.position)
+        rest = self.target.given_others(before, block, sigma)
+        part = before[:, block]
+        top = self.settings.block_sigmas[0]
+        noise = torch.empty_like(part).normal_(generator=self.generator)
+        part = part + (top**2 - sigma**2) ** 0.5 * noise
+        for level in self.settings.block_sigmas:
+            part, _ = self._run(rest, part, level, self.settings.block_steps)
+        proposed = before.clone()
+        proposed[:, block] = part
+        after, lp_after = self._mean_lp(proposed)
+        uniform = torch.rand(lp_after.shape, generator=self.generator, device=lp_after.device)
+        accepted = uniform.log() < lp_after - lp_before
+        self.position = torch.where(accepted[:, None, None], after, before)
+
     def draw(self) -> tuple[list[Tensor], _History]:
         """Clean draws ``(lane, source, time)`` at the last level, and their statistics."""
         sigma, kept, clean = self.settings.sigma_min, _History(), []
-        state = self._start(sigma)
+        state = self._start(self.target, self.position, sigma)
         for step in range(1, self.settings.draws * self.settings.thin + 1):
-            state = self._step(state, sigma)
+            state = self._step(self.target, state, sigma)
             if step % self.settings.thin == 0:
                 kept.add(state)
                 clean.append(self.target.denoise(state.position, state.evaluation, sigma))
         return clean, kept
 
-    def _start(self, sigma: float) -> UnderdampedState:
-        return init(self.position, partial(self.target.evaluate, sigma=sigma), self.generator)
+    def _mean_lp(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Settle all sources at the turn: where that leads, and the mean log posterior there."""
+        return self._run(self.target, position, self.settings.sigma_turn, SETTLE_STEPS)
 
-    def _step(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
-        evaluate = partial(self.target.evaluate, sigma=sigma)
+    def _run(
+        self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """Some steps at one level; the position and the mean log density ``(lane,)``."""
+        state, total = self._start(target, position, sigma), torch.zeros(len(position))
+        total = total.to(position)
+        for _ in range(steps):
+            state = self._step(target, state, sigma)
+            total += state.evaluation.log_density / steps
+        return state.position, total
+
+    def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
+        return init(position, partial(target.evaluate, sigma=sigma), self.generator)
+
+    def _step(
+        self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
+    ) -> UnderdampedState:
+        evaluate = partial(target.evaluate, sigma=sigma)
         step_size, persistence = self.settings.step_size * sigma, self.settings.persistence
         state = underdamped_step(state, evaluate, step_size, persistence, self.generator)
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)

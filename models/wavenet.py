@@ -36,9 +36,8 @@ from torch import Tensor, nn
 from pyro_sep.audio import mu_law_bins
 from pyro_sep.models.spectrum import SpectralExtrapolator
 
-COMPONENT_SCALE_MIN = (
-    0.01  # floor of a free Gaussian's std: no density without bound on clean curves
-)
+#: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
+COMPONENT_SCALE_MIN = 0.01
 NOISE_FEATURES = 16
 EMBEDDING = 64
 

@@ -120,9 +120,7 @@ def separate_command(
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
-    explorers: Annotated[
-        int | None, typer.Option(min=1, help="Starts per chain; as many as sources by default.")
-    ] = None,
+    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     device: str = "cpu",
@@ -145,7 +143,7 @@ def separate_command(
         progress=True,
         attrs={"mixture": mixture.name, "notes": list(recording.notes)},
         chains=chains,
-        explorers=explorers or len(loaded),
+        explorers=explorers,
         levels=levels,
         steps=steps,
     )

@@ -78,8 +78,7 @@ def separate_batch(
         progress: show a bar.
         attrs: further attributes of the traces.
         annealing: fields of :class:`~pyro_sep.inference.annealed.Annealing` other than their
-            defaults; the ladder's ends follow from the frame and the priors, and there is one
-            explorer per source, since modes multiply with the sources.
+            defaults; the ladder's ends follow from the frame and the priors.
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
@@ -95,8 +94,7 @@ def separate_batch(
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
-    defaults = {"explorers": len(priors)} | default_ladder(priors, mixtures.shape[-1])
-    settings = Annealing(**(defaults | annealing))
+    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     draws = anneal(
         mixtures,

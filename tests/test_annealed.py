@@ -68,8 +68,10 @@ class Recorder(AnnealedPosterior):
         return replace(self, mixture=self.mixture[lanes])
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
+        evaluation = super().evaluate(sources, sigma)
         self.log["evaluate"].append((len(sources), sigma))
-        return super().evaluate(sources, sigma)
+        self.log["evaluation"].append(evaluation)
+        return evaluation
 
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
         self.log["exchange"].append((len(sources), sigma))
@@ -88,7 +90,7 @@ def walk(
     **settings: Any,
 ) -> tuple[Draws, dict[str, Any]]:
     """Draws, and the log of a Recorder; its noisy draws as (mixture, chain, draw, source, time)."""
-    log: dict[str, Any] = {"evaluate": [], "exchange": [], "noisy": []}
+    log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": [], "noisy": []}
     annealing = Annealing(**(LADDER | settings))
     generator = torch.Generator().manual_seed(seed)
     draws = anneal(mixtures, lambda m: Recorder(m, priors, mixing, log), annealing, generator)
@@ -312,6 +314,17 @@ def test_what_is_kept_is_consistent_with_the_densities() -> None:
     assert torch.allclose(draws.grad_norm, gradient.flatten(-2).norm(dim=-1), rtol=1e-4)
 
 
+def test_warmup_holds_every_step_but_no_start() -> None:
+    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
+    budget = {"steps": 3, "chains": 2, "explorers": 1, "draws": 1, "exchange_every": 4}
+    draws, log = walk(torch.ones(1, 20), priors, Mixing.mean(2), **budget)
+    steps = [log["evaluation"][4 * level + i] for level in range(6) for i in (1, 2, 3)]
+    assert torch.equal(draws.warmup_lp[0], torch.stack([e.log_density for e in steps], 1))
+    assert torch.equal(draws.warmup_log_prior[0], torch.stack([e.parts for e in steps], 1))
+    norms = torch.stack([e.gradient.flatten(1).norm(dim=1) for e in steps], 1)
+    assert torch.equal(draws.warmup_grad_norm[0], norms)
+
+
 def test_warmup_is_the_ladder_step_by_step() -> None:
     settings = {"steps": 4, "chains": 2, "explorers": 3, "draws": 5, "levels": 9}
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
@@ -337,10 +350,10 @@ def test_every_step_is_one_evaluation() -> None:
     above = sum(sigma >= annealing.sigma_turn for sigma in annealing.sigmas)
     assert above == 4
     exchanges = above * (7 // 3)
-    assert annealing.total_steps == 6 * 7 + 5 * 2
+    assert annealing.total_steps(2) == 6 * 7 + 5 * 2
     assert len(log["exchange"]) == exchanges
     # Beside the steps: the start of every level and of the draws, and what an exchange moved.
-    assert len(log["evaluate"]) == annealing.total_steps + 6 + 1 + exchanges
+    assert len(log["evaluate"]) == annealing.total_steps(2) + 6 + 1 + exchanges
     # Explorers only ever drop out, as many of every chain; below the turn there is one.
     lanes = [count for count, _ in log["evaluate"]]
     assert lanes == sorted(lanes, reverse=True)
