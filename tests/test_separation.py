@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
+from pyro_sep.inference.annealed import Annealing
 from pyro_sep.inference.schedules import START_NATS
 from pyro_sep.metrics import si_sdr_improvement
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
@@ -115,7 +116,9 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
     assert (np.diff(noise_level) <= 0).all()
     assert np.allclose(trace["sample_stats"]["noise_level"], ladder["sigma_min"])
     for group in ("sample_stats", "warmup_sample_stats"):
-        assert np.allclose(trace[group]["step_size"], 0.8 * trace[group]["noise_level"])
+        assert np.allclose(
+            trace[group]["step_size"], Annealing.step_size * trace[group]["noise_level"]
+        )
     mixture = tones().mean(0).numpy()
     assert np.array_equal(trace["observed_data"]["mixture"], mixture)
     assert np.array_equal(trace["constant_data"]["true_sources"], tones())
@@ -137,7 +140,7 @@ def test_the_trace_says_how_it_was_made(result: Separation) -> None:
     assert json.loads(attrs["notes"]) == ["mixed down"]
     settings = json.loads(attrs["settings"])
     assert settings.items() >= (BUDGET | default_ladder(PRIORS, TIME)).items()
-    assert settings["step_size"] == 0.8
+    assert settings["step_size"] == Annealing.step_size
 
 
 def test_arviz_summarises_the_scalars(result: Separation) -> None:
