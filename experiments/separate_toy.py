@@ -28,7 +28,7 @@ from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.separation import Separation, separate_batch
 
-BATCH = 4  # mixtures separated at once
+BATCH = 5  # mixtures separated at once
 
 
 def main(

@@ -11,9 +11,10 @@ mode:
 * explorers: every chain starts as several. Where the modes are being chosen the better half by mean
   log posterior goes on, where they have been the best one goes on as the chain. Chains share
   nothing, so they stay independent.
-* block moves, with more than two sources: at the turn every pair of sources in its turn is noised
-  again and annealed given the others, which leaves a problem of two sources; what comes out is
-  accepted by the odds of the posterior. A chain that has found some of its sources so finds more.
+* block moves, with more than two sources: wrong modes are tones in the wrong hands. At the turn
+  every pair of sources in its turn exchanges what it explains, is noised again, just as far as
+  overtones can still change hands, and is annealed given the others; what comes out is accepted by
+  the odds of the posterior.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 """
@@ -33,8 +34,8 @@ from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
 
-BLOCK_START = 3.0  # a block move starts at this multiple of sigma_turn
-BLOCK_LEVELS = 9
+BLOCK_START = 2.5  # a block move starts at this multiple of sigma_turn
+BLOCK_LEVELS = 6
 SETTLE_STEPS = 10  # steps of all sources before the log posterior is compared
 
 
@@ -95,7 +96,7 @@ class Annealing:
         start = min(self.sigma_max, BLOCK_START * self.sigma_turn)
         return geometric_ladder(start, self.sigma_turn, BLOCK_LEVELS)
 
-    def blocks(self, count: int) -> list[tuple[int, ...]]:
+    def blocks(self, count: int) -> list[tuple[int, int]]:
         """Pairs among ``count`` sources, in the order of their moves."""
         return [*combinations(range(count), 2)] * self.sweeps if count > 2 else []
 
@@ -107,7 +108,7 @@ class Annealing:
     @property
     def block_steps(self) -> int:
         """Steps per level of a block move."""
-        return max(1, self.steps // 2)
+        return max(1, self.steps // 3)
 
 
 class Draws(NamedTuple):
@@ -241,12 +242,13 @@ class _Walk:
         self.target, self.position = self.target.take(best), self.position[best]
         self.history.take(best)
 
-    def move_block(self, block: tuple[int, ...]) -> None:
-        """Anneal some sources again given the others, and take what the posterior prefers."""
+    def move_block(self, block: tuple[int, int]) -> None:
+        """Exchange two sources, anneal them given the others, take what the posterior prefers."""
         sigma = self.settings.sigma_turn
         before, lp_before = self._mean_lp(self.position)
         rest = self.target.given_others(before, block, sigma)
-        part = before[:, block]
+        swapped = torch.tensor([[1, 0]], device=before.device).expand(len(before), 2)
+        part = reassign(before[:, block], swapped, rest.mixing.weights(before))
         top = self.settings.block_sigmas[0]
         noise = torch.empty_like(part).normal_(generator=self.generator)
         part = part + (top**2 - sigma**2) ** 0.5 * noise

@@ -364,9 +364,10 @@ def test_every_step_is_one_evaluation() -> None:
     assert min(sigma for _, sigma in log["exchange"]) >= annealing.sigma_turn
 
 
-def test_the_bar_counts_total_steps(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     annealing = Annealing(**LADDER, steps=7, draws=5, thin=2)
-    mixing, priors = Mixing.mean(1), [GaussianPrior(0.5)]
+    mixing, priors = Mixing.mean(count), [GaussianPrior(0.5)] * count
     generator = torch.Generator().manual_seed(0)
     anneal(
         torch.ones(1, 20),
@@ -375,7 +376,10 @@ def test_the_bar_counts_total_steps(capsys: pytest.CaptureFixture[str]) -> None:
         generator,
         progress=True,
     )
-    assert "52/52" in capsys.readouterr().err
+    total = annealing.total_steps(count)
+    assert f"{total}/{total}" in capsys.readouterr().err
+    # Block moves need a third source: a pair of two is the whole.
+    assert (total == 6 * 7 + 5 * 2) == (count < 3)
 
 
 def test_the_sampler_never_sees_the_true_sources() -> None:
@@ -400,6 +404,7 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
             ({name: 0}, f"^{name}: got 0, expected at least 1$")
             for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every")
         ),
+        ({"sweeps": -1}, "^sweeps: got -1, expected 0 or more$"),
         ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
         ({"step_size": 2**0.5}, "^step_size: got 1.414"),
         ({"step_size": math.nan}, "^step_size: got nan"),
