@@ -123,8 +123,10 @@ def summarise(
         "seconds": seconds,
         "mixtures": rows,
     }
+    # JSON knows no NaN, which R-hat is for a single chain.
+    strict = json.loads(json.dumps(summary), parse_constant=lambda _: None)
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(summary, indent=1) + "\n")
+        partial.write_text(json.dumps(strict, indent=1) + "\n")
     low, high = summary["quartiles_improvement_db"]
     print(
         f"{len(rows)} mixtures in {seconds:.0f} s: SI-SDR improvement median "

@@ -16,6 +16,9 @@ mode:
   overtones can still change hands, and is annealed given the others; what comes out is accepted by
   the odds of the posterior.
 
+Selection and block moves search for modes: they leave out the density of what they propose. The law
+of the draws is that of the chain at the last level, started in the mode that was found.
+
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 """
 
@@ -181,7 +184,7 @@ def best_explorers(log_density: Tensor, explorers: int, count: int = 1) -> Tenso
         explorers: per chain.
         count: how many of them to keep.
     """
-    mean = log_density.mean(0).reshape(-1, explorers)
+    mean = log_density.mean(0).nan_to_num(nan=-torch.inf).reshape(-1, explorers)
     first = torch.arange(len(mean), device=mean.device)[:, None] * explorers
     return (first + mean.topk(count, dim=1).indices).reshape(-1)
 

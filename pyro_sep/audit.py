@@ -62,7 +62,8 @@ def audit(
             for k, source in enumerate(names):
                 generator = torch.Generator().manual_seed(seed)
                 clean = audio[source]
-                noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
+                noise = torch.randn(clean.shape, generator=generator)
+                noisy = clean + sigma * noise.to(clean)
                 for j, name in enumerate(names):
                     law = priors[name].frame(clean.shape[-1]).condition(sigma)
                     table[i, j, k] = law.log_prob(noisy).mean().item() / clean.shape[-1] + floor

@@ -129,12 +129,13 @@ def separate_command(
     from pyro_sep.audio import load_audio
     from pyro_sep.checkpoints import load_priors
     from pyro_sep.outputs import check_writable, write_separation
-    from pyro_sep.separation import separate
+    from pyro_sep.separation import check_mixtures, separate
 
     loaded = load_priors(priors, torch_device(device))
     recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
     for note in recording.notes:
         typer.echo(f"{mixture}: {note}", err=True)
+    check_mixtures(recording.samples[None])
     check_writable(out)
     result = separate(
         recording.samples.to(device),

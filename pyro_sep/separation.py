@@ -16,7 +16,8 @@ from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 from pyro_sep.trace import build_trace
 
-SIGMA_MIN = 0.05  # last noise level, full scale 1
+SIGMA_MIN = 0.05  # highest last noise level, full scale 1
+FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
 TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 
@@ -117,7 +118,7 @@ def default_ladder(priors: Priors, time: int) -> dict[str, float]:
     level = mean(prior.level for prior in priors.values())
     return {
         "sigma_max": min(start_level(time, level), high),
-        "sigma_min": max(SIGMA_MIN, low),
+        "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
         "sigma_turn": TURN_SHARE * level,
     }
 
@@ -174,5 +175,5 @@ def _result(
         true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),
         attrs=attrs,
     )
-    best = own.lp.mean(1).argmax()
+    best = own.lp.mean(1).nan_to_num(nan=-torch.inf).argmax()
     return Separation(own.sources[best].mean(0), names, sample_rate, trace)
