@@ -307,7 +307,12 @@ def test_an_interrupt_leaves_nothing_half_written(
     out = tmp_path / "out"
     arguments = command("separate", stereo, "--priors", priors, "--out", out, "--steps", "1000000")
     with subprocess.Popen(
-        arguments, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        arguments,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A run in the background of a shell inherits that interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         seen = b""
