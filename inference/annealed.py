@@ -148,15 +148,16 @@ def anneal(
     count = len(target.priors)
     with tqdm(total=settings.total_steps(count), unit="step", disable=not progress) as bar:
         walk = _Walk(target, settings, generator, bar)
-        for sigma in settings.sigmas:
-            if sigma < settings.sigma_turn and not walk.turned:
-                walk.keep_best(1)
-                for block in settings.blocks(count):
-                    walk.move_block(block)
-                walk.turned = True
-            elif sigma < 1.5 * settings.sigma_turn:
+        above = [sigma for sigma in settings.sigmas if sigma >= settings.sigma_turn]
+        for sigma in above:
+            if sigma < 1.5 * settings.sigma_turn:
                 walk.keep_best(-(-settings.explorers // 2))
-            walk.settle(sigma, exchange=sigma >= settings.sigma_turn)
+            walk.settle(sigma, exchange=True)
+        walk.keep_best(1)
+        for block in settings.blocks(count):
+            walk.move_block(block)
+        for sigma in settings.sigmas[len(above) :]:
+            walk.settle(sigma, exchange=False)
         clean, kept = walk.draw()
 
     def by_chain(values: list[Tensor]) -> Tensor:
@@ -220,7 +221,6 @@ class _Walk:
         self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
         self.history = _History()
         self.explorers = settings.explorers
-        self.turned = False
         lanes, time = target.mixture.shape
         start = target.mixture.new_empty(lanes, len(target.priors), time)
         self.position = settings.sigma_max * start.normal_(generator=generator)
