@@ -117,7 +117,7 @@ class Annealing:
 class Draws(NamedTuple):
     """Posterior draws of all chains on all mixtures, and how they came about."""
 
-    sources: Tensor  # (mixture, chain, draw, source, time), clean
+    sources: Tensor  # (mixture, chain, draw, source, frame), clean
     lp: Tensor  # (mixture, chain, draw), log posterior of the noisy sources, nats
     log_prior: Tensor  # (mixture, chain, draw, source), nats
     grad_norm: Tensor  # (mixture, chain, draw)
@@ -221,8 +221,7 @@ class _Walk:
         self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
         self.history = _History()
         self.explorers = settings.explorers
-        lanes, time = target.mixture.shape
-        start = target.mixture.new_empty(lanes, len(target.priors), time)
+        start = target.mixture.new_empty(len(target.mixture), len(target.priors), target.frame)
         self.position = settings.sigma_max * start.normal_(generator=generator)
 
     def settle(self, sigma: float, exchange: bool) -> None:

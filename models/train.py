@@ -1,20 +1,26 @@
 r"""Fit a prior to isolated audio of one source.
 
-The loss of a batch of clean frames s is the code length of s given its noisy past,
+The loss of a batch of frames is a code length in nats per audio sample: of the clean sample given
+its noisy past for a WaveNet, of the noisy frame for a flow,
 
-.. math:: L = -\mathbb{E} \, \log p(s_t \mid x_{<t}, \sigma), \qquad x = s + \sigma n, \quad
+.. math:: L = -\mathbb{E} \, \log p(s_t \mid x_{<t}, \sigma) \quad\text{or}\quad
+          -\mathbb{E} \, \tfrac{1}{T} \log p_\sigma(x), \qquad x = s + \sigma n, \quad
           \log\sigma \sim U[\log\sigma_{min}, \log\sigma_{max}]
 
 with the noise never clamped, and sigma stratified over the batch. Adam with a linear warmup and a
 cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it
 holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
+
+:func:`fit_serially` is the schedule of Frank & Ilse 2020 (arXiv 2011.01761), section 5.2: a network
+trained without noise, then tuned to one noise level after another, each from the last.
 """
 
+import copy
 import dataclasses
 import math
 import time as clock
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +30,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from pyro_sep.files import written_whole
-from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.models.family import Network, NetworkConfig, build
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60.0
 LOG_STEPS = 50
+SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
+TUNING_SHARE = 5  # fine-tuning takes a fifth of the steps, as 30,000 after 150,000 in the paper
 
 #: ``draw(count, time, generator)`` gives fresh clean audio ``(count, time)``.
 Source = Callable[[int, int, torch.Generator], Tensor]
@@ -68,11 +76,12 @@ class TrainingDivergedError(RuntimeError):
 def fit(
     source: Source,
     run: Path,
-    network_config: WaveNetConfig,
+    network_config: NetworkConfig,
     config: TrainConfig,
     device: torch.device | str = "cpu",
     progress: bool = True,
-) -> WaveNet:
+    start: Network | None = None,
+) -> Network:
     """Train a network, or go on where the run in the folder was cut off.
 
     Args:
@@ -82,21 +91,30 @@ def fit(
         config: how.
         device: where the network lives; frames and noise are drawn on the CPU, the same everywhere.
         progress: show a bar with the loss.
+        start: network of the same size whose weights a new run starts from.
 
     Returns:
         The network with averaged weights, in evaluation mode, without gradients.
 
     Raises:
-        ValueError: the folder holds a run of another config.
+        ValueError: the folder holds a run of another config, or the network cannot take such
+            frames.
         TrainingDivergedError: the loss or its gradient is not finite.
     """
+    if config.time % network_config.multiple:
+        raise ValueError(
+            f"time: got {config.time} audio samples per frame, "
+            f"expected a multiple of {network_config.multiple} for this network"
+        )
     run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     torch.manual_seed(config.seed)
-    network = WaveNet(network_config).to(device)
+    network = build(network_config)
+    if start is not None:
+        network.load_state_dict(start.state_dict())
+    network.to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-    average = WaveNet(network_config).to(device)
-    average.load_state_dict(network.state_dict())
+    average = copy.deepcopy(network)
     generator = torch.Generator().manual_seed(config.seed)
     settings = {"network": dataclasses.asdict(network_config), "train": dataclasses.asdict(config)}
     step = _resume(run / CHECKPOINT, settings, network, average, optimizer, generator)
@@ -135,15 +153,55 @@ def fit(
     return average.requires_grad_(False).eval()
 
 
+def fit_serially(
+    source: Source,
+    run: Path,
+    network_config: NetworkConfig,
+    config: TrainConfig,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    sigmas: Sequence[float] = SERIAL_SIGMAS,
+) -> dict[float, Network]:
+    """Train a network at the first noise level, then tune a copy to each one after the other.
+
+    Each level is a run in a folder of its own, so a killed schedule goes on where it was.
+
+    Args:
+        source: draws clean frames.
+        run: folder of the runs.
+        network_config: what to train; each level is the only one that its network knows.
+        config: how; later levels take fewer steps.
+        device: where the network lives.
+        progress: show a bar for each level.
+        sigmas: noise levels in their order; 0 is clean audio.
+
+    Returns:
+        The networks by noise level.
+    """
+    networks: dict[float, Network] = {}
+    last = None
+    for sigma in sigmas:
+        level = replace(network_config, sigma_min=sigma, sigma_max=sigma)
+        steps = config.steps if last is None else max(1, config.steps // TUNING_SHARE)
+        schedule = replace(config, steps=steps)
+        folder = run / f"sigma-{sigma:g}"
+        last = fit(source, folder, level, schedule, device, progress, last)
+        networks[sigma] = last
+    return networks
+
+
 def draw_batch(
-    source: Source, network: WaveNetConfig, config: TrainConfig, generator: torch.Generator
+    source: Source, network: NetworkConfig, config: TrainConfig, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean frames, noisy frames ``(batch, time)`` and noise levels ``(batch,)``."""
     clean = source(config.batch, config.time, generator)
     strata = torch.arange(config.batch) / config.batch
     uniform = (torch.rand(1, generator=generator) + strata) % 1
-    low, high = math.log(network.sigma_min), math.log(network.sigma_max)
-    sigma = (low + (high - low) * uniform).exp()
+    if network.sigma_min == network.sigma_max:
+        sigma = torch.full((config.batch,), network.sigma_min)
+    else:
+        low, high = math.log(network.sigma_min), math.log(network.sigma_max)
+        sigma = (low + (high - low) * uniform).exp()
     noise = torch.randn(clean.shape, generator=generator)
     return clean, clean + sigma[:, None] * noise, sigma
 
@@ -159,6 +217,8 @@ def schedule(step: int, config: TrainConfig) -> float:
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     for kept, new in zip(average.parameters(), network.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
+    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(new)
 
 
 def _save(

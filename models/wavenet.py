@@ -34,12 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_sep.audio import mu_law_bins
+from pyro_sep.models.noise import CHANNELS, NoiseEmbedding
 from pyro_sep.models.spectrum import SpectralExtrapolator
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
 COMPONENT_SCALE_MIN = 0.01
-NOISE_FEATURES = 16
-EMBEDDING = 64
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,16 @@ class WaveNetConfig:
         if self.companding not in ("linear", "mu-law"):
             raise ValueError(f"companding: got {self.companding!r}, expected 'linear' or 'mu-law'")
         object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
-        if not 0 < self.sigma_min < self.sigma_max:
+        if not 0 <= self.sigma_min <= self.sigma_max or (0 == self.sigma_min < self.sigma_max):
             raise ValueError(
                 f"sigma_min, sigma_max: got {self.sigma_min}, {self.sigma_max}, "
-                "expected 0 < sigma_min < sigma_max"
+                "expected 0 < sigma_min <= sigma_max, or 0 for both"
             )
+
+    @property
+    def multiple(self) -> int:
+        """A frame's audio samples are a multiple of this; any number will do."""
+        return 1
 
 
 #: Sizes by name: what ships, and Table 2 of Frank & Ilse 2020 (arXiv 2011.01761).
@@ -126,13 +130,8 @@ class WaveNet(nn.Module):
     def __init__(self, config: WaveNetConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.embed = nn.Sequential(
-            nn.Linear(2 * NOISE_FEATURES, EMBEDDING),
-            nn.SiLU(),
-            nn.Linear(EMBEDDING, EMBEDDING),
-            nn.SiLU(),
-        )
-        spectra = [SpectralExtrapolator(window, c.hop, EMBEDDING) for window in c.spectra]
+        self.embed = NoiseEmbedding()
+        spectra = [SpectralExtrapolator(window, c.hop, CHANNELS) for window in c.spectra]
         self.spectra = nn.ModuleList(spectra)
         extrapolated = sum(spectrum.outputs for spectrum in spectra)
         self.read = nn.Linear(c.past + extrapolated, c.width)
@@ -143,11 +142,11 @@ class WaveNet(nn.Module):
         self.gates = nn.ModuleList(
             nn.Linear(c.kernel * c.width, 2 * c.width, bias=False) for _ in self.dilations
         )
-        self.conditions = nn.ModuleList(nn.Linear(EMBEDDING, 2 * c.width) for _ in self.dilations)
+        self.conditions = nn.ModuleList(nn.Linear(CHANNELS, 2 * c.width) for _ in self.dilations)
         self.mixes = nn.ModuleList(nn.Linear(c.width, 2 * c.width) for _ in self.dilations)
         self.head_trunk = nn.Linear(c.width, c.hop * c.head_width)
         self.head_past = nn.Linear(c.head_past, c.head_width, bias=False)
-        self.head_condition = nn.Linear(EMBEDDING, c.head_width)
+        self.head_condition = nn.Linear(CHANNELS, c.head_width)
         self.head_hidden = nn.Linear(c.head_width, c.head_width)
         outputs = c.components if c.head == "categorical" else 3 * c.components
         self.head_out = nn.Linear(c.head_width, outputs)
@@ -185,7 +184,7 @@ class WaveNet(nn.Module):
         time = x.shape[-1]
         tokens = -(-time // c.hop)
         y = F.pad(self._scale(x, sigma), (0, tokens * c.hop - time))
-        noise = self._embed(sigma)
+        noise = self.embed(sigma)
         hidden = self._token(_past(y, self._reach, c.hop), noise, sigma)
         skips = torch.zeros_like(hidden)
         for layer, dilation in enumerate(self.dilations):
@@ -225,7 +224,7 @@ class WaveNet(nn.Module):
         c = self.config
         batch, reach = len(sigma), max(self._reach, c.head_past)
         tokens = -(-time // c.hop)
-        noise = self._embed(sigma)
+        noise = self.embed(sigma)
         y = sigma.new_zeros(batch, reach + tokens * c.hop)
         caches = [
             sigma.new_zeros(batch, (c.kernel - 1) * dilation + 1, c.width)
@@ -252,11 +251,6 @@ class WaveNet(nn.Module):
 
     def _scale(self, x: Tensor, sigma: Tensor) -> Tensor:
         return x * (self.config.sigma_data**2 + sigma.square()).rsqrt()[:, None]
-
-    def _embed(self, sigma: Tensor) -> Tensor:
-        octaves = torch.linspace(-2, 1, NOISE_FEATURES, dtype=sigma.dtype, device=sigma.device)
-        angles = sigma.log()[:, None] * octaves.exp2()
-        return self.embed(torch.cat([angles.sin(), angles.cos()], -1))
 
     def _token(self, past: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Input of the trunk ``(batch, token, width)`` from the samples before each token."""

@@ -1,7 +1,8 @@
 """Priors on disk: safetensors with the network's config in the header, one file a source.
 
-A set of priors is a folder of ``NAME.safetensors``, its sources in the order of ``priors.json`` or,
-without one, of their names. The sets that ship lie in ``pyro_sep/weights``.
+A set of priors is a folder of ``NAME.safetensors``, its sources in the order of their names. Or it
+is a folder with a ``priors.json``: a list of its priors in order, as paths without suffix from the
+folder, so that each may come from another set. The sets that ship lie in ``pyro_sep/weights``.
 """
 
 import dataclasses
@@ -15,18 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyro_sep.files import written_whole
-from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.models.family import FAMILIES, build
+from pyro_sep.priors import PRIORS, NetworkPrior
 
 SHIPPED = Path(__file__).parent / "weights"
 ORDER_FILE = "priors.json"
-FORMAT = "pyro_sep.wavenet.1"
+FORMATS = {f"pyro_sep.{family}.1": family for family in FAMILIES}
 
 
-def save_prior(prior: WaveNetPrior, path: Path) -> None:
+def save_prior(prior: NetworkPrior, path: Path) -> None:
     """Write a prior's weights and config as one safetensors file, whole or not at all."""
     metadata = {
-        "format": FORMAT,
+        "format": next(key for key, family in FORMATS.items() if type(prior) is PRIORS[family]),
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
         "config": json.dumps(dataclasses.asdict(prior.network.config)),
@@ -36,7 +37,7 @@ def save_prior(prior: WaveNetPrior, path: Path) -> None:
         save_file(tensors, partial, metadata)
 
 
-def load_prior(path: Path, device: torch.device | str = "cpu") -> WaveNetPrior:
+def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
     """Read one prior.
 
     Raises:
@@ -50,32 +51,38 @@ def load_prior(path: Path, device: torch.device | str = "cpu") -> WaveNetPrior:
         raise ValueError(
             f"{path}: not a readable safetensors file ({error}); train it again or copy it anew"
         ) from None
-    if metadata.get("format") != FORMAT:
+    family = FORMATS.get(metadata.get("format", ""))
+    if family is None:
         raise ValueError(
-            f"{path}: got format {metadata.get('format')!r}, expected {FORMAT!r}; "
+            f"{path}: got format {metadata.get('format')!r}, expected one of {', '.join(FORMATS)}; "
             "train the prior with `pyro-sep train`"
         )
     with _foreign(path):
-        network = WaveNet(WaveNetConfig(**json.loads(metadata["config"])))
+        network = build(FAMILIES[family].config(**json.loads(metadata["config"])))
         network.load_state_dict(tensors)
         name, sample_rate = metadata["name"], int(metadata["sample_rate"])
-    return WaveNetPrior(network.to(device), name=name, sample_rate=sample_rate)
+    return PRIORS[family](network.to(device), name=name, sample_rate=sample_rate)
 
 
 def load_priors(
     name_or_folder: str | Path, device: torch.device | str = "cpu"
-) -> dict[str, WaveNetPrior]:
+) -> dict[str, NetworkPrior]:
     """A set of priors by source name, in the set's order.
 
     Args:
-        name_or_folder: a set that ships (``"toy"``), or a folder of ``NAME.safetensors``.
+        name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
+            that is best by measurement, ``"toy/wavenet"`` and ``"toy/flow"`` those of one family.
         device: where the networks go.
 
     Raises:
         ValueError: no such set or folder, a file that is not a prior, differing sample rates.
     """
     folder = Path(name_or_folder)
-    shipped = {path.name: path for path in sorted(SHIPPED.iterdir())}
+    shipped = {
+        path.relative_to(SHIPPED).as_posix(): path
+        for path in sorted(SHIPPED.rglob("*"))
+        if path.is_dir()
+    }
     folder = shipped.get(str(name_or_folder), folder)  # by name: "." is the working folder
     if not folder.is_dir():
         raise ValueError(
@@ -84,7 +91,8 @@ def load_priors(
         )
     paths = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     if (folder / ORDER_FILE).exists():
-        paths = {name: folder / f"{name}.safetensors" for name in _order(folder / ORDER_FILE)}
+        files = [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
+        paths = {path.stem: path for path in files}
     if not paths:
         raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
     priors = {name: load_prior(path, device) for name, path in paths.items()}
@@ -106,7 +114,7 @@ def _order(path: Path) -> list[str]:
     return names
 
 
-def _state(prior: WaveNetPrior) -> dict[str, torch.Tensor]:
+def _state(prior: NetworkPrior) -> dict[str, torch.Tensor]:
     return prior.network.state_dict()
 
 

@@ -5,7 +5,7 @@ Every mistake of a user is one line on standard error and exit code 2; an interr
 
 import sys
 import time as clock
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -31,7 +31,12 @@ AUDIT_TIME = 2_048
 def train(
     source: Annotated[str, typer.Option(help="toy:WAVEFORM, or a folder of audio of one source.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors and its model card.")],
-    size: Annotated[str, typer.Option(help="Network: toy or paper.")] = "toy",
+    family: Annotated[str, typer.Option(help="Network: wavenet or flow.")] = "wavenet",
+    size: Annotated[str, typer.Option(help="toy, or the paper's.")] = "toy",
+    recipe: Annotated[
+        str,
+        typer.Option(help="conditional: one network, all noise levels; serial: one per level."),
+    ] = "conditional",
     steps: Annotated[int, typer.Option(min=1)] = TrainConfig.steps,
     batch: Annotated[int, typer.Option(min=1)] = TrainConfig.batch,
     time: Annotated[int, typer.Option(min=16, help="Audio samples per frame.")] = TrainConfig.time,
@@ -44,35 +49,40 @@ def train(
     from pyro_sep.checkpoints import save_prior
     from pyro_sep.data.source import open_source
     from pyro_sep.model_card import write_card
-    from pyro_sep.models.train import fit
-    from pyro_sep.models.wavenet import CONFIGS
-    from pyro_sep.priors import WaveNetPrior
+    from pyro_sep.models.family import FAMILIES
+    from pyro_sep.models.train import fit, fit_serially
+    from pyro_sep.priors import PRIORS
 
-    if size not in CONFIGS:
-        raise ValueError(f"size: got {size!r}, expected one of {', '.join(CONFIGS)}")
+    _one_of("family", family, FAMILIES)
+    _one_of("size", size, FAMILIES[family].sizes)
+    _one_of("recipe", recipe, ("conditional", "serial"))
     torch_device(device)
     audio = open_source(source, sample_rate, time)
     config = TrainConfig(
         steps=steps, batch=batch, time=time, learning_rate=learning_rate, seed=seed
     )
     level = audio.draw(64, time, torch.Generator().manual_seed(seed)).square().mean().sqrt()
-    network_config = replace(CONFIGS[size], sigma_data=round(level.item(), 3))
+    network_config = replace(FAMILIES[family].sizes[size], sigma_data=round(level.item(), 3))
     out.mkdir(parents=True, exist_ok=True)
+    run_folder = out / f"{audio.name}.run"
     started = clock.monotonic()
-    network = fit(audio.draw, out / f"{audio.name}.run", network_config, config, device)
-    prior = WaveNetPrior(network.cpu(), name=audio.name, sample_rate=audio.sample_rate)
-    path = out / f"{audio.name}.safetensors"
-    save_prior(prior, path)
+    if recipe == "serial":
+        levels = fit_serially(audio.draw, run_folder, network_config, config, device)
+        networks = {out / f"sigma-{sigma:g}": network for sigma, network in levels.items()}
+    else:
+        networks = {out: fit(audio.draw, run_folder, network_config, config, device)}
+    seconds = clock.monotonic() - started
+    settings = {"family": family, "size": size, "recipe": recipe, "sample_rate": sample_rate}
     held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
-    write_card(
-        path.with_suffix(".md"),
-        prior,
-        source,
-        {"size": size, "sample_rate": sample_rate} | asdict(config),
-        clock.monotonic() - started,
-        held_out,
-    )
-    typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
+    for folder, network in networks.items():
+        prior = PRIORS[family](network.cpu(), name=audio.name, sample_rate=audio.sample_rate)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{audio.name}.safetensors"
+        save_prior(prior, path)
+        write_card(
+            path.with_suffix(".md"), prior, source, settings | asdict(config), seconds, held_out
+        )
+        typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
 
 
 @app.command("audit")
@@ -153,6 +163,11 @@ def separate_command(
         f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
         "separation.png, summary.json"
     )
+
+
+def _one_of(option: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(choices)}")
 
 
 def torch_device(name: str) -> torch.device:

@@ -5,16 +5,22 @@ r"""How sources make a mixture: the gains, the likelihood, and the Pyro model.
 At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixture carries the
 noise of all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 +
 \gamma^2`.
+
+Sources may be longer than their mixture, where a prior takes only frames of some multiple: what is
+beyond its end is not heard, and its likelihood does not depend on it.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyro
 import pyro.distributions as dist
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_sep.priors import Priors
+from pyro_sep.priors import Prior, Priors
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
 NOISE_SCALE = 1e-3
@@ -62,15 +68,22 @@ class Mixing:
 
     def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
         """Log p(mixture | sources at noise level sigma), summed over time, in nats."""
-        return dist.Normal(self.mix(sources), self.scale_at(sigma)).log_prob(mixture).sum(-1)
+        heard = self.mix(sources)[..., : mixture.shape[-1]]
+        return dist.Normal(heard, self.scale_at(sigma)).log_prob(mixture).sum(-1)
 
     def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
         r"""Gradient of :meth:`log_likelihood` by the sources, of their shape.
 
         .. math:: a_k (m - \textstyle\sum_j a_j x_j) / (\sigma^2 \sum_j a_j^2 + \gamma^2)
         """
-        residual = (mixture - self.mix(sources)) / self.scale_at(sigma) ** 2
+        residual = self.residual(mixture, sources) / self.scale_at(sigma) ** 2
         return self.weights(sources) * residual[..., None, :]
+
+    def residual(self, mixture: Tensor, sources: Tensor) -> Tensor:
+        """What the sources leave unexplained ``(..., time)``, 0 where the mixture has ended."""
+        heard = mixture.shape[-1]
+        mixed = self.mix(sources)
+        return F.pad(mixture - mixed[..., :heard], (0, mixed.shape[-1] - heard))
 
     def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
         r"""Mean of sources known up to white errors of std ``scale``, given their mixture.
@@ -82,7 +95,7 @@ class Mixing:
         Wisdom et al. 2019 (arXiv 1811.08521).
         """
         pull = scale**2 / self.scale_at(scale) ** 2
-        residual = mixture - self.mix(sources)
+        residual = self.residual(mixture, sources)
         return sources + pull * self.weights(sources) * residual[..., None, :]
 
 
@@ -97,16 +110,25 @@ def model(mixture: Tensor, priors: Priors, mixing: Mixing, sigma: float | None =
             the likelihood's plain ``noise_scale``.
 
     Returns:
-        The sources ``(source, time)``.
+        The sources ``(source, frame)``, as long as their mixture or a little longer.
     """
     check_count(priors, mixing)
-    laws = {name: prior.frame(mixture.shape[-1]) for name, prior in priors.items()}
+    time = mixture.shape[-1]
+    frame = frame_time(priors.values(), time)
+    laws = {name: prior.frame(frame) for name, prior in priors.items()}
     if sigma is not None:
         laws = {name: law.condition(sigma) for name, law in laws.items()}
     sources = torch.stack([pyro.sample(name, law) for name, law in laws.items()])  # type: ignore[arg-type]
     scale = mixing.scale_at(sigma or 0.0)
-    pyro.sample("mixture", dist.Normal(mixing.mix(sources), scale).to_event(1), obs=mixture)
+    heard = mixing.mix(sources)[:time]
+    pyro.sample("mixture", dist.Normal(heard, scale).to_event(1), obs=mixture)
     return sources
+
+
+def frame_time(priors: Iterable[Prior], time: int) -> int:
+    """Audio samples of sources whose mixture has ``time``: as few more as all priors can take."""
+    multiple = math.lcm(*(prior.multiple for prior in priors))
+    return -(-time // multiple) * multiple
 
 
 def check_count(priors: Priors, mixing: Mixing) -> None:

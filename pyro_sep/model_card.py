@@ -8,14 +8,24 @@ from torch import Tensor
 
 from pyro_sep.audit import SIGMAS, audit
 from pyro_sep.files import written_whole
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.priors import NetworkPrior
 
-COMMAND_OPTIONS = ("size", "steps", "batch", "time", "learning_rate", "seed", "sample_rate")
+COMMAND_OPTIONS = (
+    "family",
+    "size",
+    "recipe",
+    "steps",
+    "batch",
+    "time",
+    "learning_rate",
+    "seed",
+    "sample_rate",
+)
 
 
 def write_card(
     path: Path,
-    prior: WaveNetPrior,
+    prior: NetworkPrior,
     source: str,
     settings: Mapping[str, object],
     seconds: float,
@@ -34,14 +44,16 @@ def write_card(
     options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
     rows = ""
     if len(held_out):
-        table = audit({prior.name: prior}, {prior.name: held_out}, SIGMAS)
+        low, high = prior.sigmas
+        sigmas = [sigma for sigma in SIGMAS if low <= sigma <= high]
+        table = audit({prior.name: prior}, {prior.name: held_out}, sigmas)
         rows = "".join(
-            f"| {s:g} | {v:.3f} |\n" for s, v in zip(SIGMAS, table.values[:, 0, 0], strict=True)
+            f"| {s:g} | {v:.3f} |\n" for s, v in zip(sigmas, table.values[:, 0, 0], strict=True)
         )
     parameters = sum(p.numel() for p in prior.network.parameters())
     text = f"""# Prior of {prior.name}
 
-- Model: smoothed autoregressive WaveNet, {parameters:,} parameters, `{prior.network.config}`
+- Model: {type(prior.network).__name__}, {parameters:,} parameters, `{prior.network.config}`
 - Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
 - Command: `pyro-sep train --source {source} --out DIR {options}`
 - Training: `{dict(settings)}`

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.mixing import Mixing
+from pyro_sep.mixing import Mixing, frame_time
 from pyro_sep.priors import Prior
 
 CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
@@ -34,6 +34,11 @@ class AnnealedPosterior:
     priors: Sequence[Prior]
     mixing: Mixing
 
+    @property
+    def frame(self) -> int:
+        """Audio samples of a source: those of the mixture, or a few more that are not heard."""
+        return frame_time(self.priors, self.mixture.shape[-1])
+
     def take(self, lanes: Tensor) -> "AnnealedPosterior":
         """The posterior of some lanes."""
         return AnnealedPosterior(self.mixture[lanes], self.priors, self.mixing)
@@ -51,7 +56,7 @@ class AnnealedPosterior:
         share = (self.mixing.weights(sources)[others] * sources[:, others]).sum(1)
         noise = sigma**2 * sum(gains[k] ** 2 for k in others) + self.mixing.noise_scale**2
         return AnnealedPosterior(
-            self.mixture - share,
+            self.mixture - share[:, : self.mixture.shape[-1]],
             [self.priors[k] for k in block],
             Mixing(tuple(gains[k] for k in block), noise**0.5),
         )

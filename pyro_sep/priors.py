@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import Normal, TorchDistribution, TransformedDistribution, constraints
 from torch import Size, Tensor
+from torch.distributions.transforms import Transform
 
-from pyro_sep.models.wavenet import WaveNet
+from pyro_sep.models.family import Network
+from pyro_sep.models.flowavenet import FloWaveNet
 
 
 class Prior(Protocol):
@@ -29,6 +31,10 @@ class Prior(Protocol):
     def level(self) -> float:
         """RMS of the clean source, full scale 1."""
 
+    @property
+    def multiple(self) -> int:
+        """A frame's audio samples are a multiple of this."""
+
     def condition(self, sigma: float | Tensor) -> Self:
         """The law of the source plus white noise of std sigma."""
 
@@ -42,34 +48,30 @@ class Prior(Protocol):
 Priors = Mapping[str, Prior]
 
 
-class WaveNetPrior(TorchDistribution):
-    r"""Smoothed autoregressive prior, a :class:`~pyro_sep.models.wavenet.WaveNet`.
-
-    .. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c(x_{<t}, \sigma) \,
-              \mathcal{N}(x_t; \mu_c(x_{<t}, \sigma), s_c^2(x_{<t}, \sigma) + \sigma^2)
+class NetworkPrior(TorchDistribution):
+    """What the priors that are networks share: :class:`WaveNetPrior`, :class:`FloWaveNetPrior`.
 
     ``event_shape`` is ``(time,)``, ``batch_shape`` that of ``sigma``. The network's weights take no
-    gradient; ``log_prob`` has one with respect to its value. Jayaram & Thickstun 2021 (arXiv
-    2105.08164).
+    gradient; ``log_prob`` has one with respect to its value.
 
     Args:
         network: a trained network.
         name: what the source is called.
         sample_rate: of the audio, in Hz.
-        time: audio samples per event.
+        time: audio samples per event; near a second by default.
         sigma: noise level, scalar or a batch; the lowest known one where None.
 
     Raises:
-        ValueError: sigma outside the range that the network was trained for, or no time.
+        ValueError: sigma outside the range that the network was trained for, no time, or a time
+            that the network cannot take.
     """
 
-    arg_constraints = {"sigma": constraints.positive}  # noqa: RUF012
+    arg_constraints = {"sigma": constraints.nonnegative}  # noqa: RUF012
     support = constraints.real_vector
-    has_rsample = False
 
     def __init__(
         self,
-        network: WaveNet,
+        network: Network,
         *,
         name: str,
         sample_rate: int,
@@ -80,18 +82,24 @@ class WaveNetPrior(TorchDistribution):
         self.network = network.requires_grad_(False).eval()
         self.name = name
         self.sample_rate = sample_rate
-        if time < 1:
-            raise ValueError(f"time: got {time}, expected at least one audio sample")
+        if time < 1 or time % self.multiple:
+            raise ValueError(
+                f"time: got {time} audio samples, expected a positive multiple of {self.multiple} "
+                f"for the prior of {name!r}; pad or crop"
+            )
         reference = next(network.parameters())
         level = self.sigmas[0] if sigma is None else sigma
         self.sigma = torch.as_tensor(level, dtype=reference.dtype, device=reference.device)
         low, high = self.sigmas
-        if not bool(((self.sigma > low * 0.9999) & (self.sigma < high * 1.0001)).all()):
+        if not bool(((self.sigma >= low * 0.9999) & (self.sigma <= high * 1.0001)).all()):
             raise ValueError(
                 f"sigma: got {self.sigma.tolist()}, expected {low:g} to {high:g}, "
                 f"the noise levels that the prior of {name!r} was trained for"
             )
-        super().__init__(self.sigma.shape, Size((time,)), validate_args=validate_args)
+        self._build(time, validate_args)
+
+    def _build(self, time: int, validate_args: bool | None) -> None:
+        TorchDistribution.__init__(self, self.sigma.shape, Size((time,)), validate_args)
 
     @property
     def sigmas(self) -> tuple[float, float]:
@@ -103,28 +111,27 @@ class WaveNetPrior(TorchDistribution):
         """RMS of the clean source, full scale 1."""
         return self.network.config.sigma_data
 
-    def condition(self, sigma: float | Tensor) -> "WaveNetPrior":
+    @property
+    def multiple(self) -> int:
+        """A frame's audio samples are a multiple of this."""
+        return self.network.config.multiple
+
+    def condition(self, sigma: float | Tensor) -> Self:
         """The law of the source plus white noise of std ``sigma``."""
         return self._with(sigma=sigma)
 
-    def frame(self, time: int) -> "WaveNetPrior":
+    def frame(self, time: int) -> Self:
         """The law of a frame of ``time`` audio samples."""
         return self._with(time=time)
 
-    def to(self, *args: Any, **kwargs: Any) -> "WaveNetPrior":
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the network in place, like ``torch.nn.Module.to``; the prior on what it became."""
         self.network.to(*args, **kwargs)
         return self._with()
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "WaveNetPrior":
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
         """The same law over a larger batch."""
         return self._with(sigma=self.sigma.expand(Size(batch_shape)))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw noisy audio, one audio sample after another, ``sample_shape + batch + (time,)``."""
-        shape = self._extended_shape(Size(sample_shape))
-        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
-        return self.network.sample(shape[-1], sigma).reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch."""
@@ -134,12 +141,95 @@ class WaveNetPrior(TorchDistribution):
         flat = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
         return self.network.log_prob(flat, self.sigma.expand(shape).reshape(-1)).reshape(shape)
 
-    def _with(self, **changes: Any) -> "WaveNetPrior":
+    def _with(self, **changes: Any) -> Self:
         kept: dict[str, Any] = {
             "time": self.event_shape[0],
             "sigma": self.sigma,
             "validate_args": self._validate_args,
         }
-        return WaveNetPrior(
+        return type(self)(
             self.network, name=self.name, sample_rate=self.sample_rate, **(kept | changes)
         )
+
+
+class WaveNetPrior(NetworkPrior):
+    r"""Smoothed autoregressive prior, a :class:`~pyro_sep.models.wavenet.WaveNet`.
+
+    .. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c(x_{<t}, \sigma) \,
+              \mathcal{N}(x_t; \mu_c(x_{<t}, \sigma), s_c^2(x_{<t}, \sigma) + \sigma^2)
+
+    Arguments, shapes and errors are those of :class:`NetworkPrior`. Jayaram & Thickstun 2021 (arXiv
+    2105.08164).
+    """
+
+    has_rsample = False
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw noisy audio, one audio sample after another, ``sample_shape + batch + (time,)``."""
+        shape = self._extended_shape(Size(sample_shape))
+        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
+        return self.network.sample(shape[-1], sigma).reshape(shape)
+
+
+class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
+    r"""Normalizing-flow prior, a :class:`~pyro_sep.models.flowavenet.FloWaveNet`.
+
+    .. math:: x = f_\sigma^{-1}(z), \qquad z \sim \mathcal{N}(0, I), \qquad
+              \log p_\sigma(x) = \log \mathcal{N}(f_\sigma(x); 0, I)
+              + \log |\det \partial f_\sigma / \partial x|
+
+    A :class:`pyro.distributions.TransformedDistribution`: ``rsample`` is differentiable, and
+    :class:`pyro.infer.reparam.TransformReparam` moves a sampler to z, where the prior is white.
+    Arguments, shapes and errors are those of :class:`NetworkPrior`. Kim et al. 2019 (arXiv
+    1811.02155).
+    """
+
+    has_rsample = True
+
+    def _build(self, time: int, validate_args: bool | None) -> None:
+        zeros = self.sigma.new_zeros(*self.sigma.shape, time)
+        base = Normal(zeros, torch.ones_like(zeros)).to_event(1)
+        flow = FlowTransform(self.network, self.sigma)
+        TransformedDistribution.__init__(self, base, [flow], validate_args)
+
+
+class FlowTransform(Transform):
+    """From a flow's latent to audio at noise levels ``sigma``, as a torch transform.
+
+    It caches nothing: a cache would return the density of what its input once was.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, network: FloWaveNet, sigma: Tensor) -> None:
+        super().__init__(cache_size=0)
+        self.network, self.sigma = network, sigma
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, FlowTransform)
+            and self.network is other.network
+            and torch.equal(self.sigma, other.sigma)
+        )
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Log-determinant of d audio / d latent, at audio ``y``."""
+        return -self._run(self.network, y)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        return self._run(self.network.inverse, x)[0]
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return self._run(self.network, y)[0]
+
+    def _run(self, function: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        shape = torch.broadcast_shapes(value.shape[:-1], self.sigma.shape)
+        flat = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
+        outputs, log_det = function(flat, self.sigma.expand(shape).reshape(-1))
+        return outputs.reshape(*shape, -1), log_det.reshape(shape)
+
+
+#: Priors by the family of their network, :data:`pyro_sep.models.family.FAMILIES`.
+PRIORS: dict[str, type[NetworkPrior]] = {"wavenet": WaveNetPrior, "flow": FloWaveNetPrior}

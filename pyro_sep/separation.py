@@ -149,6 +149,7 @@ def _result(
     attrs: Mapping[str, Any],
 ) -> Separation:
     own = Draws._make([*(part[index].cpu() for part in draws[:-1]), draws.warmup_sigma])
+    own = own._replace(sources=own.sources[..., : mixture.shape[-1]])  # what was heard
     shape = own.lp.shape
     warmup_shape = own.warmup_lp.shape
     names = tuple(priors)

@@ -19,6 +19,7 @@ class GaussianPrior(TorchDistribution):
     has_rsample = False
     sigmas = (1e-3, 10.0)
     sample_rate = 16_000
+    multiple = 1
 
     def __init__(self, name: str, level: float, time: int = 8, sigma: float = 1e-3) -> None:
         self.name, self.level, self.sigma = name, level, sigma
