@@ -64,7 +64,7 @@ class FloWaveNetConfig:
     flows: int = 5
     coupling: Kind = "mixture"
     components: int = 4
-    layers: int = 5
+    layers: int = 4
     kernel: int = 3
     width: int = 128
     spectra: tuple[int, ...] = (256, 1024)
