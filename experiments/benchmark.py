@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_sep.models.wavenet import CONFIGS, WaveNet
+from pyro_sep.models.family import FAMILIES, build
 
 LANES, TIME = 8, 2_048
 SECONDS = 5.0
@@ -66,15 +66,17 @@ def gradient_rate(log_prob: Callable[[Tensor, Tensor], Tensor]) -> float:
 
 
 def main() -> None:
-    """Print both rates."""
+    """Print the rates."""
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    network = WaveNet(CONFIGS["toy"]).requires_grad_(False)
-    size = parameters(network)
-    plain = PlainWaveNet(round(math.sqrt(size / 240)), CONFIGS["toy"].components)
-    plain.requires_grad_(False)
+    networks = {
+        f"pyro_sep toy {family}": build(FAMILIES[family].sizes["toy"]).requires_grad_(False)
+        for family in FAMILIES
+    }
+    size = parameters(networks["pyro_sep toy wavenet"])
+    plain = PlainWaveNet(round(math.sqrt(size / 240)), 8).requires_grad_(False)
     print(f"{torch.get_num_threads()} threads, {LANES} frames of {TIME} samples, float32")
-    for name, module in (("pyro_sep toy WaveNet", network), ("plain conv1d WaveNet", plain)):
+    for name, module in {**networks, "plain conv1d WaveNet": plain}.items():
         rate = gradient_rate(module.log_prob)
         print(f"{name}: {parameters(module):9,} parameters, {rate:9,.0f} gradient samples a second")
 

@@ -3,6 +3,7 @@
     python experiments/separate_toy.py                                  # one mixture of 0.25 s
     python experiments/separate_toy.py --mixtures 20 --seconds 0.128    # figures of the README
     python experiments/separate_toy.py --sources square,saw --mixtures 20 --seconds 0.128
+    python experiments/separate_toy.py --family flow --mixtures 20 --seconds 0.128
 
 Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed for every source; they give no
 SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
@@ -42,6 +43,9 @@ def main(
     levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
+    family: Annotated[
+        str | None, typer.Option(help="wavenet or flow: those of the set's priors.")
+    ] = None,
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/separate_toy"
@@ -49,7 +53,7 @@ def main(
 ) -> None:
     """Separate mixtures of the toy test split and say how well it went."""
     names = tuple(sources.split(","))
-    loaded = load_priors(priors, torch_device(device))
+    loaded = load_priors(priors if family is None else f"{priors}/{family}", torch_device(device))
     if missing := [name for name in names if name not in loaded]:
         raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(loaded)}")
     chosen = {name: loaded[name] for name in names}
@@ -121,6 +125,7 @@ def summarise(
         ),
         "worst_residual_db": max(row["residual_db"] for row in rows),
         "seconds": seconds,
+        "seconds_per_mixture": seconds / len(rows),
         "mixtures": rows,
     }
     # JSON knows no NaN, which R-hat is for a single chain.

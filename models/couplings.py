@@ -9,17 +9,17 @@ function whose parameters a network reads from the former. The log-determinant s
   (Durkan et al. 2019, arXiv 1906.04032).
 * *mixture*: :math:`z = \Phi^{-1}\bigl(\sum_c \pi_c \, \Phi((x - \mu_c) / s_c)\bigr)`, under which x
   is a mixture of K Gaussians where z is standard normal (with logistics: Ho et al. 2019, Flow++,
-  arXiv 1902.00275). Its inverse is a bisection, accurate to the rounding of the distribution
-  function.
+  arXiv 1902.00275). Its inverse is Newton's method with bisection, accurate to the rounding of the
+  distribution function.
 
-A network gives ``parameters`` numbers per sample, ``(batch, channel * parameters, 1, token)``; zero
+A network gives ``per_sample`` numbers for each, ``(batch, channel * per_sample, 1, token)``; zero
 of all is the identity. :meth:`smooth` makes them those of a source whose noise has a known variance
 :math:`\nu^2`: every scale becomes :math:`\sqrt{\nu^2 + s^2}`, which is exact for the affine and the
 mixture map.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ Kind = Literal["affine", "spline", "mixture"]
 SPLINE_BOUND = 4.0  # stds of the affine step: where a sample of the source still falls
 SCALE_MIN = 0.002  # floor of s, without which the density of a clean curve has no bound
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+ROOT_ITERATIONS, ROOT_TOLERANCE = 100, 1e3  # at most; in units of the rounding
 TAIL = -80.0  # log probability down to which float32 holds the probability itself
 
 
@@ -42,7 +43,7 @@ class AffineCoupling(AffineCouplingTransform):
     """Affine coupling; parameters mean and log scale."""
 
     @staticmethod
-    def parameters(components: int) -> int:
+    def per_sample(components: int) -> int:
         """Numbers per sample."""
         return 2
 
@@ -62,7 +63,7 @@ class SplineCoupling(PiecewiseRationalQuadraticCouplingTransform):
     """Affine step and spline; parameters mean, log scale, K widths, K heights, K - 1 slopes."""
 
     @staticmethod
-    def parameters(components: int) -> int:
+    def per_sample(components: int) -> int:
         """Numbers per sample."""
         return 2 + 3 * components - 1
 
@@ -72,7 +73,7 @@ class SplineCoupling(PiecewiseRationalQuadraticCouplingTransform):
         return torch.cat([AffineCoupling.smooth(raw[..., :2], noise_variance), raw[..., 2:]], -1)
 
     def _transform_dim_multiplier(self) -> int:
-        return self.parameters(self.num_bins)
+        return self.per_sample(self.num_bins)
 
     def _piecewise_cdf(
         self, inputs: Tensor, transform_params: Tensor, inverse: bool = False
@@ -98,7 +99,7 @@ class MixtureCoupling(CouplingTransform):
         super().__init__(mask, transform_net_create_fn)
 
     @staticmethod
-    def parameters(components: int) -> int:
+    def per_sample(components: int) -> int:
         """Numbers per sample."""
         return 3 * components
 
@@ -107,10 +108,11 @@ class MixtureCoupling(CouplingTransform):
         """Logits, means and log scales of a noisy source, the means from -1 to 1 at the start."""
         logits, shift, spread = raw.chunk(3, -1)
         centres = torch.linspace(-1, 1, shift.shape[-1]).to(raw)
+        centres = centres - centres.mean()  # of one, it is 0
         return torch.cat([logits, shift + centres, _log_scale(spread - 2, noise_variance)], -1)
 
     def _transform_dim_multiplier(self) -> int:
-        return self.parameters(self.components)
+        return self.per_sample(self.components)
 
     def _coupling_transform_forward(
         self, inputs: Tensor, transform_params: Tensor
@@ -160,12 +162,12 @@ def _to_normal(
     """Normal z of a mixture's x, and log dz/dx; the last dim of the mixture is the component."""
     u = (x[..., None] - mean) * (-log_scale).exp()
     log_density = torch.logsumexp(log_weight - log_scale - 0.5 * u.square(), -1)
-    log_below = torch.logsumexp(log_weight + torch.special.log_ndtr(u), -1)
-    log_above = torch.logsumexp(log_weight + torch.special.log_ndtr(-u), -1)
-    # From the lighter tail, which floating point resolves.
-    z = -_log_ndtri(torch.minimum(log_below, log_above)) * torch.where(
-        log_below < log_above, -1.0, 1.0
-    ).to(x)
+    log_below = torch.logsumexp(log_weight + _LogNdtr.apply(u), -1)
+    log_above = torch.logsumexp(log_weight + _LogNdtr.apply(-u), -1)
+    # From the lighter tail, which floating point resolves; at a tie a minimum has no slope.
+    lower = log_below < log_above
+    tail = _log_ndtri(torch.where(lower, log_below, log_above))
+    z = torch.where(lower, tail, -tail)
     return z, log_density + 0.5 * z.square()
 
 
@@ -174,20 +176,28 @@ def _from_normal(
 ) -> tuple[Tensor, Tensor]:
     """Mixture's x of a normal z, and log dz/dx there.
 
-    x lies between the components' own quantiles of z. Bisection finds it; a Newton step from there
-    is what carries the gradient, and is exact to first order.
+    x lies between the components' own quantiles of z, where Newton's method and bisection, which
+    cannot miss it, take turns. A last Newton step is what carries the gradient.
     """
     with torch.no_grad():
         quantiles = mean + log_scale.exp() * z[..., None]
         low, high = quantiles.amin(-1), quantiles.amax(-1)
-        for _ in range(60 if z.dtype == torch.float64 else 32):
-            middle = (low + high) / 2
-            below = _to_normal(middle, log_weight, mean, log_scale)[0] < z
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        tolerance = ROOT_TOLERANCE * torch.finfo(z.dtype).eps * (1 + z.abs())
         x = (low + high) / 2
+        for iteration in range(ROOT_ITERATIONS):
+            reached, log_slope = _to_normal(x, log_weight, mean, log_scale)
+            error = z - reached
+            if bool((error.abs() < tolerance).all()):
+                break
+            low, high = torch.where(error > 0, x, low), torch.where(error > 0, high, x)
+            newton = x + error * (-log_slope).exp()
+            take = (newton > low) & (newton < high) & (iteration % 3 < 2)
+            x = torch.where(take, newton, (low + high) / 2)
     reached, log_slope = _to_normal(x, log_weight, mean, log_scale)
     step = (z - reached) * (-log_slope.detach()).exp()
-    step = step - step.detach() + step.detach().clamp(low - x, high - x)
+    step = (
+        step - step.detach() + step.detach().clamp(quantiles.amin(-1) - x, quantiles.amax(-1) - x)
+    )
     x = x + step
     return x, _to_normal(x, log_weight, mean, log_scale)[1]
 
@@ -205,6 +215,25 @@ def _log_ndtri(log_probability: Tensor) -> Tensor:
 
 
 def _newton(z: Tensor, log_probability: Tensor) -> Tensor:
-    reached = torch.special.log_ndtr(z.detach())
-    hazard = (-0.5 * z.detach().square() - LOG_SQRT_2PI - reached).exp()
-    return z.detach() - (reached - log_probability) / hazard
+    z = z.detach()
+    return z - (torch.special.log_ndtr(z) - log_probability) / _hazard(z)
+
+
+def _hazard(u: Tensor) -> Tensor:
+    """Slope of the log normal distribution function: density over probability below ``u``."""
+    # Beyond 12 it is 0 to any precision, and erfcx would overflow.
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(-u.clamp_max(12) / math.sqrt(2))
+
+
+class _LogNdtr(torch.autograd.Function):
+    """``torch.special.log_ndtr`` with a slope that holds far out: torch's own is wrong there."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return torch.special.log_ndtr(u)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return gradients[0] * _hazard(u)

@@ -61,7 +61,7 @@ class FloWaveNetConfig:
     partition: Literal["halves", "nested"] = "nested"
     blocks: int = 1
     squeeze: int = 64
-    flows: int = 5
+    flows: int = 3
     coupling: Kind = "mixture"
     components: int = 4
     layers: int = 4
@@ -84,6 +84,11 @@ class FloWaveNetConfig:
         object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
         if self.partition == "nested" and self.blocks != 1:
             raise ValueError(f"blocks: got {self.blocks}, expected 1 with the nested partition")
+        divisor = 2**self.flows if self.partition == "nested" else 2
+        if self.squeeze < divisor or self.squeeze % divisor:
+            raise ValueError(f"squeeze: got {self.squeeze}, expected a multiple of {divisor}")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel: got {self.kernel}, expected an odd number of taps")
         if not 0 <= self.sigma_min <= self.sigma_max or (0 == self.sigma_min < self.sigma_max):
             raise ValueError(
                 f"sigma_min, sigma_max: got {self.sigma_min}, {self.sigma_max}, "
@@ -128,7 +133,7 @@ class FloWaveNet(nn.Module):
             self.interpolator = Interpolator(
                 stages,
                 c.squeeze,
-                COUPLINGS[c.coupling].parameters(c.components),
+                COUPLINGS[c.coupling].per_sample(c.components),
                 width=c.width,
                 layers=c.layers,
                 spectra=c.spectra,
@@ -153,12 +158,17 @@ class FloWaveNet(nn.Module):
                     steps += [
                         ActNorm(channels),
                         coupling(c.coupling, mask, net, c.components),
-                        Permutation(swap, dim=1),
+                        Permutation(swap.clone(), dim=1),
                     ]
         self.transform = CompositeTransform(steps)
 
     def forward(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Latent z ``(batch, time)`` of audio, and the log-determinant ``(batch,)`` of dz/dx."""
+        if x.shape[-1] % self.config.multiple:
+            raise ValueError(
+                f"time: got {x.shape[-1]} audio samples, "
+                f"expected a multiple of {self.config.multiple}; pad or crop"
+            )
         z, log_det = self.transform(x[:, None, None], sigma)
         return z.flatten(1), log_det
 
@@ -280,7 +290,7 @@ class _Stage(nn.Module):
         self.known: Sequence[int] = [i for i, place in enumerate(identity) if place in known]
 
     def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
-        """Parameters of the coupling ``(batch, channel * parameters, 1, token)``."""
+        """Parameters of the coupling ``(batch, channel * per_sample, 1, token)``."""
         variance = context.square()
         noise = (variance / (self.config.sigma_data**2 + variance)).clamp_min(NOISE_VARIANCE_MIN)
         raw = self.shared[0](inputs[:, self.known, 0], self.index, context, noise)

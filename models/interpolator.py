@@ -83,6 +83,7 @@ class Interpolator(nn.Module):
         self.stages = tuple(stages)
         self.size, self.head_width, self.head_reach = size, head_width, head_reach
         self.embed = NoiseEmbedding(len(stages))
+        self.windows = tuple(spectra)
         self.spectra = nn.ModuleList(
             SpectralInterpolator(window, size, CHANNELS) for window in spectra
         )
@@ -105,9 +106,8 @@ class Interpolator(nn.Module):
     @property
     def reach(self) -> int:
         """Tokens to either side whose known samples can change a prediction."""
-        windows = [(spectrum.window // self.size - 1) / 2 for spectrum in self.spectra]
-        direct = max([self.head_reach / self.size, *windows])
-        return sum(self.dilations) + int(-(-direct // 1))
+        direct = max([self.head_reach, *((window - self.size + 1) // 2 for window in self.windows)])
+        return sum(self.dilations) + -(-direct // self.size)
 
     def forward(self, known: Tensor, stage: int, sigma: Tensor, noise_power: Tensor) -> Tensor:
         """Outputs for the positions that a stage predicts.
@@ -125,10 +125,8 @@ class Interpolator(nn.Module):
         masked[..., positions.known] = known.transpose(1, 2)
         audio = masked.flatten(1)
         interpolated = [
-            spectrum(
-                _around(audio, spectrum.window, self.size), noise, noise_power, count / self.size
-            )
-            for spectrum in self.spectra
+            spectrum(_around(audio, window, self.size), noise, noise_power, count / self.size)
+            for window, spectrum in zip(self.windows, self.spectra, strict=True)
         ]
         context = self._trunk(self.read(torch.cat([masked, *interpolated], -1)), noise)
         return self._head(context, audio, interpolated, positions, noise)

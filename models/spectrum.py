@@ -30,7 +30,7 @@ from torch import Tensor, nn
 BACK = 16  # samples of the denoised recent past that come with the extrapolation
 LOBE = 2  # bins to either side of a peak that share its power
 GATE_START = 2.5  # log tau at the start: noise alone opens the gate by some per cent
-THRESHOLD_STARTS = (5.0, -3.0)  # log tau and log iota of an interpolation at the start
+THRESHOLD_STARTS = (5.0, 2.0)  # log tau and log iota of an interpolation at the start
 
 
 class SpectralExtrapolator(nn.Module):
@@ -87,7 +87,6 @@ class SpectralInterpolator(nn.Module):
 
     def __init__(self, window: int, hop: int, embedding: int) -> None:
         super().__init__()
-        self.window = window
         u = (torch.arange(window, dtype=torch.float64) + 0.5) / window
         analysis = _unit_energy(torch.sin(math.pi * u).square())
         # Symmetric about the middle, so the window of the tones at the middle is real.

@@ -11,6 +11,11 @@ with the noise never clamped, and sigma stratified over the batch. Adam with a l
 cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it
 holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
 
+A flow's likelihood says little about how steep it is, and a sampler needs its score. So a share of
+the frames can also be judged by denoising score matching (Vincent 2011), whose optimum is the same,
+
+.. math:: w \, \mathbb{E} \, \frac{1}{2T} \, \|\sigma \nabla \log p_\sigma(x) + n\|^2 .
+
 :func:`fit_serially` is the schedule of Frank & Ilse 2020 (arXiv 2011.01761), section 5.2: a network
 trained without noise, then tuned to one noise level after another, each from the last.
 """
@@ -36,6 +41,7 @@ CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60.0
 LOG_STEPS = 50
 SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
+SCORE_SHARE = 3  # every third frame is judged by its score: it costs three times as much
 TUNING_SHARE = 5  # fine-tuning takes a fifth of the steps, as 30,000 after 150,000 in the paper
 
 #: ``draw(count, time, generator)`` gives fresh clean audio ``(count, time)``.
@@ -54,6 +60,7 @@ class TrainConfig:
         warmup: steps of linear rise.
         decay: what remains of the learning rate at the end.
         ema: decay of the averaged weights, shorter at the beginning.
+        score_weight: w of the score's loss.
         clip: largest norm of a gradient.
         seed: of weights, frames and noise.
     """
@@ -65,6 +72,7 @@ class TrainConfig:
     warmup: int = 200
     decay: float = 5e-3
     ema: float = 0.999
+    score_weight: float = 0.0
     clip: float = 1.0
     seed: int = 0
 
@@ -127,8 +135,13 @@ def fit(
             learning_rate = schedule(step, config)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            clean, noisy, sigma = draw_batch(source, network_config, config, generator)
-            loss = network.code_length(noisy.to(device), clean.to(device), sigma.to(device)).mean()
+            batch = draw_batch(source, network_config, config, generator)
+            clean, noisy, sigma = (part.to(device) for part in batch)
+            loss = network.code_length(noisy, clean, sigma).mean()
+            if config.score_weight:
+                judged = slice(-(-config.batch // SCORE_SHARE))
+                score = score_loss(network, noisy[judged], clean[judged], sigma[judged])
+                loss = loss + config.score_weight * score.mean()
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
@@ -151,6 +164,15 @@ def fit(
                 _save(run / CHECKPOINT, settings, step, network, average, optimizer, generator)
                 saved_at = clock.monotonic()
     return average.requires_grad_(False).eval()
+
+
+def score_loss(network: Network, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+    """Denoising score matching at the noise that was added, per audio sample, ``(batch,)``."""
+    x = noisy.clone().requires_grad_()
+    log_prob = network.log_prob(x, sigma).sum()
+    (score,) = torch.autograd.grad(log_prob, x, create_graph=True)
+    noise = (noisy - clean) / sigma[:, None]
+    return 0.5 * (sigma[:, None] * score + noise).square().mean(-1)
 
 
 def fit_serially(
@@ -217,8 +239,8 @@ def schedule(step: int, config: TrainConfig) -> float:
 def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
     for kept, new in zip(average.parameters(), network.parameters(), strict=True):
         kept.lerp_(new, 1 - decay)
-    for kept, new in zip(average.buffers(), network.buffers(), strict=True):
-        kept.copy_(new)
+    for state, now in zip(average.buffers(), network.buffers(), strict=True):
+        state.copy_(now)
 
 
 def _save(

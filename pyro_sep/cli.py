@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Probabilistic audio source separation with deep generative priors.",
 )
 
+FLOW_SCORE_WEIGHT = 0.3
 AUDIT_FRAMES = 32
 AUDIT_TIME = 2_048
 
@@ -41,6 +42,9 @@ def train(
     batch: Annotated[int, typer.Option(min=1)] = TrainConfig.batch,
     time: Annotated[int, typer.Option(min=16, help="Audio samples per frame.")] = TrainConfig.time,
     learning_rate: Annotated[float, typer.Option(min=0)] = TrainConfig.learning_rate,
+    score_weight: Annotated[
+        float | None, typer.Option(min=0, help="Of score matching; 0.3 for a flow, else 0.")
+    ] = None,
     seed: int = 0,
     sample_rate: Annotated[int, typer.Option(min=1)] = 16_000,
     device: str = "cpu",
@@ -58,8 +62,15 @@ def train(
     _one_of("recipe", recipe, ("conditional", "serial"))
     torch_device(device)
     audio = open_source(source, sample_rate, time)
+    if score_weight is None:
+        score_weight = FLOW_SCORE_WEIGHT if (family, recipe) == ("flow", "conditional") else 0.0
     config = TrainConfig(
-        steps=steps, batch=batch, time=time, learning_rate=learning_rate, seed=seed
+        steps=steps,
+        batch=batch,
+        time=time,
+        learning_rate=learning_rate,
+        score_weight=score_weight,
+        seed=seed,
     )
     level = audio.draw(64, time, torch.Generator().manual_seed(seed)).square().mean().sqrt()
     network_config = replace(FAMILIES[family].sizes[size], sigma_data=round(level.item(), 3))

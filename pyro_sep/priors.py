@@ -15,6 +15,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
+from pyro_sep.models.wavenet import WaveNet
 
 
 class Prior(Protocol):
@@ -162,6 +163,7 @@ class WaveNetPrior(NetworkPrior):
     2105.08164).
     """
 
+    network: WaveNet
     has_rsample = False
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -184,6 +186,7 @@ class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
     1811.02155).
     """
 
+    network: FloWaveNet
     has_rsample = True
 
     def _build(self, time: int, validate_args: bool | None) -> None:

@@ -19,10 +19,13 @@ class GaussianPrior(TorchDistribution):
     has_rsample = False
     sigmas = (1e-3, 10.0)
     sample_rate = 16_000
-    multiple = 1
 
-    def __init__(self, name: str, level: float, time: int = 8, sigma: float = 1e-3) -> None:
-        self.name, self.level, self.sigma = name, level, sigma
+    def __init__(
+        self, name: str, level: float, time: int = 8, sigma: float = 1e-3, multiple: int = 1
+    ) -> None:
+        if time % multiple:
+            raise ValueError(f"time: got {time}, expected a multiple of {multiple}")
+        self.name, self.level, self.sigma, self.multiple = name, level, sigma, multiple
         super().__init__(Size(), Size((time,)), validate_args=False)
 
     @property
@@ -30,10 +33,10 @@ class GaussianPrior(TorchDistribution):
         return self.level**2 + self.sigma**2
 
     def condition(self, sigma: float) -> "GaussianPrior":
-        return GaussianPrior(self.name, self.level, self.event_shape[0], sigma)
+        return GaussianPrior(self.name, self.level, self.event_shape[0], sigma, self.multiple)
 
     def frame(self, time: int) -> "GaussianPrior":
-        return GaussianPrior(self.name, self.level, time, self.sigma)
+        return GaussianPrior(self.name, self.level, time, self.sigma, self.multiple)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return math.sqrt(self.variance) * torch.randn(*sample_shape, *self.event_shape)
@@ -45,12 +48,13 @@ class GaussianPrior(TorchDistribution):
 
 @pytest.fixture
 def gaussian_priors() -> Callable[..., dict[str, GaussianPrior]]:
-    """Priors by level, named ``one``, ``two``, and so on."""
+    """Priors by level, named ``one``, ``two``, and so on; their multiples are 1 by default."""
     names = ("one", "two", "three", "four", "five", "six")
 
-    def make(*levels: float) -> dict[str, GaussianPrior]:
+    def make(*levels: float, multiples: Sequence[int] = (1,) * 6) -> dict[str, GaussianPrior]:
         return {
-            name: GaussianPrior(name, level) for name, level in zip(names, levels, strict=False)
+            name: GaussianPrior(name, level, 8 * multiple, multiple=multiple)
+            for name, level, multiple in zip(names, levels, multiples, strict=False)
         }
 
     return make

@@ -25,6 +25,7 @@ class GaussianPrior(TorchDistribution):
     support = constraints.real_vector
     sample_rate = 16_000
     sigmas = (0.01, 20.0)
+    multiple = 1
 
     def __init__(
         self, level: float, name: str = "white", sigma: float = 0.01, time: int = 1

@@ -8,23 +8,54 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import checkpoints
-from pyro_sep.checkpoints import FORMAT, ORDER_FILE, load_prior, load_priors, save_prior
-from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.checkpoints import (
+    FORMATS,
+    ORDER_FILE,
+    SHIPPED,
+    load_prior,
+    load_priors,
+    save_prior,
+)
+from pyro_sep.models.family import FAMILIES, NetworkConfig, build
+from pyro_sep.models.flowavenet import FloWaveNetConfig
+from pyro_sep.models.wavenet import WaveNetConfig
+from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
 
 CONFIG = WaveNetConfig(
     width=8, layers=2, hop=4, past=4, spectra=(8,), components=4, head_width=8, head_past=2
 )
 CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")
+NESTED = FloWaveNetConfig(
+    squeeze=4, flows=2, components=3, layers=2, width=8, spectra=(16,), head_width=8, head_reach=2
+)
+HALVES = FloWaveNetConfig(
+    partition="halves",
+    blocks=2,
+    squeeze=2,
+    flows=2,
+    coupling="spline",
+    layers=2,
+    width=8,
+    spectra=(),
+)
+CONFIGS: dict[str, NetworkConfig] = {
+    "gaussians": CONFIG,
+    "categorical": CATEGORICAL,
+    "nested": NESTED,
+    "halves": HALVES,
+}
 
 
 def make_prior(
-    name: str, sample_rate: int = 16_000, config: WaveNetConfig = CONFIG
-) -> WaveNetPrior:
+    name: str, sample_rate: int = 16_000, config: NetworkConfig = CONFIG
+) -> NetworkPrior:
     torch.manual_seed(len(name))
-    network = WaveNet(config)
-    torch.nn.init.normal_(network.head_out.weight, std=0.5)
-    return WaveNetPrior(network, name=name, sample_rate=sample_rate)
+    network = build(config)
+    for parameter in network.parameters():
+        if not parameter.any():  # or no output would depend on its inputs
+            torch.nn.init.normal_(parameter, std=0.4)
+    family = "wavenet" if isinstance(config, WaveNetConfig) else "flow"
+    return PRIORS[family](network, name=name, sample_rate=sample_rate)
 
 
 @pytest.fixture
@@ -41,18 +72,41 @@ def one_line(call: Callable[[], object], match: str, path: Path) -> None:
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("config", [CONFIG, CATEGORICAL], ids=lambda c: c.head)
-def test_round_trip_is_exact(tmp_path: Path, config: WaveNetConfig) -> None:
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
+    config = CONFIGS[kind]
     prior = make_prior("oboe", 8_000, config)
     save_prior(prior, tmp_path / "a.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+    torch.manual_seed(99)
     loaded = load_prior(tmp_path / "a.safetensors")
+    assert type(loaded) is type(prior)
     assert loaded.network.config == config
     assert (loaded.name, loaded.sample_rate) == ("oboe", 8_000)
-    x = torch.linspace(-1, 1, 21)
+    before, after = prior.network.state_dict(), loaded.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    x = torch.linspace(-1, 1, 20)
     for sigma in (0.01, 1.0):
-        first = prior.frame(21).condition(sigma).log_prob(x)
-        assert torch.equal(loaded.frame(21).condition(sigma).log_prob(x), first)
+        first = prior.frame(20).condition(sigma).log_prob(x)
+        assert torch.equal(loaded.frame(20).condition(sigma).log_prob(x), first)
+
+
+def test_every_family_has_a_format() -> None:
+    assert list(FORMATS) == ["pyro_sep.wavenet.1", "pyro_sep.flow.1"]
+    assert list(FORMATS.values()) == list(FAMILIES) == ["wavenet", "flow"]
+
+
+def test_what_an_actnorm_has_seen_is_kept(tmp_path: Path) -> None:
+    prior = make_prior("oboe", config=HALVES)
+    for module in prior.network.modules():
+        if hasattr(module, "initialized"):
+            module.initialized.fill_(True)
+    save_prior(prior, tmp_path / "a.safetensors")
+    loaded = load_prior(tmp_path / "a.safetensors").network.state_dict()
+    flags = [value for key, value in loaded.items() if key.endswith("initialized")]
+    assert len(flags) == 4
+    assert all(bool(flag) for flag in flags)
 
 
 def test_a_folder_is_in_the_order_of_names(folder: Path) -> None:
@@ -90,10 +144,11 @@ def test_a_dot_is_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", ["strings", "/none/such"])
 def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "brass").mkdir()
+    (tmp_path / "brass" / "horn").mkdir(parents=True)
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path)
-    one_line(lambda: load_priors(name), "expected a shipped set .brass. or a folder", Path(name))
+    message = r"expected a shipped set \(brass, brass/horn\) or a folder"
+    one_line(lambda: load_priors(name), message, Path(name))
 
 
 def test_a_folder_without_priors(tmp_path: Path) -> None:
@@ -132,14 +187,25 @@ def test_a_foreign_file(folder: Path) -> None:
     path = folder / "oboe.safetensors"
     for metadata in (None, {"format": "pt"}):
         save_file({"weight": torch.zeros(3)}, path, metadata)
-        one_line(lambda: load_priors(folder), f"expected '{FORMAT}'", path)
+        message = (
+            f"got format {metadata and 'pt'!r}, expected one of pyro_sep.wavenet.1, "
+            "pyro_sep.flow.1; train the prior with `pyro-sep train`"
+        )
+        one_line(lambda: load_priors(folder), message, path)
+
+
+def test_a_format_of_a_later_version(folder: Path) -> None:
+    path = folder / "oboe.safetensors"
+    rewrite(path, format="pyro_sep.flow.2")
+    one_line(lambda: load_priors(folder), "got format 'pyro_sep.flow.2', expected one of", path)
 
 
 def rewrite(path: Path, **changes: object) -> None:
     """Change the header of a prior's file; None drops an entry."""
     prior = load_prior(path)
+    family = "wavenet" if isinstance(prior, WaveNetPrior) else "flow"
     header: dict[str, object] = {
-        "format": FORMAT,
+        "format": f"pyro_sep.{family}.1",
         "name": prior.name,
         "sample_rate": "16000",
         "config": json.dumps(dataclasses.asdict(prior.network.config)),
@@ -157,6 +223,8 @@ def rewrite(path: Path, **changes: object) -> None:
         {"config": json.dumps(dataclasses.asdict(CONFIG) | {"depth": 3})},
         {"config": json.dumps(dataclasses.asdict(CONFIG) | {"width": "wide"})},
         {"config": json.dumps(dataclasses.asdict(CONFIG) | {"sigma_max": None})},
+        {"config": json.dumps(dataclasses.asdict(NESTED))},
+        {"format": "pyro_sep.flow.1"},
         {"config": "[]"},
         {"config": "null"},
         {"config": "{"},
@@ -175,6 +243,27 @@ def test_a_header_that_does_not_fit(folder: Path, changes: dict[str, object]) ->
     one_line(lambda: load_priors(folder), "weights do not fit their config", path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"coupling": "quadratic"},
+        {"partition": "thirds"},
+        {"flows": 1},
+        {"squeeze": 6},
+        {"blocks": 2},
+        {"components": 4},
+        {"sigma_min": 0.0},
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_a_flow(folder: Path, changes: dict[str, object]) -> None:
+    path = folder / "oboe.safetensors"
+    save_prior(make_prior("oboe", config=NESTED), path)
+    assert isinstance(load_priors(folder)["oboe"], FloWaveNetPrior)
+    rewrite(path, config=json.dumps(dataclasses.asdict(NESTED) | changes))
+    one_line(lambda: load_priors(folder), "weights do not fit their config", path)
+
+
 def test_the_mismatched_tensor_is_named(folder: Path) -> None:
     path = folder / "oboe.safetensors"
     rewrite(path, config=json.dumps(dataclasses.asdict(CONFIG) | {"head_past": 3}))
@@ -184,6 +273,73 @@ def test_the_mismatched_tensor_is_named(folder: Path) -> None:
 def test_differing_sample_rates(folder: Path) -> None:
     save_prior(make_prior("oboe", 44_100), folder / "oboe.safetensors")
     one_line(lambda: load_priors(folder), r"sample rates \[16000, 44100\]", folder)
+
+
+def test_differing_sample_rates_of_two_families(folder: Path) -> None:
+    save_prior(make_prior("oboe", 8_000, NESTED), folder / "oboe.safetensors")
+    one_line(lambda: load_priors(folder), r"sample rates \[8000, 16000\]; expected one", folder)
+
+
+@pytest.fixture
+def families(tmp_path: Path) -> Path:
+    """A set that takes each source's prior from a set of one family."""
+    for family, config in (("wavenet", CONFIG), ("flow", NESTED)):
+        (tmp_path / family).mkdir()
+        for name in ("sine", "saw"):
+            save_prior(make_prior(name, config=config), tmp_path / family / f"{name}.safetensors")
+    (tmp_path / ORDER_FILE).write_text('["wavenet/sine", "flow/saw"]')
+    return tmp_path
+
+
+def test_a_set_may_be_of_several_families(families: Path) -> None:
+    priors = load_priors(families)
+    assert list(priors) == ["sine", "saw"]
+    assert [type(prior) for prior in priors.values()] == [WaveNetPrior, FloWaveNetPrior]
+    assert [prior.name for prior in priors.values()] == ["sine", "saw"]
+    (families / ORDER_FILE).write_text('["flow/saw", "flow/sine"]')
+    priors = load_priors(families)
+    assert list(priors) == ["saw", "sine"]
+    assert all(isinstance(prior, FloWaveNetPrior) for prior in priors.values())
+    assert list(load_priors(families / "wavenet")) == ["saw", "sine"]
+
+
+def test_a_set_below_a_set_goes_by_its_path(
+    families: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "SHIPPED", families.parent)
+    monkeypatch.chdir("/")
+    flow = load_priors(f"{families.name}/flow")
+    assert {type(prior) for prior in flow.values()} == {FloWaveNetPrior}
+    assert list(load_priors(families.name)) == ["sine", "saw"]
+
+
+def test_the_priors_of_several_sets_have_one_rate(families: Path) -> None:
+    path = families / "flow" / "saw.safetensors"
+    save_prior(make_prior("saw", 8_000, NESTED), path)
+    one_line(lambda: load_priors(families), r"sample rates \[8000, 16000\]", families)
+    path.unlink()
+    one_line(lambda: load_priors(families), "not a readable safetensors file", path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sets_that_ship_of_one_family(family: str) -> None:
+    if not (SHIPPED / "toy" / family).is_dir():
+        pytest.skip("not trained yet")
+    priors = load_priors(f"toy/{family}")
+    assert list(priors) == ["sine", "saw", "square", "triangle"]
+    for prior in priors.values():
+        assert type(prior) is PRIORS[family]
+        assert prior.network.config.multiple == prior.multiple
+
+
+def test_the_set_that_ships_takes_each_from_a_family() -> None:
+    priors = load_priors("toy")
+    assert list(priors) == ["sine", "saw", "square", "triangle"]
+    entries = json.loads((SHIPPED / "toy" / ORDER_FILE).read_text())
+    for entry, (name, prior) in zip(entries, priors.items(), strict=True):
+        family, _, source = entry.partition("/")
+        assert source == name == prior.name
+        assert type(prior) is PRIORS[family]
 
 
 def test_a_failed_save_leaves_the_older_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import signal
@@ -14,16 +15,24 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import cli
-from pyro_sep.checkpoints import load_prior, save_prior
-from pyro_sep.models.train import TrainingDivergedError
+from pyro_sep.checkpoints import load_prior, load_priors, save_prior
+from pyro_sep.models.family import FAMILIES
+from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
+from pyro_sep.models.train import SERIAL_SIGMAS, TrainingDivergedError
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.priors import PRIORS, FloWaveNetPrior, WaveNetPrior
 from pyro_sep.trace import load_trace
 
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 BUDGET = ("--levels", "6", "--steps", "2", "--chains", "1", "--explorers", "2")
 FILES = ["saw.wav", "separation.png", "sine.wav", "summary.json", "trace.nc"]
+TINY: dict[str, WaveNetConfig | FloWaveNetConfig] = {
+    "wavenet": WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=4),
+    "flow": FloWaveNetConfig(
+        squeeze=16, flows=2, components=2, layers=1, width=8, spectra=(32,), head_width=8
+    ),
+}
 
 
 class Outcome(NamedTuple):
@@ -49,13 +58,32 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 @pytest.fixture(scope="module")
 def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("priors")
-    config = WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=4)
     for name in ("sine", "saw"):
         torch.manual_seed(len(name))
-        prior = WaveNetPrior(WaveNet(config), name=name, sample_rate=16_000)
+        prior = WaveNetPrior(WaveNet(TINY["wavenet"]), name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
     (folder / "priors.json").write_text('["sine", "saw"]')
     return folder
+
+
+@pytest.fixture(scope="module")
+def both_families(priors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WaveNet for the sine, a flow for the saw."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "sine.safetensors").write_bytes((priors / "sine.safetensors").read_bytes())
+    torch.manual_seed(1)
+    prior = FloWaveNetPrior(FloWaveNet(TINY["flow"]), name="saw", sample_rate=16_000)
+    save_prior(prior, folder / "saw.safetensors")
+    (folder / "priors.json").write_text('["sine", "saw"]')
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size that is trained by default is tiny, and the audit short."""
+    for family, config in TINY.items():
+        monkeypatch.setitem(FAMILIES[family].sizes, "toy", config)
+    monkeypatch.setattr(cli, "AUDIT_FRAMES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +148,19 @@ def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     assert [settings[key] for key in ("levels", "steps", "chains", "explorers")] == [6, 2, 1, 2]
 
 
-def test_separate_adds_up_at_the_priors_own_rate(call, priors: Path, tmp_path: Path) -> None:
-    mixture = 0.4 * torch.sin(torch.arange(300) / 5).numpy()
+@pytest.mark.parametrize("kind", ["priors", "both_families"])
+def test_separate_adds_up_at_the_priors_own_rate(
+    call, request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    mixture = 0.4 * torch.sin(torch.arange(300) / 5).numpy()  # 300 is no multiple of 16
     soundfile.write(tmp_path / "a.wav", mixture, 16_000, subtype="FLOAT")
-    arguments = ("--priors", priors, "--out", tmp_path / "out", *BUDGET)
+    folder = request.getfixturevalue(kind)
+    arguments = ("--priors", folder, "--out", tmp_path / "out", *BUDGET)
     outcome = call("separate", tmp_path / "a.wav", *arguments)
     assert outcome.code == 0
     assert lines(outcome.err) == []
     stems = [soundfile.read(tmp_path / "out" / f"{name}.wav")[0] for name in ("sine", "saw")]
+    assert [len(stem) for stem in stems] == [300, 300]
     assert np.abs(np.mean(stems, 0) - mixture).max() < 1e-2
 
 
@@ -204,7 +237,7 @@ def spoil(folder: Path, case: str, original: Path) -> None:
 BAD_PRIORS = {
     "truncated": "saw.safetensors: not a readable safetensors file",
     "noise": "saw.safetensors: not a readable safetensors file",
-    "foreign": "saw.safetensors: got format None, expected 'pyro_sep.wavenet.1'",
+    "foreign": "got format None, expected one of pyro_sep.wavenet.1, pyro_sep.flow.1",
     "misfit": "saw.safetensors: weights do not fit their config",
     "unlisted": "saw.safetensors: not a readable safetensors file",
     "order": "priors.json: expected a JSON list of names",
@@ -222,7 +255,7 @@ def test_bad_priors(call, priors: Path, stereo: Path, tmp_path: Path, case: str)
 def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     to = ("--out", out)
-    message = "priors: got 'orchestra', expected a shipped set (toy) or a folder"
+    message = "priors: got 'orchestra', expected a shipped set (toy, "
     refused(call("separate", stereo, "--priors", "orchestra", *to), message)
     (tmp_path / "empty").mkdir()
     message = "empty: no *.safetensors in it; train priors with `pyro-sep train`"
@@ -234,6 +267,14 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     refused(call("train", "--source", "toy:sine", *to, *use), device)
     message = "size: got 'huge', expected one of toy, paper"
     refused(call("train", "--source", "toy:sine", *to, "--size", "huge"), message)
+    refused(call("train", "--source", "toy:sine", *to, "--size", "paper-musdb18"), "size: got")
+    message = "size: got 'huge', expected one of toy, paper, paper-musdb18"
+    use = ("--family", "flow", "--size", "huge")
+    refused(call("train", "--source", "toy:sine", *to, *use), message)
+    message = "family: got 'organ', expected one of wavenet, flow"
+    refused(call("train", "--source", "toy:sine", *to, "--family", "organ"), message)
+    message = "recipe: got 'boiled', expected one of conditional, serial"
+    refused(call("train", "--source", "toy:sine", *to, "--recipe", "boiled"), message)
     message = "source: got 'toys:sine', expected toy:WAVEFORM or a folder"
     refused(call("train", "--source", "toys:sine", *to), message)
     message = "waveform: got 'cosine', expected one of sine, saw, square, triangle"
@@ -368,32 +409,88 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 TRAIN = ("train", "--source", "toy:sine", "--batch", "1", "--time", "64", "--seed", "3")
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(("family", "network"), [("wavenet", "WaveNet"), ("flow", "FloWaveNet")])
 def test_train_writes_weights_and_their_card(
-    call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call, tmp_path: Path, family: str, network: str
 ) -> None:
-    monkeypatch.setattr(cli, "AUDIT_FRAMES", 2)
     out = tmp_path / "new"
-    outcome = call(*TRAIN, "--steps", "2", "--out", out)
+    use = ("--family", family, "--out", out) if family == "flow" else ("--out", out)
+    outcome = call(*TRAIN, "--steps", "2", *use)
     assert outcome.code == 0, outcome.err
     path = out / "sine.safetensors"
     assert outcome.out == f"{path}: prior of sine, its model card beside it\n"
     assert sorted(os.listdir(out)) == ["sine.md", "sine.run", "sine.safetensors"]
     prior = load_prior(path)
+    assert type(prior) is PRIORS[family]
     assert (prior.name, prior.sample_rate) == ("sine", 16_000)
     assert prior.level == pytest.approx(0.9 / 2**0.5, abs=0.05)  # RMS of sines of 0.8 to 1
     card = path.with_suffix(".md").read_text()
     for words in (
         "# Prior of sine",
         "`toy:sine`, 16000 Hz",
-        "pyro-sep train --source toy:sine --out DIR --size toy --steps 2 --batch 1 --time 64",
+        f"- Model: {network}, ",
+        f"pyro-sep train --source toy:sine --out DIR --family {family} --size toy",
+        "--size toy --recipe conditional --steps 2 --batch 1 --time 64",
         "--seed 3 --sample-rate 16000`",
         f"{sum(p.numel() for p in prior.network.parameters()):,} parameters",
+        "noise levels 0.01 to 5",
         "2 frames of 2048 samples",
         "| 0.359 | ",
     ):
         assert words in card, words
-    again = call(*TRAIN, "--steps", "3", "--out", out)
+    again = call(*TRAIN, "--steps", "3", *use)
     refused(again, "got a run of another config")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_frame_that_the_network_cannot_take(call, tmp_path: Path) -> None:
+    use = ("--family", "flow", "--time", "100", "--out", tmp_path / "out")
+    message = "time: got 100 audio samples per frame, expected a multiple of 16 for this network"
+    refused(call("train", "--source", "toy:sine", *use), message)
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(
+            "wavenet",
+            marks=pytest.mark.xfail(strict=True, reason="NaN: spectra over a noise power of 0"),
+        ),
+        "flow",
+    ],
+)
+def test_the_serial_recipe_writes_a_set_per_level(call, tmp_path: Path, family: str) -> None:
+    out = tmp_path / "new"
+    arguments = (*TRAIN, "--steps", "5", "--family", family, "--recipe", "serial", "--out", out)
+    outcome = call(*arguments)
+    assert outcome.code == 0, outcome.err
+    folders = [f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS]
+    assert sorted(os.listdir(out)) == sorted([*folders, "sine.run"])
+    assert sorted(os.listdir(out / "sine.run")) == sorted(folders)
+    assert outcome.out.splitlines() == [
+        f"{out / folder / 'sine.safetensors'}: prior of sine, its model card beside it"
+        for folder in folders
+    ]
+    written = {}
+    for sigma, folder in zip(SERIAL_SIGMAS, folders, strict=True):
+        assert sorted(os.listdir(out / folder)) == ["sine.md", "sine.safetensors"]
+        (prior,) = load_priors(out / folder).values()
+        assert type(prior) is PRIORS[family]
+        assert prior.sigmas == (sigma, sigma)
+        card = (out / folder / "sine.md").read_text()
+        assert "--recipe serial --steps 5" in card
+        assert f"noise levels {sigma:g} to {sigma:g}, full scale 1" in card
+        assert card.count("\n| 0.") == (sigma > 0)  # a row at its own level; none without noise
+        written[folder] = load_file(out / folder / "sine.safetensors")
+    for before, after in itertools.pairwise(written.values()):
+        assert any(not torch.equal(value, after[key]) for key, value in before.items())
+    again = call(*arguments)  # all of it is read back
+    assert again.code == 0
+    for folder, weights in written.items():
+        once_more = load_file(out / folder / "sine.safetensors")
+        assert all(torch.equal(value, once_more[key]) for key, value in weights.items())
 
 
 KILLED = """
@@ -453,6 +550,17 @@ def test_audit(call, priors: Path, tmp_path: Path) -> None:
     assert float(row.split("|")[1].split()[0]) == pytest.approx(value, abs=6e-4)
     assert (out / "audit.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(os.listdir(out)) == ["audit.json", "audit.png"]
+
+
+def test_audit_of_two_families(call, both_families: Path) -> None:
+    arguments = ("audit", "--priors", both_families, "--frames", "2", "--time")
+    outcome = call(*arguments, "64")
+    assert outcome.code == 0, outcome.err
+    assert sum(line.startswith("sigma ") for line in outcome.out.splitlines()) == 7
+    bad = call(*arguments, "100")
+    assert bad.code == 2
+    last = lines(bad.err)[-1]  # after the progress bar
+    assert last.startswith("pyro-sep: time: got 100 audio samples, expected a positive multiple")
 
 
 def test_audit_on_recordings(call, priors: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pyro_sep.checkpoints import save_prior
 from pyro_sep.cli import run
 from pyro_sep.data.toy import WAVEFORMS, toy_mixture
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.models.wavenet import CONFIGS, WaveNet, WaveNetConfig
+from pyro_sep.models.family import FAMILIES, build
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 from pyro_sep.priors import WaveNetPrior
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
@@ -103,7 +104,7 @@ def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path
         ),
         (("--first", "1500"), "index: got 1500, expected 0 to 1499 for test"),
         (("--device", "abacus"), "device: got 'abacus', expected cpu or one that is here ("),
-        (("--priors", "none"), "priors: got 'none', expected a shipped set (toy) or a folder"),
+        (("--priors", "none"), "priors: got 'none', expected a shipped set (toy, "),
     ],
 )
 def test_separate_toy_refuses_in_a_line(
@@ -167,21 +168,24 @@ def test_the_benchmark_compares_like_with_like(
     monkeypatch.setattr(benchmark, "TIME", 256)
     monkeypatch.setattr(benchmark, "gradient_rate", lambda log_prob: 123_456.0)
     benchmark.main()
-    _, ours, plain = capsys.readouterr().out.splitlines()
-    sizes = [int(line.split(":")[1].split()[0].replace(",", "")) for line in (ours, plain)]
-    assert sizes[0] == benchmark.parameters(WaveNet(CONFIGS["toy"]))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
-    assert ours.endswith("123,456 gradient samples a second")
+    _, *lines = capsys.readouterr().out.splitlines()
+    sizes = [int(line.split(":")[1].split()[0].replace(",", "")) for line in lines]
+    ours = [benchmark.parameters(build(family.sizes["toy"])) for family in FAMILIES.values()]
+    assert sizes[:-1] == ours
+    assert sizes[-1] == pytest.approx(sizes[0], rel=0.1)
+    names = [line.split(":")[0] for line in lines]
+    assert names == [*(f"pyro_sep toy {family}" for family in FAMILIES), "plain conv1d WaveNet"]
+    assert all(line.endswith("123,456 gradient samples a second") for line in lines)
 
 
-def test_the_benchmark_times_both_networks(
+def test_the_benchmark_times_every_network(
     benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "SECONDS", 0.01)
     monkeypatch.setattr(benchmark, "LANES", 1)
     monkeypatch.setattr(benchmark, "TIME", 128)
     plain = benchmark.PlainWaveNet(8, 4)
-    for network in (WaveNet(CONFIGS["toy"]), plain):
+    for network in (*(build(family.sizes["toy"]) for family in FAMILIES.values()), plain):
         assert benchmark.gradient_rate(network.log_prob) > 0
     # Causal: what comes after an audio sample does not change its log density.
     x = torch.randn(1, 128)

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, model
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time, model
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 
@@ -96,6 +96,94 @@ def test_condition_on_closes_the_residual_as_the_noise_goes() -> None:
         after = mixture - mixing.mix(mixing.condition_on(mixture, sources, 0.5))
         share = noise_scale**2 / (0.25 * 2.98 + noise_scale**2)
         assert torch.allclose(after, share * before, rtol=1e-8, atol=1e-12)
+
+
+HEARD, FRAME = 5, 8  # the mixture ends before its sources
+
+
+@pytest.mark.parametrize(
+    ("multiples", "time", "expected"),
+    [
+        ((1,), 301, 301),
+        ((16,), 300, 304),
+        ((16,), 304, 304),
+        ((16,), 1, 16),
+        ((1, 16), 300, 304),
+        ((4, 6), 13, 24),
+        ((4, 6, 1), 24, 24),
+        ((2, 3, 5), 31, 60),
+    ],
+)
+def test_frames_are_the_shortest_that_all_priors_take(
+    gaussian_priors: MakePriors, multiples: tuple[int, ...], time: int, expected: int
+) -> None:
+    priors = gaussian_priors(*(0.5,) * len(multiples), multiples=multiples)
+    assert frame_time(priors.values(), time) == expected
+    for prior in priors.values():
+        assert expected % prior.multiple == 0
+
+
+def test_what_is_beyond_the_mixture_is_not_heard() -> None:
+    mixture, sources = normal(2, HEARD, seed=1), normal(2, 3, FRAME)
+    head = sources[..., :HEARD]
+    value = UNEQUAL.log_likelihood(mixture, sources, 0.1)
+    assert value.shape == (2,)
+    assert torch.equal(value, UNEQUAL.log_likelihood(mixture, head, 0.1))
+    residual = UNEQUAL.residual(mixture, sources)
+    assert residual.shape == (2, FRAME)
+    assert torch.allclose(residual[:, :HEARD], mixture - UNEQUAL.mix(head), rtol=1e-14)
+    assert (residual[:, HEARD:] == 0).all()
+    assert torch.equal(UNEQUAL.residual(mixture[0], sources[0]), residual[0])
+
+
+def test_the_score_of_what_is_not_heard_is_zero() -> None:
+    mixture, sources = normal(2, HEARD, seed=1), normal(2, 3, FRAME)
+    score = UNEQUAL.score(mixture, sources, 0.1)
+    assert score.shape == sources.shape
+    assert (score[..., HEARD:] == 0).all()
+    assert torch.equal(score[..., :HEARD], UNEQUAL.score(mixture, sources[..., :HEARD], 0.1))
+    step, nudges = 1e-5, torch.eye(3 * FRAME).double().reshape(-1, 1, 3, FRAME)
+    for nudge, slope in zip(nudges, score.flatten(1).T, strict=True):
+        above = UNEQUAL.log_likelihood(mixture, sources + step * nudge, 0.1)
+        below = UNEQUAL.log_likelihood(mixture, sources - step * nudge, 0.1)
+        assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_condition_on_leaves_what_is_not_heard() -> None:
+    mixture, sources = normal(2, HEARD, seed=1), normal(2, 3, FRAME)
+    conditioned = UNEQUAL.condition_on(mixture, sources, 0.5)
+    assert conditioned.shape == sources.shape
+    assert torch.equal(conditioned[..., HEARD:], sources[..., HEARD:])
+    head = UNEQUAL.condition_on(mixture, sources[..., :HEARD], 0.5)
+    assert torch.allclose(conditioned[..., :HEARD], head, rtol=1e-14)
+    assert (conditioned[..., :HEARD] != sources[..., :HEARD]).all()
+
+
+@pytest.mark.parametrize("sigma", [None, 0.6])
+def test_the_model_has_sites_of_the_longer_frame(
+    gaussian_priors: MakePriors, sigma: float | None
+) -> None:
+    mixing, mixture = Mixing((0.4, 1.3), 0.1), normal(HEARD, seed=1)
+    priors = gaussian_priors(0.2, 0.9, multiples=(2, 4))
+    drawn = poutine.trace(model).get_trace(mixture.float(), priors, mixing, sigma)
+    assert list(drawn.stochastic_nodes) == ["one", "two"]
+    assert all(drawn.nodes[name]["value"].shape == (FRAME,) for name in priors)
+    assert drawn.nodes["_RETURN"]["value"].shape == (2, FRAME)
+    assert drawn.nodes["mixture"]["fn"].event_shape == (HEARD,)
+    sources = normal(2, FRAME)
+    values = dict(zip(priors, sources, strict=True))
+    trace = poutine.trace(poutine.condition(model, values)).get_trace(
+        mixture, priors, mixing, sigma
+    )
+    levels = [prior.level**2 + (sigma or 1e-3) ** 2 for prior in priors.values()]
+    by_hand = sum(
+        scipy.stats.norm(0, math.sqrt(level)).logpdf(part.numpy()).sum()
+        for level, part in zip(levels, sources, strict=True)
+    )
+    mean = (0.4 * sources[0] + 1.3 * sources[1])[:HEARD]
+    scale = math.sqrt((sigma or 0) ** 2 * (0.16 + 1.69) + 0.01)
+    by_hand += scipy.stats.norm(mean.numpy(), scale).logpdf(mixture.numpy()).sum()
+    assert float(trace.log_prob_sum()) == pytest.approx(by_hand, rel=1e-10)
 
 
 @pytest.mark.parametrize("gains", [(0.4, 1.3), (0.3, 1.5, -0.8)])

@@ -16,6 +16,7 @@ GAINS = (0.3, 1.5, -0.8)
 LEVELS = (0.2, 0.9, 0.5)
 SIGMA = 0.4
 LANES, TIME = 6, 5
+FRAME = 8  # of sources longer than their mixture
 MakePriors = Callable[..., Priors]
 
 
@@ -61,6 +62,72 @@ def test_the_gradient_is_that_of_the_density(target: AnnealedPosterior) -> None:
         above = target.evaluate(sources + step * nudge, SIGMA).log_density
         below = target.evaluate(sources - step * nudge, SIGMA).log_density
         assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture
+def longer(gaussian_priors: MakePriors) -> AnnealedPosterior:
+    """Of sources that go on after their mixture: the first two priors take even frames alone."""
+    priors = list(gaussian_priors(*LEVELS, multiples=(2, 4, 1)).values())
+    return AnnealedPosterior(normal(LANES, TIME, seed=1), priors, Mixing(GAINS, 0.1))
+
+
+def test_a_frame_is_as_long_as_the_mixture_or_a_little_longer(
+    target: AnnealedPosterior, longer: AnnealedPosterior
+) -> None:
+    assert target.frame == TIME
+    assert longer.frame == FRAME
+    assert longer.take(torch.tensor([0])).frame == FRAME
+
+
+def test_the_unheard_part_of_the_sources_has_its_prior_alone(longer: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, FRAME)
+    evaluation = longer.evaluate(sources, SIGMA)
+    assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-12)
+    head, tail = sources[..., :TIME], sources[..., TIME:]
+    expected = log_density(longer.mixture, head) + log_priors(tail).sum(1)
+    assert torch.allclose(evaluation.log_density, expected, rtol=1e-12)
+    variance = torch.tensor([[level**2 + SIGMA**2] for level in LEVELS]).double()
+    assert torch.allclose(evaluation.gradient[..., TIME:], -tail / variance, rtol=1e-6)
+    step, nudges = 1e-5, torch.eye(3 * FRAME).double().reshape(-1, 3, FRAME)
+    for nudge, slope in zip(nudges, evaluation.gradient.flatten(1).T, strict=True):
+        above = longer.evaluate(sources + step * nudge, SIGMA).log_density
+        below = longer.evaluate(sources - step * nudge, SIGMA).log_density
+        assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_the_unheard_part_is_denoised_by_its_prior_alone(
+    target: AnnealedPosterior, longer: AnnealedPosterior
+) -> None:
+    sources = normal(LANES, 3, FRAME)
+    clean = longer.denoise(sources, longer.evaluate(sources, SIGMA), SIGMA)
+    head = sources[..., :TIME]
+    expected = target.denoise(head, target.evaluate(head, SIGMA), SIGMA)
+    assert torch.allclose(clean[..., :TIME], expected, rtol=1e-10)
+    shrink = torch.tensor([[level**2 / (level**2 + SIGMA**2)] for level in LEVELS]).double()
+    assert torch.allclose(clean[..., TIME:], shrink * sources[..., TIME:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("block", [(0, 2), (1, 2), (2,)])
+def test_given_others_the_frame_stays_as_long(
+    longer: AnnealedPosterior, block: tuple[int, ...]
+) -> None:
+    """A block whose own priors would take a shorter frame, too."""
+    sources = normal(LANES, 3, FRAME)
+    rest = longer.given_others(sources, block, SIGMA)
+    assert rest.mixture.shape == (LANES, TIME)
+    moved = sources.clone()
+    moved[:, block] = normal(LANES, len(block), FRAME, seed=2)
+    whole = [longer.evaluate(x, SIGMA) for x in (sources, moved)]
+    part = [rest.evaluate(x[:, block], SIGMA) for x in (sources, moved)]
+    odds = whole[1].log_density - whole[0].log_density
+    assert torch.allclose(part[1].log_density - part[0].log_density, odds, rtol=1e-9)
+    assert torch.allclose(part[1].gradient, whole[1].gradient[:, block], rtol=1e-9, atol=1e-12)
+
+
+def test_cross_log_prior_is_that_of_whole_frames(longer: AnnealedPosterior) -> None:
+    sources = normal(LANES, 3, FRAME)
+    own = torch.diagonal(longer.cross_log_prior(sources, SIGMA), dim1=1, dim2=2)
+    assert torch.allclose(own, log_priors(sources), rtol=1e-12)
 
 
 def test_cross_log_prior_is_that_of_every_share_under_every_prior(

@@ -135,16 +135,19 @@ def test_there_is_no_pile_of_helpers() -> None:
 
 
 def test_weights_ship_with_their_cards() -> None:
-    sets = [path for path in WEIGHTS.iterdir() if path.is_dir()]
-    assert "toy" in {path.name for path in sets}
+    sets = [path for path in WEIGHTS.rglob("*") if path.is_dir()]
+    assert {"toy", "toy/wavenet"} <= {path.relative_to(WEIGHTS).as_posix() for path in sets}
     for folder in sets:
-        names = json.loads((folder / "priors.json").read_text())
+        entries = json.loads((folder / "priors.json").read_text())
+        assert len({Path(entry).name for entry in entries}) == len(entries)
+        for entry in entries:  # its own weights, or those of a set below
+            assert (folder / f"{entry}.safetensors").resolve().is_relative_to(folder)
         weights = {path.stem: path for path in folder.glob("*.safetensors")}
-        assert set(weights) == set(names)
-        for name, path in weights.items():
-            card = path.with_suffix(".md").read_text()
-            assert name in card
+        assert set(weights) <= set(entries)
+        for entry in entries:
+            card = (folder / f"{entry}.md").read_text()
+            assert Path(entry).name in card
             for word in ("Data", "Command", "Time", "excess"):
-                assert word in card, f"{name}: {word}"
+                assert word in card, f"{folder / entry}: {word}"
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     assert 0 < size < 40e6

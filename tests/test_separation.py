@@ -15,8 +15,9 @@ from pyro_sep.data.toy import toy_mixture
 from pyro_sep.inference.annealed import Annealing
 from pyro_sep.inference.schedules import START_NATS
 from pyro_sep.metrics import si_sdr_improvement
+from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.priors import FloWaveNetPrior, NetworkPrior, WaveNetPrior
 from pyro_sep.separation import (
     MIN_TIME,
     Separation,
@@ -48,6 +49,24 @@ def make_prior(name: str, **config: Any) -> WaveNetPrior:
     )
     torch.nn.init.normal_(network.head_out.weight, std=0.3)
     return WaveNetPrior(network, name=name, sample_rate=8_000)
+
+
+def make_flow(name: str) -> FloWaveNetPrior:
+    torch.manual_seed(len(name))
+    network = FloWaveNet(
+        FloWaveNetConfig(
+            squeeze=16,
+            flows=2,
+            components=2,
+            layers=1,
+            width=8,
+            spectra=(32,),
+            head_width=8,
+            sigma_data=LEVELS[name],
+        )
+    )
+    torch.nn.init.normal_(network.interpolator.head_out.weight, std=0.3)
+    return FloWaveNetPrior(network, name=name, sample_rate=8_000)
 
 
 PRIORS = {name: make_prior(name) for name in LEVELS}
@@ -166,6 +185,48 @@ def test_gains_reach_the_likelihood_and_the_trace() -> None:
     assert (explained - mixture).abs().max() < 1e-2
     with_mean = separate(mixture, PRIORS, **BUDGET)
     assert (with_mean.sources.mean(0) - mixture).abs().max() < 1e-2
+
+
+@pytest.fixture(params=["flows", "mixed"])
+def longer(request: pytest.FixtureRequest) -> dict[str, NetworkPrior]:
+    """Priors whose frames are multiples of 16, which 300 is not."""
+    flute: NetworkPrior = make_flow("flute")
+    if request.param == "mixed":
+        return {"oboe": make_prior("oboe"), "flute": flute}
+    return {"oboe": make_flow("oboe"), "flute": flute}
+
+
+def test_sources_are_as_long_as_their_mixture(longer: dict[str, NetworkPrior]) -> None:
+    mixture = tones().mean(0)
+    result = separate(mixture, longer, seed=3, true_sources=tones(), **BUDGET)
+    assert result.names == ("oboe", "flute")
+    assert result.sources.shape == (2, TIME)
+    assert result.sources.isfinite().all()
+    assert (result.sources.mean(0) - mixture).abs().max() < 1e-2
+    draws = result.trace["posterior"]["sources"].values
+    assert draws.shape == (2, 6, 2, TIME)
+    assert np.array_equal(result.trace["observed_data"]["mixture"], mixture)
+    predictive = result.trace["posterior_predictive"]["mixture"].values
+    assert np.allclose(predictive, draws.mean(2), atol=1e-6)
+    # Log densities are those of the whole frames.
+    for group in ("sample_stats", "warmup_sample_stats"):
+        assert np.isfinite(result.trace[group]["lp"]).all()
+    again = separate(mixture, longer, seed=3, true_sources=tones(), **BUDGET)
+    assert torch.equal(result.sources, again.sources)
+
+
+def test_a_mixture_of_a_fitting_length_has_no_unheard_end(longer: dict[str, NetworkPrior]) -> None:
+    results = separate_batch(torch.stack([*tones(304), tones(304).mean(0)]), longer, **BUDGET)
+    assert [result.sources.shape for result in results] == [(2, 304)] * 3
+
+
+def test_pairs_of_three_move_on_frames_of_all(longer: dict[str, NetworkPrior]) -> None:
+    # Two of them would take the mixture's own length.
+    priors = {**longer, "cello": make_prior("oboe"), "viola": make_prior("oboe")}
+    mixture = tones().mean(0)
+    result = separate(mixture, priors, **BUDGET)
+    assert result.sources.shape == (4, TIME)
+    assert (result.sources.mean(0) - mixture).abs().max() < 1e-2
 
 
 def test_a_batch_is_its_mixtures_in_order() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyro_sep.models.spectrum import BACK, LOBE, SpectralExtrapolator
+from pyro_sep.models.spectrum import BACK, LOBE, SpectralExtrapolator, SpectralInterpolator
 
 HOP, EMBEDDING, FRAMES = 16, 4, 200
 SIGMA, AMPLITUDE = 0.3, 0.9
@@ -117,3 +117,175 @@ def test_only_the_ratio_to_the_noise_counts() -> None:
 
 def test_silence_is_silence() -> None:
     assert not extrapolate(torch.zeros(3, 256, dtype=torch.float64), SIGMA).any()
+
+
+SIDES = {256: 64, 1024: 64}  # hop in the middle, by window
+STRICT = 4.0  # log iota that keeps a tone's images out
+
+
+def interpolate(
+    frames: torch.Tensor, sigma: float, share: float, log_iota: float | None = None
+) -> torch.Tensor:
+    """What an untrained interpolator makes of frames ``(frame, W)``: ``(frame, hop)``."""
+    window = frames.shape[1]
+    interpolator = SpectralInterpolator(window, SIDES[window], EMBEDDING).double()
+    if log_iota is not None:
+        torch.nn.init.constant_(interpolator.thresholds.bias[1:], log_iota)
+    noise = torch.randn(len(frames), EMBEDDING, dtype=torch.float64)
+    power = torch.full((len(frames),), sigma**2, dtype=torch.float64)
+    with torch.no_grad():
+        return interpolator(frames[:, None], noise, power, share)[:, 0]
+
+
+def middle(frames: torch.Tensor) -> torch.Tensor:
+    window = frames.shape[1]
+    first = (window - SIDES[window]) // 2
+    return frames[:, first : first + SIDES[window]]
+
+
+def scattered(window: int) -> torch.Tensor:
+    """A mask of half of a frame's samples."""
+    return (torch.randperm(window) < window // 2).double()
+
+
+def interpolation_error(
+    frequency: float, sigma: float, mask: torch.Tensor, log_iota: float | None = None
+) -> float:
+    """Power of the error over that of the tone, and 1 where nothing is interpolated."""
+    clean = tones(len(mask), frequency)[:, : len(mask)]
+    noisy = clean + sigma * torch.randn(clean.shape, dtype=torch.float64)
+    error = interpolate(mask * noisy, sigma, float(mask.mean()), log_iota) - middle(clean)
+    return float(error.square().mean() / middle(clean).square().mean())
+
+
+def linear_error(window: int, sigma: float, share: float) -> float:
+    """Of one bin that carries the tone, with its window alone, under the noise and the images.
+
+    Both are white: of variance sigma^2 / q, and A^2 / 2 (1 - q) / q by the mask's own variance.
+    """
+    v = SpectralInterpolator(window, SIDES[window], EMBEDDING).continuation.detach()
+    variance = sigma**2 / share + AMPLITUDE**2 / 2 * (1 - share) / share
+    return variance / AMPLITUDE**2 * float(v.square().sum())
+
+
+@pytest.mark.parametrize(("window", "hop", "share"), [(32, 16, 0.5), (32, 4, 0.25), (17, 8, 1.0)])
+def test_interpolation_is_the_equation(window: int, hop: int, share: float) -> None:
+    torch.manual_seed(0)
+    interpolator = SpectralInterpolator(window, hop, EMBEDDING).double().requires_grad_(False)
+    interpolator.continuation.normal_()
+    interpolator.thresholds.weight.normal_()
+    frames = torch.randn(2, 3, window, dtype=torch.float64)
+    noise = torch.randn(2, EMBEDDING, dtype=torch.float64)
+    variance = torch.tensor([0.16, 0.5], dtype=torch.float64)
+    out = interpolator(frames, noise, variance, share)
+    assert out.shape == (2, 3, hop)
+    since, bins = torch.arange(window).double(), torch.arange(window // 2 + 1).double()
+    fourier = torch.exp(-2j * math.pi * bins[:, None] * since / window)
+    analysis = torch.sin(math.pi * (since + 0.5) / window) ** 2
+    analysis = analysis / analysis.square().sum().sqrt()
+    spectrum = (analysis * frames).to(fourier.dtype) @ fourier.T
+    power = spectrum.abs() ** 2 / (share * variance[:, None, None])
+    padded = torch.nn.functional.pad(power.square(), (LOBE, LOBE))
+    lobe = sum(padded[..., d : d + len(bins)] for d in range(2 * LOBE + 1))
+    tau, iota = interpolator.thresholds(noise).exp().T[..., None, None]
+    gate = power.square() / (lobe + tau + iota * power.mean(-1, keepdim=True) ** 2)
+    n = (window - hop) // 2 + torch.arange(hop, dtype=torch.float64)
+    waves = torch.exp(2j * math.pi * bins[:, None] * n / window)
+    v = interpolator.continuation
+    amplitudes = gate * ((v * frames).to(fourier.dtype) @ fourier.T) / share
+    expected = (amplitudes @ waves).real
+    # The window and the basis were rounded to float32 when they were built; the gate is quadratic
+    # in the power, which is quadratic in the window.
+    rounding = 8 * torch.finfo(torch.float32).eps * amplitudes.abs().sum(-1, keepdim=True)
+    assert ((out - expected).abs() < rounding).all()
+    assert expected.abs().mean() > 1e3 * rounding.mean()
+
+
+@pytest.mark.parametrize("window", SIDES)
+@pytest.mark.parametrize("frequency", BINS)
+def test_a_tone_of_which_half_is_known_is_interpolated(window: int, frequency: float) -> None:
+    torch.manual_seed(0)
+    mask = scattered(window)
+    linear = linear_error(window, 0.02, 0.5)
+    assert linear < 0.03
+    # The last term is leakage of the lobes of a low tone, and what images pass the gate.
+    assert interpolation_error(frequency, 0.02, mask, STRICT) < 1.5 * linear + 0.03
+    # At the start, the gate lets images in; silence, of error 1, is beaten.
+    assert interpolation_error(frequency, 0.02, mask) < 0.95
+
+
+@pytest.mark.parametrize("window", SIDES)
+@pytest.mark.parametrize("frequency", BINS)
+def test_a_tone_of_which_all_is_known_is_denoised(window: int, frequency: float) -> None:
+    torch.manual_seed(0)
+    everything = torch.ones(window, dtype=torch.float64)
+    assert interpolation_error(frequency, 0.02, everything) < 0.005
+    assert interpolation_error(frequency, SIGMA, everything) < 0.02
+
+
+@pytest.mark.parametrize("window", SIDES)
+@pytest.mark.parametrize("frequency", BINS)
+def test_a_tone_as_loud_as_the_noise_is_interpolated(window: int, frequency: float) -> None:
+    """Sigma is the tone's amplitude: a sample alone has 3 dB more noise than tone."""
+    torch.manual_seed(0)
+    error = interpolation_error(frequency, AMPLITUDE, scattered(window))
+    assert error < {256: 0.4, 1024: 0.3}[window]  # 4 to 5 dB, where nothing has 0
+    linear = linear_error(window, AMPLITUDE, 0.5)
+    assert linear < {256: 0.15, 1024: 0.04}[window]
+    error = interpolation_error(frequency, AMPLITUDE, scattered(window), STRICT)
+    assert 0.5 * linear < error < linear + {256: 0.2, 1024: 0.12}[window]
+
+
+@pytest.mark.parametrize("window", SIDES)
+def test_a_regular_mask_has_images_that_are_tones(window: int) -> None:
+    """Where every other sample is known, the tone's one alias is as strong as itself.
+
+    Both are interpolated, so that the error is the alias.
+    """
+    torch.manual_seed(0)
+    mask = torch.tensor([1.0, 0.0], dtype=torch.float64).repeat(window // 2)
+    assert interpolation_error(40.37, 0.02, mask, STRICT) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("window", SIDES)
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_noise_alone_is_not_interpolated(window: int, share: float) -> None:
+    torch.manual_seed(0)
+    mask = (torch.randperm(window) < share * window).double()
+    noise = SIGMA * mask * torch.randn(FRAMES, window, dtype=torch.float64)
+    power = interpolate(noise, SIGMA, share).square().mean() / SIGMA**2
+    assert power < 0.05 / share  # 13 dB, over q as E is
+    open_gate = interpolate(noise, 1e-3 * SIGMA, share).square().mean() / SIGMA**2
+    assert open_gate > 3 * power  # it can fail: noise that is not known to be noise passes
+
+
+@pytest.mark.parametrize("window", SIDES)
+@pytest.mark.parametrize("offset", [-0.75, -0.3, 0.0, 0.5, 0.75])
+def test_a_bin_reads_a_tone_near_it_at_the_middle(window: int, offset: float) -> None:
+    v = SpectralInterpolator(window, SIDES[window], EMBEDDING).continuation.detach().double()
+    n = torch.arange(window, dtype=torch.float64) - (window - 1) / 2
+    phase = 0.7
+    tone = AMPLITUDE * torch.cos(2 * math.pi * (50 + offset) / window * n + phase)
+    read = (v * tone * torch.exp(-2j * math.pi * 50 * n / window)).sum()
+    expected = AMPLITUDE * torch.polar(torch.tensor(1.0), torch.tensor(phase)).to(read.dtype)
+    assert abs(read - expected) < 0.1 * AMPLITUDE
+
+
+@pytest.mark.parametrize("window", SIDES)
+def test_interpolation_has_no_direction(window: int) -> None:
+    torch.manual_seed(0)
+    frames = tones(window, 20.2)[:, :window] * scattered(window)
+    forwards = interpolate(frames, SIGMA, 0.5)
+    backwards = interpolate(frames.flip(1), SIGMA, 0.5).flip(1)
+    assert torch.allclose(forwards, backwards, rtol=0, atol=1e-5)  # the float32 basis
+
+
+def test_only_the_ratio_to_the_noise_counts_in_interpolation() -> None:
+    torch.manual_seed(0)
+    frames = scattered(256) * (tones(256, 20.2)[:, :256] + SIGMA * torch.randn(FRAMES, 256))
+    scaled = interpolate(3 * frames, 3 * SIGMA, 0.5)
+    assert torch.allclose(scaled, 3 * interpolate(frames, SIGMA, 0.5), rtol=1e-10, atol=1e-12)
+
+
+def test_silence_is_interpolated_as_silence() -> None:
+    assert not interpolate(torch.zeros(3, 256, dtype=torch.float64), SIGMA, 0.5).any()

@@ -13,12 +13,17 @@ from torch import Tensor
 
 from pyro_sep.data.toy import draw_sources
 from pyro_sep.models import train
+from pyro_sep.models.family import NetworkConfig, build
+from pyro_sep.models.flowavenet import FloWaveNetConfig
 from pyro_sep.models.train import (
     CHECKPOINT,
+    SERIAL_SIGMAS,
+    TUNING_SHARE,
     TrainConfig,
     TrainingDivergedError,
     draw_batch,
     fit,
+    fit_serially,
     schedule,
 )
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
@@ -27,6 +32,27 @@ NETWORK = WaveNetConfig(
     width=8, layers=2, hop=16, past=16, spectra=(32,), components=4, head_width=8, head_past=4
 )
 CATEGORICAL = dataclasses.replace(NETWORK, head="categorical", components=64)
+NESTED = FloWaveNetConfig(
+    squeeze=8,
+    flows=2,
+    components=2,
+    layers=2,
+    width=8,
+    spectra=(32,),
+    head_width=8,
+    head_reach=4,
+)
+HALVES = FloWaveNetConfig(
+    partition="halves",
+    blocks=2,
+    squeeze=2,
+    flows=2,
+    coupling="affine",
+    layers=2,
+    width=8,
+    spectra=(),
+)
+FAMILIES: dict[str, NetworkConfig] = {"wavenet": NETWORK, "nested": NESTED, "halves": HALVES}
 SHORT = TrainConfig(steps=12, batch=2, time=64, warmup=3, seed=4)
 
 
@@ -130,6 +156,23 @@ def test_sigma_is_log_uniform_over_the_whole_range() -> None:
     assert scipy.stats.kstest(unit[:, 3].numpy(), "uniform").pvalue > 1e-3
 
 
+@pytest.mark.parametrize("sigma", [0.0, 0.01, 0.359])
+def test_at_one_noise_level(sigma: float) -> None:
+    config = TrainConfig(batch=16, time=4_000)
+    network = dataclasses.replace(NETWORK, sigma_min=sigma, sigma_max=sigma)
+    clean, noisy, sigmas = draw_batch(square, network, config, torch.Generator().manual_seed(0))
+    assert torch.equal(sigmas, torch.full((16,), sigma))
+    if sigma == 0:
+        assert torch.equal(noisy, clean)
+    else:
+        unit = (noisy.double() - clean.double()) / sigma
+        assert abs(float(unit.square().mean()) - 1) < 4 * math.sqrt(2 / unit.numel())
+        assert abs(float(unit.mean())) < 4 / math.sqrt(unit.numel())
+    # The frames are those of any other noise level.
+    other = draw_batch(square, NETWORK, config, torch.Generator().manual_seed(0))[0]
+    assert torch.equal(clean, other)
+
+
 def test_batches_follow_their_generator_alone() -> None:
     first = draw_batch(square, NETWORK, SHORT, torch.Generator().manual_seed(7))
     torch.manual_seed(99)
@@ -153,8 +196,18 @@ def test_schedule() -> None:
     assert max(slopes[peak:]) < 0
 
 
-@pytest.mark.parametrize("network", [NETWORK, CATEGORICAL], ids=lambda c: c.head)
-def test_training_reduces_the_loss(tmp_path: Path, network: WaveNetConfig) -> None:
+@pytest.mark.parametrize(
+    ("network", "least"),
+    [
+        # Nats per sample. A square has two values, each known to a bit given the past; a flow's
+        # code length holds the noise too, which nothing predicts.
+        pytest.param(NETWORK, 0.5, id="gaussians"),
+        pytest.param(CATEGORICAL, 0.5, id="categorical"),
+        pytest.param(NESTED, 0.1, id="nested"),
+        pytest.param(HALVES, 0.1, id="halves"),
+    ],
+)
+def test_training_reduces_the_loss(tmp_path: Path, network: NetworkConfig, least: float) -> None:
     config = TrainConfig(steps=250, batch=4, time=128, learning_rate=5e-3, warmup=20)
     trained = fit(square, tmp_path / "run", network, config, progress=False)
     assert not trained.training
@@ -162,13 +215,13 @@ def test_training_reduces_the_loss(tmp_path: Path, network: WaveNetConfig) -> No
     many = dataclasses.replace(config, batch=128)
     clean, noisy, sigma = draw_batch(square, network, many, torch.Generator().manual_seed(123))
     torch.manual_seed(config.seed)
-    before = WaveNet(network).code_length(noisy, clean, sigma).detach()
+    before = build(network).eval().code_length(noisy, clean, sigma).detach()
     gain = before - trained.code_length(noisy, clean, sigma)
     error = float(gain.std()) / math.sqrt(128)
-    if network.head == "categorical":
+    if network == CATEGORICAL:
         assert torch.allclose(before, torch.full_like(before, math.log(64)))
-    assert float(gain.mean()) > 10 * error
-    assert float(gain.mean()) > 0.5  # nats per sample; a square has two values, each known to a bit
+    assert float(gain.mean()) > 5 * error
+    assert float(gain.mean()) > least
 
 
 def test_training_fits_what_has_no_uncertainty(tmp_path: Path) -> None:
@@ -179,25 +232,71 @@ def test_training_fits_what_has_no_uncertainty(tmp_path: Path) -> None:
     assert float(trained.code_length(noisy, clean, sigma).max()) < 0.05  # of log 64 = 4.16
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("interval", "killed_at"), [(1, 8), (5, 9), (5, 3)])
 def test_a_killed_run_goes_on_exactly(
-    tmp_path: Path, every: Callable[[int], None], interval: int, killed_at: int
+    tmp_path: Path, every: Callable[[int], None], interval: int, killed_at: int, family: str
 ) -> None:
+    network = FAMILIES[family]
     torch.manual_seed(0)
-    whole = fit(square, tmp_path / "whole", NETWORK, SHORT, progress=False)
+    whole = fit(square, tmp_path / "whole", network, SHORT, progress=False)
     every(interval)
     with pytest.raises(KeyboardInterrupt):
-        fit(StopsAtDraw(killed_at), tmp_path / "cut", NETWORK, SHORT, progress=False)
+        fit(StopsAtDraw(killed_at), tmp_path / "cut", network, SHORT, progress=False)
     reached = (killed_at - 1) // interval * interval
     assert (tmp_path / "cut" / CHECKPOINT).exists() == (reached > 0)
     if reached:
         assert state(tmp_path / "cut")["step"] == reached
     torch.manual_seed(77)  # another process: its global generator is elsewhere
     source = StopsAtDraw(100)
-    resumed = fit(source, tmp_path / "cut", NETWORK, SHORT, progress=False)
+    resumed = fit(source, tmp_path / "cut", network, SHORT, progress=False)
     assert source.draws == SHORT.steps - reached
     assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
     assert_same(state(tmp_path / "cut"), state(tmp_path / "whole"))
+
+
+def initialized(network: torch.nn.Module | dict[str, Tensor]) -> list[bool]:
+    """Whether each ActNorm has seen its first batch."""
+    entries = network if isinstance(network, dict) else network.state_dict()
+    return [bool(value) for key, value in entries.items() if key.endswith("initialized")]
+
+
+def test_the_averaged_network_knows_that_it_was_normalised(tmp_path: Path) -> None:
+    assert initialized(build(HALVES)) == [False] * 4
+    config = dataclasses.replace(SHORT, steps=1)
+    kept = fit(square, tmp_path, HALVES, config, progress=False)
+    for part in (kept, state(tmp_path)["network"], state(tmp_path)["average"]):
+        assert initialized(part) == [True] * 4
+    # So a batch of quite another level leaves it as it is, were it trained on.
+    before = {key: value.clone() for key, value in kept.state_dict().items()}
+    kept.train()(10 * square(2, 64, torch.Generator()), torch.full((2,), 5.0))
+    assert_same(dict(kept.state_dict()), before)
+
+
+@pytest.mark.parametrize(("network", "time"), [(NESTED, 60), (HALVES, 66)])
+def test_frames_that_the_network_cannot_take(
+    tmp_path: Path, network: NetworkConfig, time: int
+) -> None:
+    config = dataclasses.replace(SHORT, time=time)
+    message = f"^time: got {time} audio samples per frame, expected a multiple of "
+    with pytest.raises(ValueError, match=f"{message}{network.multiple} ") as caught:
+        fit(square, tmp_path / "run", network, config, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    assert fit(square, tmp_path / "run", NETWORK, config, progress=False)  # any time will do
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_run_may_start_from_other_weights(tmp_path: Path, family: str) -> None:
+    network, still = FAMILIES[family], dataclasses.replace(SHORT, learning_rate=0.0)
+    first = fit(square, tmp_path / "first", network, SHORT, progress=False)
+    second = fit(square, tmp_path / "second", network, still, progress=False, start=first)
+    assert_same(dict(second.state_dict()), dict(first.state_dict()))
+    assert second is not first
+    weights = next(first.parameters()).clone()
+    third = fit(square, tmp_path / "third", network, SHORT, progress=False, start=first)
+    assert not torch.equal(next(third.parameters()), weights)
+    assert torch.equal(next(first.parameters()), weights)
 
 
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
@@ -266,7 +365,7 @@ def test_a_gradient_without_bound_is_divergence_too(
                 return lengths
             return lengths + (self.read.bias - self.read.bias.detach()).sum().sqrt()  # 0, slope inf
 
-    monkeypatch.setattr(train, "WaveNet", RootAtZero)
+    monkeypatch.setattr(train, "build", RootAtZero)
     every(1)
     with pytest.raises(TrainingDivergedError, match="norm inf at step 3"):
         fit(square, tmp_path, NETWORK, SHORT, progress=False)
@@ -280,12 +379,13 @@ def test_a_gradient_without_bound_is_divergence_too(
     [
         (dataclasses.replace(NETWORK, width=16), SHORT),
         (dataclasses.replace(NETWORK, sigma_data=0.3), SHORT),
+        (NESTED, SHORT),
         (NETWORK, dataclasses.replace(SHORT, steps=20)),
         (NETWORK, dataclasses.replace(SHORT, seed=5)),
     ],
 )
 def test_a_folder_holds_one_run(
-    tmp_path: Path, network: WaveNetConfig, config: TrainConfig
+    tmp_path: Path, network: NetworkConfig, config: TrainConfig
 ) -> None:
     fit(square, tmp_path, NETWORK, SHORT, progress=False)
     before = (tmp_path / CHECKPOINT).read_bytes()
@@ -315,3 +415,90 @@ def test_checkpoints_are_written_whole(
     assert state(tmp_path)["step"] == 3
     left = [name for name in os.listdir(tmp_path) if not name.startswith("events.")]
     assert left == [CHECKPOINT]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_are_trained_one_after_the_other(tmp_path: Path, family: str) -> None:
+    network, sigmas = FAMILIES[family], (0.05, 0.2, 0.1)
+    networks = fit_serially(square, tmp_path, network, SHORT, progress=False, sigmas=sigmas)
+    assert list(networks) == list(sigmas)
+    assert sorted(os.listdir(tmp_path)) == ["sigma-0.05", "sigma-0.1", "sigma-0.2"]
+    for sigma, trained in networks.items():
+        expected = dataclasses.replace(network, sigma_min=sigma, sigma_max=sigma)
+        assert trained.config == expected
+        assert not trained.training
+        assert not any(p.requires_grad for p in trained.parameters())
+        kept = state(tmp_path / f"sigma-{sigma:g}")
+        assert kept["step"] == (12 if sigma == 0.05 else 12 // TUNING_SHARE)
+        assert_same(dict(trained.state_dict()), dict(kept["average"]))
+    # Each level by itself is what fit makes of the one before.
+    start = None
+    for sigma, trained in networks.items():
+        level = dataclasses.replace(network, sigma_min=sigma, sigma_max=sigma)
+        steps = SHORT.steps if start is None else SHORT.steps // TUNING_SHARE
+        config = dataclasses.replace(SHORT, steps=steps)
+        alone = fit(square, tmp_path / f"alone-{sigma}", level, config, progress=False, start=start)
+        assert_same(dict(alone.state_dict()), dict(trained.state_dict()))
+        start = alone
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_levels_start_from_the_last_ones_weights(tmp_path: Path, family: str) -> None:
+    still = dataclasses.replace(SHORT, steps=1, learning_rate=0.0)
+    sigmas = (0.1, 0.3, 1.0)
+    networks = fit_serially(
+        square, tmp_path, FAMILIES[family], still, progress=False, sigmas=sigmas
+    )
+    first, *later = networks.values()
+    for trained in later:
+        assert_same(dict(trained.state_dict()), dict(first.state_dict()))
+        assert trained is not first
+
+
+def test_a_level_takes_a_step_at_least(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, steps=3)
+    fit_serially(square, tmp_path, NESTED, config, progress=False, sigmas=(0.1, 0.2))
+    assert state(tmp_path / "sigma-0.2")["step"] == 1
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(
+            "wavenet",
+            marks=pytest.mark.xfail(strict=True, reason="NaN: spectra over a noise power of 0"),
+        ),
+        "nested",
+        "halves",
+    ],
+)
+def test_the_papers_levels_begin_without_noise(tmp_path: Path, family: str) -> None:
+    assert SERIAL_SIGMAS == (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)
+    config = dataclasses.replace(SHORT, steps=5)
+    networks = fit_serially(square, tmp_path, FAMILIES[family], config, progress=False)
+    assert tuple(networks) == SERIAL_SIGMAS
+    assert len(os.listdir(tmp_path)) == len(SERIAL_SIGMAS)
+    assert (tmp_path / "sigma-0").is_dir()
+    clean = square(3, 64, torch.Generator().manual_seed(0))
+    for sigma, trained in networks.items():
+        assert trained.log_prob(clean, torch.full((3,), sigma)).isfinite().all()
+
+
+@pytest.mark.parametrize("killed_at", [8, 14])  # in the first level, and in the second
+def test_a_killed_schedule_goes_on_exactly(
+    tmp_path: Path, every: Callable[[int], None], killed_at: int
+) -> None:
+    def run(source: train.Source, folder: str) -> list[Any]:
+        networks = fit_serially(
+            source, tmp_path / folder, HALVES, SHORT, progress=False, sigmas=(0.1, 0.2, 0.3)
+        )
+        return [dict(network.state_dict()) for network in networks.values()]
+
+    whole = run(square, "whole")
+    every(1)
+    with pytest.raises(KeyboardInterrupt):
+        run(StopsAtDraw(killed_at), "cut")
+    torch.manual_seed(77)
+    source = StopsAtDraw(100)
+    assert_same(run(source, "cut"), whole)
+    assert source.draws == 12 + 2 + 2 - (killed_at - 1)

@@ -318,13 +318,21 @@ def test_wide_sigmas_stay_finite() -> None:
     [
         ({"head": "logistic"}, "head: got 'logistic', expected 'gaussians' or 'categorical'"),
         ({"companding": "a-law"}, "companding: got 'a-law', expected 'linear' or 'mu-law'"),
-        ({"sigma_min": 0.0}, "expected 0 < sigma_min < sigma_max"),
+        ({"sigma_min": 0.0}, "expected 0 < sigma_min <= sigma_max, or 0 for both"),
+        ({"sigma_min": -1.0, "sigma_max": -1.0}, "got -1.0, -1.0"),
         ({"sigma_min": 2.0, "sigma_max": 1.0}, "got 2.0, 1.0"),
     ],
 )
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WaveNetConfig(**changes)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_one_noise_level_is_a_range(sigma: float) -> None:
+    config = WaveNetConfig(sigma_min=sigma, sigma_max=sigma)
+    assert config.sigma_min == config.sigma_max == sigma
+    assert config.multiple == 1
 
 
 def test_a_config_may_come_from_json() -> None:
