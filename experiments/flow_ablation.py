@@ -3,8 +3,8 @@
     python experiments/flow_ablation.py                    # square waves, the hard case
     python experiments/flow_ablation.py --source sine
 
-Every variant sees the same frames for the same number of steps; the table gives its CPU minutes, its
-excess on held-out audio of its own source, and in brackets the highest that it gives to another
+Every variant sees the same frames for the same number of steps; the table gives its CPU minutes,
+its excess on held-out audio of its own source, and in brackets the highest that it gives to another
 waveform (nats per audio sample over the noise; 0 is the ceiling). ``halves`` is the paper's layout
 (Frank & Ilse 2020, arXiv 2011.01761) at a size that one core can train.
 """

@@ -35,7 +35,7 @@ Kind = Literal["affine", "spline", "mixture"]
 SPLINE_BOUND = 4.0  # stds of the affine step: where a sample of the source still falls
 SCALE_MIN = 0.002  # floor of s, without which the density of a clean curve has no bound
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-ROOT_ITERATIONS, ROOT_TOLERANCE = 100, 1e3  # at most; in units of the rounding
+ROOT_ITERATIONS, ROOT_TOLERANCE = 100, 16  # at most; in units of the rounding
 TAIL = -80.0  # log probability down to which float32 holds the probability itself
 
 
@@ -182,12 +182,13 @@ def _from_normal(
     with torch.no_grad():
         quantiles = mean + log_scale.exp() * z[..., None]
         low, high = quantiles.amin(-1), quantiles.amax(-1)
-        tolerance = ROOT_TOLERANCE * torch.finfo(z.dtype).eps * (1 + z.abs())
+        rounding = ROOT_TOLERANCE * torch.finfo(z.dtype).eps
         x = (low + high) / 2
         for iteration in range(ROOT_ITERATIONS):
             reached, log_slope = _to_normal(x, log_weight, mean, log_scale)
             error = z - reached
-            if bool((error.abs() < tolerance).all()):
+            found = error.abs() < rounding * (1 + z.abs())
+            if bool((found | (high - low < rounding * high.abs())).all()):
                 break
             low, high = torch.where(error > 0, x, low), torch.where(error > 0, high, x)
             newton = x + error * (-log_slope).exp()

@@ -31,9 +31,7 @@ from torch import Tensor, nn
 
 from pyro_sep.models.couplings import COUPLINGS, Kind, coupling
 from pyro_sep.models.interpolator import Interpolator, nested_stages
-from pyro_sep.models.noise import CHANNELS, NoiseEmbedding
-
-NOISE_VARIANCE_MIN = 1e-8  # relative; what divides a spectrum where there is no noise
+from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
 
 
 @dataclass(frozen=True)
@@ -89,11 +87,7 @@ class FloWaveNetConfig:
             raise ValueError(f"squeeze: got {self.squeeze}, expected a multiple of {divisor}")
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel: got {self.kernel}, expected an odd number of taps")
-        if not 0 <= self.sigma_min <= self.sigma_max or (0 == self.sigma_min < self.sigma_max):
-            raise ValueError(
-                f"sigma_min, sigma_max: got {self.sigma_min}, {self.sigma_max}, "
-                "expected 0 < sigma_min <= sigma_max, or 0 for both"
-            )
+        check_levels(self.sigma_min, self.sigma_max)
 
     @property
     def multiple(self) -> int:
@@ -291,9 +285,8 @@ class _Stage(nn.Module):
 
     def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
         """Parameters of the coupling ``(batch, channel * per_sample, 1, token)``."""
-        variance = context.square()
-        noise = (variance / (self.config.sigma_data**2 + variance)).clamp_min(NOISE_VARIANCE_MIN)
-        raw = self.shared[0](inputs[:, self.known, 0], self.index, context, noise)
+        power = noise_power(context, self.config.sigma_data)
+        raw = self.shared[0](inputs[:, self.known, 0], self.index, context, power)
         smooth = COUPLINGS[self.config.coupling].smooth
-        params = smooth(raw.movedim(2, -1), noise[:, None, None, None]).movedim(-1, 2)
+        params = smooth(raw.movedim(2, -1), power[:, None, None, None]).movedim(-1, 2)
         return params.flatten(1, 2)[:, :, None]

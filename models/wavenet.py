@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_sep.audio import mu_law_bins
-from pyro_sep.models.noise import CHANNELS, NoiseEmbedding
+from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
 from pyro_sep.models.spectrum import SpectralExtrapolator
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
@@ -85,11 +85,7 @@ class WaveNetConfig:
         if self.companding not in ("linear", "mu-law"):
             raise ValueError(f"companding: got {self.companding!r}, expected 'linear' or 'mu-law'")
         object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
-        if not 0 <= self.sigma_min <= self.sigma_max or (0 == self.sigma_min < self.sigma_max):
-            raise ValueError(
-                f"sigma_min, sigma_max: got {self.sigma_min}, {self.sigma_max}, "
-                "expected 0 < sigma_min <= sigma_max, or 0 for both"
-            )
+        check_levels(self.sigma_min, self.sigma_max)
 
     @property
     def multiple(self) -> int:
@@ -254,12 +250,11 @@ class WaveNet(nn.Module):
 
     def _token(self, past: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Input of the trunk ``(batch, token, width)`` from the samples before each token."""
-        variance = sigma.square()
-        noise_power = variance / (self.config.sigma_data**2 + variance)
+        power = noise_power(sigma, self.config.sigma_data)
         seen = [past[..., past.shape[-1] - self.config.past :]]
         for window, spectrum in zip(self.config.spectra, self.spectra, strict=True):
             frames = past[..., past.shape[-1] - window :]
-            seen.append(spectrum(frames, noise, noise_power))
+            seen.append(spectrum(frames, noise, power))
         return self.read(torch.cat(seen, -1))
 
     def _layer(

@@ -17,6 +17,8 @@ from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.wavenet import WaveNet
 
+DEFAULT_TIME = 16_000  # audio samples of an event: a second
+
 
 class Prior(Protocol):
     """What separation asks of a prior; every family of priors has it."""
@@ -59,7 +61,7 @@ class NetworkPrior(TorchDistribution):
         network: a trained network.
         name: what the source is called.
         sample_rate: of the audio, in Hz.
-        time: audio samples per event; near a second by default.
+        time: audio samples per event; where None, 16,000 or a few more that the network can take.
         sigma: noise level, scalar or a batch; the lowest known one where None.
 
     Raises:
@@ -76,13 +78,15 @@ class NetworkPrior(TorchDistribution):
         *,
         name: str,
         sample_rate: int,
-        time: int = 16_000,
+        time: int | None = None,
         sigma: float | Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.network = network.requires_grad_(False).eval()
         self.name = name
         self.sample_rate = sample_rate
+        if time is None:
+            time = -(-DEFAULT_TIME // self.multiple) * self.multiple
         if time < 1 or time % self.multiple:
             raise ValueError(
                 f"time: got {time} audio samples, expected a positive multiple of {self.multiple} "

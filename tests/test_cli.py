@@ -454,10 +454,7 @@ def test_a_frame_that_the_network_cannot_take(call, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(
-            "wavenet",
-            marks=pytest.mark.xfail(strict=True, reason="NaN: spectra over a noise power of 0"),
-        ),
+        "wavenet",
         "flow",
     ],
 )

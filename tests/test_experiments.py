@@ -15,10 +15,13 @@ from torch import Tensor
 from pyro_sep.checkpoints import save_prior
 from pyro_sep.cli import run
 from pyro_sep.data.toy import WAVEFORMS, toy_mixture
+from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.models.family import FAMILIES, build
+from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
+from pyro_sep.priors import FloWaveNetPrior, WaveNetPrior
+from pyro_sep.trace import load_trace
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NAMES = ("square", "saw")
@@ -194,3 +197,69 @@ def test_the_benchmark_times_every_network(
     changed[:, -1] += 1
     both = torch.stack([plain.log_prob(value[:, :-1], torch.ones(1)) for value in (x, changed)])
     assert torch.equal(both[0], both[1])
+
+
+@pytest.fixture(scope="module")
+def flows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("flows")
+    config = FloWaveNetConfig(squeeze=8, flows=2, width=8, layers=2, spectra=(32,), head_width=8)
+    for name in NAMES:
+        torch.manual_seed(len(name))
+        prior = FloWaveNetPrior(FloWaveNet(config), name=name, sample_rate=16_000)
+        save_prior(prior, folder / f"{name}.safetensors")
+    return folder
+
+
+def test_latent_nuts_stands_beside_sgld(
+    flows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    module = load("latent_nuts")
+    module.main(
+        index=3,
+        seconds=0.0161,  # 258 samples, no multiple of 8
+        sources="square,saw",
+        priors=str(flows),
+        warmup=15,
+        draws=8,
+        max_tree_depth=2,
+        seed=0,
+        out=out,
+    )
+    assert sorted(os.listdir(out)) == ["nuts", "sgld", "summary.json"]
+    summary = json.loads((out / "summary.json").read_text())
+    nuts, sgld = summary["NUTS, latent"], summary["SGLD, audio"]
+    assert 0.5 * nuts["gradients"] < sgld["gradients"] < 1.5 * nuts["gradients"]
+    for folder, row in (("nuts", nuts), ("sgld", sgld)):
+        trace = load_trace(out / folder / "trace.nc")
+        assert dict(trace["posterior"].sizes) == {"chain": 2, "draw": 8, "source": 2, "time": 264}
+        agreement = chain_agreement(trace)
+        assert row["r_hat_worst"] == pytest.approx(float(agreement["r_hat"].max()), abs=0.01)
+        assert row["ess_worst"] == pytest.approx(float(agreement["ess_bulk"].min()), abs=0.06)
+        assert (out / folder / "separation.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "NUTS, latent: gradients" in printed
+    assert "SGLD, audio: gradients" in printed
+
+
+def test_latent_nuts_wants_flows(priors: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="got no flow for 'square', expected flow priors"):
+        load("latent_nuts").main(sources="square,saw", priors=str(priors), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_flow_ablation_trains_every_variant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = load("flow_ablation")
+    nested = FloWaveNetConfig(squeeze=8, flows=2, width=8, layers=2, spectra=(32,), head_width=8)
+    variants = {"a, b": nested, "wavenet": WaveNetConfig(width=8, layers=2, spectra=(32,))}
+    monkeypatch.setattr(module, "VARIANTS", variants)
+    monkeypatch.setattr(module, "AUDIT_FRAMES", 2)
+    module.main(source="saw", steps=2, out=tmp_path)
+    table = json.loads((tmp_path / "saw.json").read_text())
+    assert list(table) == ["a, b", "wavenet"]
+    header, first, second = capsys.readouterr().out.splitlines()[-3:]
+    assert header == "| variant | CPU min | 0.01 | 0.077 | 0.359 | 1 |"
+    assert first.startswith("| a, b | ")
+    assert second.endswith(f"| {table['wavenet']['1.0']} |")

@@ -496,8 +496,8 @@ def test_one_noise_level_or_none_is_a_config() -> None:
 
 
 def test_a_nested_squeeze_halves_as_often_as_there_are_flows() -> None:
-    with pytest.raises(ValueError, match="got 24 positions, expected a multiple of 16"):
-        FloWaveNet(FloWaveNetConfig(squeeze=24, flows=4))
+    with pytest.raises(ValueError, match="squeeze: got 24, expected a multiple of 16"):
+        FloWaveNetConfig(squeeze=24, flows=4)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -464,10 +464,7 @@ def test_a_level_takes_a_step_at_least(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(
-            "wavenet",
-            marks=pytest.mark.xfail(strict=True, reason="NaN: spectra over a noise power of 0"),
-        ),
+        "wavenet",
         "nested",
         "halves",
     ],
