@@ -1,6 +1,6 @@
 """NUTS in the latent space of flow priors beside SGLD on the audio, from the same annealed start.
 
-    python experiments/latent_nuts.py
+    python experiments/latent_nuts.py --priors FLOWS
 
 Annealing separates a two-source toy mixture down to its last noise level; there both samplers go on
 with the same posterior, chain by chain, for as many gradients. A flow turns the prior into white
@@ -49,10 +49,10 @@ class Chains(NamedTuple):
 
 
 def main(
+    priors: Annotated[str, typer.Option(help="A set of flow priors.")],
     index: Annotated[int, typer.Option(min=0, help="Test mixture.")] = 0,
     seconds: Annotated[float, typer.Option(min=0.016)] = 0.128,
     sources: Annotated[str, typer.Option(help="Two waveforms, comma-separated.")] = "square,saw",
-    priors: Annotated[str, typer.Option(help="A set of flow priors.")] = "toy/flow",
     warmup: Annotated[int, typer.Option(min=1, help="Adaptation steps of NUTS.")] = 50,
     draws: Annotated[int, typer.Option(min=4)] = 50,
     max_tree_depth: Annotated[int, typer.Option(min=1)] = 5,
@@ -68,7 +68,7 @@ def main(
         raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(loaded)}")
     chosen = {name: loaded[name] for name in names}
     if other := [name for name in names if not isinstance(chosen[name], FloWaveNetPrior)]:
-        raise ValueError(f"priors: got no flow for {other[0]!r}, expected flow priors as toy/flow")
+        raise ValueError(f"priors: got no flow for {other[0]!r}, expected flow priors")
     time = frame_time(chosen.values(), round(seconds * SAMPLE_RATE))
     item = toy_mixture("test", index, names, time)
     progress = sys.stderr.isatty()

@@ -71,7 +71,7 @@ def load_priors(
 
     Args:
         name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
-            that is best by measurement, ``"toy/wavenet"`` and ``"toy/flow"`` those of one family.
+            that is best by measurement, ``"toy/wavenet"`` those of one family.
         device: where the networks go.
 
     Raises:

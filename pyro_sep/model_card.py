@@ -18,6 +18,7 @@ COMMAND_OPTIONS = (
     "batch",
     "time",
     "learning_rate",
+    "score_weight",
     "seed",
     "sample_rate",
 )
