@@ -166,7 +166,7 @@ def _to_normal(
     log_above = torch.logsumexp(log_weight + _LogNdtr.apply(-u), -1)
     # From the lighter tail, which floating point resolves; at a tie a minimum has no slope.
     lower = log_below < log_above
-    tail = _log_ndtri(torch.where(lower, log_below, log_above))
+    tail = _LogNdtri.apply(torch.where(lower, log_below, log_above))
     z = torch.where(lower, tail, -tail)
     return z, log_density + 0.5 * z.square()
 
@@ -203,20 +203,7 @@ def _from_normal(
     return x, _to_normal(x, log_weight, mean, log_scale)[1]
 
 
-def _log_ndtri(log_probability: Tensor) -> Tensor:
-    """Normal quantile of a log probability up to log 1/2, however small, by Newton's method."""
-    with torch.no_grad():
-        far = log_probability.clamp_max(-1.0)
-        tail = -(-2 * far - (-2 * far).log() - 2 * LOG_SQRT_2PI).clamp_min(0).sqrt()
-        near = torch.special.ndtri(log_probability.clamp_min(TAIL).exp())
-        z = torch.where(log_probability > TAIL, near, tail)
-        for _ in range(2):
-            z = _newton(z, log_probability)
-    return _newton(z, log_probability)
-
-
 def _newton(z: Tensor, log_probability: Tensor) -> Tensor:
-    z = z.detach()
     return z - (torch.special.log_ndtr(z) - log_probability) / _hazard(z)
 
 
@@ -238,3 +225,23 @@ class _LogNdtr(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
         return gradients[0] * _hazard(u)
+
+
+class _LogNdtri(torch.autograd.Function):
+    """Normal quantile of a log probability up to log 1/2, however small, by Newton's method."""
+
+    @staticmethod
+    def forward(ctx: Any, log_probability: Tensor) -> Tensor:
+        far = log_probability.clamp_max(-1.0)
+        tail = -(-2 * far - (-2 * far).log() - 2 * LOG_SQRT_2PI).clamp_min(0).sqrt()
+        near = torch.special.ndtri(log_probability.clamp_min(TAIL).exp())
+        z = torch.where(log_probability > TAIL, near, tail)
+        for _ in range(3):
+            z = _newton(z, log_probability)
+        ctx.save_for_backward(z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors  # an output, so its own slope is this one again
+        return gradients[0] / _hazard(z)

@@ -114,6 +114,11 @@ def fit(
             f"time: got {config.time} audio samples per frame, "
             f"expected a multiple of {network_config.multiple} for this network"
         )
+    if config.score_weight and network_config.sigma_min == 0:
+        raise ValueError(
+            f"score_weight: got {config.score_weight} at noise level 0, where there is no noise to "
+            "match; expected 0"
+        )
     run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     torch.manual_seed(config.seed)

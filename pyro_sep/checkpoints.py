@@ -27,7 +27,7 @@ FORMATS = {f"pyro_sep.{family}.1": family for family in FAMILIES}
 def save_prior(prior: NetworkPrior, path: Path) -> None:
     """Write a prior's weights and config as one safetensors file, whole or not at all."""
     metadata = {
-        "format": next(key for key, family in FORMATS.items() if type(prior) is PRIORS[family]),
+        "format": next(key for key, family in FORMATS.items() if isinstance(prior, PRIORS[family])),
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
         "config": json.dumps(dataclasses.asdict(prior.network.config)),
@@ -93,6 +93,10 @@ def load_priors(
     if (folder / ORDER_FILE).exists():
         files = [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
         paths = {path.stem: path for path in files}
+        if len(paths) < len(files):
+            raise ValueError(
+                f"{folder / ORDER_FILE}: got a source twice, expected one prior of each"
+            )
     if not paths:
         raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
     priors = {name: load_prior(path, device) for name, path in paths.items()}

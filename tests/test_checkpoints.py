@@ -353,3 +353,8 @@ def test_a_failed_save_leaves_the_older_file(folder: Path, monkeypatch: pytest.M
         save_prior(make_prior("oboe"), folder / "oboe.safetensors")
     assert (folder / "oboe.safetensors").read_bytes() == before
     assert len(list(folder.iterdir())) == 3
+
+
+def test_a_source_that_a_set_names_twice(families: Path) -> None:
+    (families / ORDER_FILE).write_text('["wavenet/saw", "flow/saw"]')
+    one_line(lambda: load_priors(families), "got a source twice", families / ORDER_FILE)

@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import json
 import os
@@ -211,10 +212,15 @@ def flows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_latent_nuts_stands_beside_sgld(
-    flows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "results"
     module = load("latent_nuts")
+    budget = {"levels": 6, "steps": 2, "explorers": 1}
+    monkeypatch.setattr(module, "separate", functools.partial(module.separate, **budget))
     module.main(
         index=3,
         seconds=0.0161,  # 258 samples, no multiple of 8

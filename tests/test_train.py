@@ -25,6 +25,7 @@ from pyro_sep.models.train import (
     fit,
     fit_serially,
     schedule,
+    score_loss,
 )
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 
@@ -299,6 +300,99 @@ def test_a_new_run_may_start_from_other_weights(tmp_path: Path, family: str) -> 
     assert torch.equal(next(first.parameters()), weights)
 
 
+def test_the_score_is_judged_by_the_noise_that_was_added() -> None:
+    """Untrained, halves are white audio of level r: their score is -x / (r^2 + sigma^2)."""
+    network = build(HALVES).eval()
+    config = TrainConfig(batch=8, time=64)
+    clean, noisy, sigma = draw_batch(square, HALVES, config, torch.Generator().manual_seed(0))
+    variance = HALVES.sigma_data**2 + sigma.square()[:, None]
+    noise = (noisy - clean) / sigma[:, None]
+    expected = 0.5 * (noise - sigma[:, None] * noisy / variance).square().mean(1)
+    loss = score_loss(network, noisy, clean, sigma)
+    assert loss.shape == (8,)
+    assert torch.allclose(loss, expected, rtol=1e-3, atol=1e-5)
+    assert not noisy.requires_grad
+
+
+def random(config: NetworkConfig) -> torch.nn.Module:
+    """What starts at zero is random too."""
+    torch.manual_seed(0)
+    network = build(config).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.4)
+    return network.double()
+
+
+@pytest.mark.parametrize(
+    ("family", "coupling"),
+    [
+        ("nested", "affine"),
+        ("nested", "spline"),
+        ("nested", "mixture"),
+        ("halves", "affine"),
+        ("halves", "spline"),
+        ("halves", "mixture"),
+    ],
+)
+def test_the_judged_score_has_the_gradient_of_the_weights(family: str, coupling: str) -> None:
+    """The second derivatives of a coupling, by finite differences of its first ones."""
+    network = random(dataclasses.replace(FAMILIES[family], coupling=coupling))
+    clean = square(3, 32, torch.Generator().manual_seed(0)).double()
+    sigma = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    noise = torch.randn(3, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noisy, step = clean + sigma[:, None] * noise, 1e-6
+    parameters = list(network.parameters())
+    loss = score_loss(network, noisy, clean, sigma).mean()
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    directions = [torch.randn_like(parameter) for parameter in parameters]
+    slope = sum(
+        float((gradient * direction).sum())
+        for gradient, direction in zip(gradients, directions, strict=True)
+        if gradient is not None
+    )
+    losses = []
+    for shift in (step, -2 * step):
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter.add_(shift * direction)
+        losses.append(float(score_loss(network, noisy, clean, sigma).mean().detach()))
+    # Error of order step^2 and of rounding / step; kinks of a ReLU cost an order of the step.
+    assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-3, abs=1e-5)
+
+
+def test_frames_judged_by_their_score_know_it_better(tmp_path: Path) -> None:
+    config = TrainConfig(steps=60, batch=6, time=64, learning_rate=2e-2, warmup=5)
+    judged = dataclasses.replace(config, score_weight=1.0)
+    many = dataclasses.replace(config, batch=128)
+    clean, noisy, sigma = draw_batch(square, HALVES, many, torch.Generator().manual_seed(123))
+    networks = (
+        build(HALVES).eval(),
+        fit(square, tmp_path / "without", HALVES, config, progress=False),
+        fit(square, tmp_path / "with", HALVES, judged, progress=False),
+    )
+    before, without, best = (
+        score_loss(network, noisy, clean, sigma).detach() for network in networks
+    )
+    gain = before - best
+    assert float(gain.mean()) > 4 * float(gain.std()) / math.sqrt(128)
+    assert float(best.mean()) < float(without.mean())
+
+
+def test_a_killed_run_with_its_score_goes_on_exactly(
+    tmp_path: Path, every: Callable[[int], None]
+) -> None:
+    config = dataclasses.replace(SHORT, score_weight=0.3)
+    whole = fit(square, tmp_path / "whole", NESTED, config, progress=False)
+    every(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(StopsAtDraw(8), tmp_path / "cut", NESTED, config, progress=False)
+    resumed = fit(square, tmp_path / "cut", NESTED, config, progress=False)
+    assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    with pytest.raises(ValueError, match="got a run of another config"):
+        fit(square, tmp_path / "whole", NESTED, SHORT, progress=False)
+
+
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
     first = fit(square, tmp_path, NETWORK, SHORT, progress=False)
     source = StopsAtDraw(1)
@@ -499,3 +593,9 @@ def test_a_killed_schedule_goes_on_exactly(
     source = StopsAtDraw(100)
     assert_same(run(source, "cut"), whole)
     assert source.draws == 12 + 2 + 2 - (killed_at - 1)
+
+
+def test_a_score_is_not_matched_without_noise(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHORT, score_weight=0.3)
+    with pytest.raises(ValueError, match="score_weight: got 0.3 at noise level 0"):
+        fit_serially(square, tmp_path / "run", FAMILIES["nested"], config, progress=False)
