@@ -597,5 +597,5 @@ def test_a_killed_schedule_goes_on_exactly(
 
 def test_a_score_is_not_matched_without_noise(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, score_weight=0.3)
-    with pytest.raises(ValueError, match="score_weight: got 0.3 at noise level 0"):
+    with pytest.raises(ValueError, match=r"score_weight: got 0\.3 at noise level 0"):
         fit_serially(square, tmp_path / "run", FAMILIES["nested"], config, progress=False)
