@@ -3,27 +3,26 @@
     python experiments/flow_ablation.py                    # square waves, the hard case
     python experiments/flow_ablation.py --source sine
 
-Every variant sees the same frames for the same number of steps; the table gives its CPU minutes,
-its excess on held-out audio of its own source, and in brackets the highest that it gives to another
-waveform (nats per audio sample over the noise; 0 is the ceiling). ``halves`` is the paper's layout
-(Frank & Ilse 2020, arXiv 2011.01761) at a size that one core can train.
+Every variant sees the same frames for the same number of steps, by likelihood alone. The table
+gives its CPU minutes, its excess on held-out audio of its own source, and in brackets the highest
+that it gives to another waveform (nats per audio sample over the noise; 0 is the ceiling).
+``halves`` is the paper's layout (Frank & Ilse 2020, arXiv 2011.01761) at a size that one core can
+train.
 """
 
-import json
 import time as clock
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from pyro_sep.audit import audit
 from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, run
-from pyro_sep.data.source import open_source
+from pyro_sep.data.source import open_source, training_level
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
-from pyro_sep.files import written_whole
-from pyro_sep.models.family import FAMILIES
+from pyro_sep.files import save_json
+from pyro_sep.models.family import FAMILIES, family_of
 from pyro_sep.models.flowavenet import CONFIGS
 from pyro_sep.models.train import TrainConfig, fit
 from pyro_sep.priors import PRIORS
@@ -51,29 +50,27 @@ def main(
 ) -> None:
     """Train every variant and print the table."""
     audio = open_source(f"toy:{source}", SAMPLE_RATE, AUDIT_TIME)
-    level = audio.draw(64, AUDIT_TIME, torch.Generator().manual_seed(0)).square().mean().sqrt()
+    sigma_data = training_level(audio, AUDIT_TIME)
     tests = {
         name: open_source(f"toy:{name}", SAMPLE_RATE, AUDIT_TIME).held_out(AUDIT_FRAMES, AUDIT_TIME)
         for name in WAVEFORMS
     }
-    table: dict[str, dict[str, float]] = {}
+    table: dict[str, dict[str, float | str]] = {}
     print(f"| variant | CPU min | {' | '.join(f'{sigma:g}' for sigma in SIGMAS)} |")
     for variant, config in VARIANTS.items():
         folder = out / source / variant.replace(", ", "_").replace(" ", "-")
-        config = replace(config, sigma_data=round(level.item(), 3))
+        config = replace(config, sigma_data=sigma_data)
         started = clock.process_time()
         network = fit(audio.draw, folder, config, TrainConfig(steps=steps))
         minutes = (clock.process_time() - started) / 60
-        family = "wavenet" if variant == "wavenet" else "flow"
-        prior = PRIORS[family](network, name=source, sample_rate=SAMPLE_RATE)
+        prior = PRIORS[family_of(config)](network, name=source, sample_rate=SAMPLE_RATE)
         # One prior in the place of all: a row of the audit.
         excess = audit(dict.fromkeys(WAVEFORMS, prior), tests, SIGMAS)[:, 0].to_pandas()
         other = excess.drop(columns=source).max(axis=1)
         cells = [f"{excess.loc[s, source]:.2f} ({other[s]:.2f})" for s in SIGMAS]
         print(f"| {variant} | {minutes:.1f} | {' | '.join(cells)} |", flush=True)
         table[variant] = {"cpu_minutes": minutes, **dict(zip(map(str, SIGMAS), cells, strict=True))}
-    with written_whole(out / f"{source}.json") as partial:
-        partial.write_text(json.dumps(table, indent=1) + "\n")
+    save_json(table, out / f"{source}.json")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ audio is judged after Tweedie's formula, as always; R-hat and ESS are ArviZ's, o
 level, centroid and log prior. Each sampler leaves a trace and a picture in --out.
 """
 
-import json
 import sys
 import time as clock
 from collections.abc import Callable
@@ -24,11 +23,11 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.reparam import TransformReparam
 from torch import Tensor
 
-from pyro_sep import load_priors
+from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import written_whole
+from pyro_sep.files import save_json
 from pyro_sep.inference.langevin import SGLD
 from pyro_sep.metrics import si_sdr
 from pyro_sep.mixing import Mixing, frame_time, model
@@ -62,11 +61,8 @@ def main(
     ),
 ) -> None:
     """Run both samplers and print their figures side by side."""
-    names = tuple(sources.split(","))
-    loaded = load_priors(priors)
-    if missing := [name for name in names if name not in loaded]:
-        raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(loaded)}")
-    chosen = {name: loaded[name] for name in names}
+    chosen = choose_priors(load_priors(priors), sources)
+    names = tuple(chosen)
     if other := [name for name in names if not isinstance(chosen[name], FloWaveNetPrior)]:
         raise ValueError(f"priors: got no flow for {other[0]!r}, expected flow priors")
     time = frame_time(chosen.values(), round(seconds * SAMPLE_RATE))
@@ -90,9 +86,7 @@ def main(
     }
     for label, row in rows.items():
         print(f"{label}: " + "  ".join(f"{key} {value}" for key, value in row.items()))
-    strict = json.loads(json.dumps(rows), parse_constant=lambda _: None)
-    with written_whole(out / "summary.json") as partial:
-        partial.write_text(json.dumps(strict, indent=1) + "\n")
+    save_json(rows, out / "summary.json")
     print(f"Results: {out}")
 
 

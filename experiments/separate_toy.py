@@ -8,7 +8,6 @@ Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed for every sou
 SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
 """
 
-import json
 import sys
 import time as clock
 from pathlib import Path
@@ -18,11 +17,11 @@ import numpy as np
 import torch
 import typer
 
-from pyro_sep import load_priors
+from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import written_whole
+from pyro_sep.files import save_json
 from pyro_sep.inference.annealed import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
@@ -51,11 +50,9 @@ def main(
     ),
 ) -> None:
     """Separate mixtures of the toy test split and say how well it went."""
-    names = tuple(sources.split(","))
     loaded = load_priors(priors if family is None else f"{priors}/{family}", torch_device(device))
-    if missing := [name for name in names if name not in loaded]:
-        raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(loaded)}")
-    chosen = {name: loaded[name] for name in names}
+    chosen = choose_priors(loaded, sources)
+    names = tuple(chosen)
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
     budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
@@ -127,10 +124,7 @@ def summarise(
         "seconds_per_mixture": seconds / len(rows),
         "mixtures": rows,
     }
-    # JSON knows no NaN, which R-hat is for a single chain.
-    strict = json.loads(json.dumps(summary), parse_constant=lambda _: None)
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(strict, indent=1) + "\n")
+    save_json(summary, path)
     low, high = summary["quartiles_improvement_db"]
     print(
         f"{len(rows)} mixtures in {seconds:.0f} s: SI-SDR improvement median "

@@ -181,7 +181,8 @@ def _from_normal(
     """
     with torch.no_grad():
         quantiles = mean + log_scale.exp() * z[..., None]
-        low, high = quantiles.amin(-1), quantiles.amax(-1)
+        lowest, highest = quantiles.amin(-1), quantiles.amax(-1)
+        low, high = lowest, highest
         rounding = ROOT_TOLERANCE * torch.finfo(z.dtype).eps
         x = (low + high) / 2
         for iteration in range(ROOT_ITERATIONS):
@@ -196,10 +197,7 @@ def _from_normal(
             x = torch.where(take, newton, (low + high) / 2)
     reached, log_slope = _to_normal(x, log_weight, mean, log_scale)
     step = (z - reached) * (-log_slope.detach()).exp()
-    step = (
-        step - step.detach() + step.detach().clamp(quantiles.amin(-1) - x, quantiles.amax(-1) - x)
-    )
-    x = x + step
+    x = x + (step - step.detach() + step.detach().clamp(lowest - x, highest - x))
     return x, _to_normal(x, log_weight, mean, log_scale)[1]
 
 

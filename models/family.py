@@ -24,6 +24,11 @@ FAMILIES = {
 }
 
 
+def family_of(config: NetworkConfig) -> str:
+    """Name of a config's family."""
+    return next(name for name, family in FAMILIES.items() if isinstance(config, family.config))
+
+
 def build(config: NetworkConfig) -> Network:
     """An untrained network of a config's family."""
     return WaveNet(config) if isinstance(config, WaveNetConfig) else FloWaveNet(config)

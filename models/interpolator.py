@@ -12,6 +12,7 @@ Shapes: ``known (batch, position, token)``, ``sigma (batch,)`` ->
 ``(batch, predicted position, output, token)``.
 """
 
+import functools
 import itertools
 import random
 from collections.abc import Sequence
@@ -43,9 +44,7 @@ def nested_stages(size: int, count: int) -> list[Stage]:
     """
     if size < 2**count or size % 2**count:
         raise ValueError(f"size: got {size} positions, expected a multiple of {2**count}")
-    generator = random.Random(size)
-    trials = [_random_order(size, generator) for _ in range(ORDER_TRIALS)]
-    order = min(trials, key=lambda trial: _aliasing(trial, count))
+    order = _scattered_order(size, count)
     halves = [size >> stage for stage in range(count + 1)]
     return [
         Stage(sorted(order[:half]), sorted(order[half:whole]))
@@ -179,6 +178,13 @@ def _around(audio: Tensor, window: int, hop: int) -> Tensor:
     """Frames of ``window`` samples centred on every hop: ``(batch, time // hop, window)``."""
     side = (window - hop) // 2
     return F.pad(audio, (side, window - hop - side)).unfold(1, window, hop)
+
+
+@functools.cache
+def _scattered_order(size: int, count: int) -> list[int]:
+    generator = random.Random(size)
+    trials = [_random_order(size, generator) for _ in range(ORDER_TRIALS)]
+    return min(trials, key=lambda trial: _aliasing(trial, count))
 
 
 def _random_order(size: int, generator: random.Random) -> list[int]:

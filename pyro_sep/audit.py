@@ -11,7 +11,6 @@ on it, and each prior's highest excess is on its own source. Inputs are noised a
 are judged at.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.files import written_whole
+from pyro_sep.files import save_json
 from pyro_sep.priors import Priors
 
 #: The paper's noise levels, and those where an annealed sampler chooses its modes.
@@ -116,5 +115,4 @@ def save_audit(table: xr.DataArray, path: Path) -> None:
             f"{sigma:g}": verdict for sigma, verdict in discriminative(table).items()
         },
     }
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+    save_json(content, path)

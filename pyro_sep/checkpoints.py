@@ -7,7 +7,7 @@ folder, so that each may come from another set. The sets that ship lie in ``pyro
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,18 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyro_sep.files import written_whole
-from pyro_sep.models.family import FAMILIES, build
+from pyro_sep.models.family import FAMILIES, build, family_of
 from pyro_sep.priors import PRIORS, NetworkPrior
 
 SHIPPED = Path(__file__).parent / "weights"
 ORDER_FILE = "priors.json"
-FORMATS = {f"pyro_sep.{family}.1": family for family in FAMILIES}
+FORMAT = "pyro_sep.{}.1"
+FORMATS = {FORMAT.format(family): family for family in FAMILIES}
 
 
 def save_prior(prior: NetworkPrior, path: Path) -> None:
     """Write a prior's weights and config as one safetensors file, whole or not at all."""
     metadata = {
-        "format": next(key for key, family in FORMATS.items() if isinstance(prior, PRIORS[family])),
+        "format": FORMAT.format(family_of(prior.network.config)),
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
         "config": json.dumps(dataclasses.asdict(prior.network.config)),
@@ -106,6 +107,18 @@ def load_priors(
             f"{folder}: priors of differing sample rates {sorted(rates)}; expected one"
         )
     return priors
+
+
+def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, NetworkPrior]:
+    """Those of a set that are named, separated by commas, in that order.
+
+    Raises:
+        ValueError: a name that the set does not hold.
+    """
+    chosen = names.split(",")
+    if missing := [name for name in chosen if name not in priors]:
+        raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(priors)}")
+    return {name: priors[name] for name in chosen}
 
 
 def _order(path: Path) -> list[str]:

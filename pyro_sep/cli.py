@@ -51,7 +51,7 @@ def train(
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
     from pyro_sep.checkpoints import save_prior
-    from pyro_sep.data.source import open_source
+    from pyro_sep.data.source import open_source, training_level
     from pyro_sep.model_card import write_card
     from pyro_sep.models.family import FAMILIES
     from pyro_sep.models.train import fit, fit_serially
@@ -72,8 +72,8 @@ def train(
         score_weight=score_weight,
         seed=seed,
     )
-    level = audio.draw(64, time, torch.Generator().manual_seed(seed)).square().mean().sqrt()
-    network_config = replace(FAMILIES[family].sizes[size], sigma_data=round(level.item(), 3))
+    level = training_level(audio, time, seed)
+    network_config = replace(FAMILIES[family].sizes[size], sigma_data=level)
     out.mkdir(parents=True, exist_ok=True)
     run_folder = out / f"{audio.name}.run"
     started = clock.monotonic()

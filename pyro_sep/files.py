@@ -1,10 +1,12 @@
 """Files that are written whole or not at all."""
 
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -37,3 +39,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(f"{path}: could not be written ({reason}); check space and rights") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a mapping as JSON, whole or not at all.
+
+    JSON knows no NaN, which R-hat is for a single chain: what is not finite becomes null, and what
+    is of no JSON type its text.
+    """
+    strict = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(strict, indent=1) + "\n")

@@ -1,6 +1,5 @@
 """What a separation leaves on disk: stems, trace, picture, summary."""
 
-import json
 import math
 import tempfile
 from pathlib import Path
@@ -9,7 +8,7 @@ import xarray as xr
 
 from pyro_sep.audio import resample, save_audio
 from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import written_whole
+from pyro_sep.files import save_json
 from pyro_sep.plots import plot_separation, save_figure
 from pyro_sep.separation import Separation
 from pyro_sep.trace import save_trace
@@ -46,8 +45,7 @@ def write_separation(
         "ess_bulk": _by_source(agreement["ess_bulk"]),
         "settings": dict(result.trace.attrs),
     }
-    with written_whole(folder / "summary.json") as partial:
-        partial.write_text(json.dumps(summary, indent=1, default=str) + "\n")
+    save_json(summary, folder / "summary.json")
 
 
 def check_writable(folder: Path) -> None:

@@ -142,9 +142,8 @@ class NetworkPrior(TorchDistribution):
         """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch."""
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        flat = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
-        return self.network.log_prob(flat, self.sigma.expand(shape).reshape(-1)).reshape(shape)
+        rows, sigma, shape = _rows(value, self.sigma)
+        return self.network.log_prob(rows, sigma).reshape(shape)
 
     def _with(self, **changes: Any) -> Self:
         kept: dict[str, Any] = {
@@ -232,10 +231,16 @@ class FlowTransform(Transform):
         return self._run(self.network, y)[0]
 
     def _run(self, function: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-        shape = torch.broadcast_shapes(value.shape[:-1], self.sigma.shape)
-        flat = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
-        outputs, log_det = function(flat, self.sigma.expand(shape).reshape(-1))
+        rows, sigma, shape = _rows(value, self.sigma)
+        outputs, log_det = function(rows, sigma)
         return outputs.reshape(*shape, -1), log_det.reshape(shape)
+
+
+def _rows(value: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Size]:
+    """Frames ``(row, time)`` and noise levels ``(row,)``, broadcast, and the shape of the rows."""
+    shape = torch.broadcast_shapes(value.shape[:-1], sigma.shape)
+    rows = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
+    return rows, sigma.expand(shape).reshape(-1), shape
 
 
 #: Priors by the family of their network, :data:`pyro_sep.models.family.FAMILIES`.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import HALVES, NESTED, WAVENET, randomise
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import checkpoints
@@ -16,33 +17,16 @@ from pyro_sep.checkpoints import (
     load_priors,
     save_prior,
 )
-from pyro_sep.models.family import FAMILIES, NetworkConfig, build
-from pyro_sep.models.flowavenet import FloWaveNetConfig
-from pyro_sep.models.wavenet import WaveNetConfig
+from pyro_sep.models.family import FAMILIES, NetworkConfig, build, family_of
 from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
 
-CONFIG = WaveNetConfig(
-    width=8, layers=2, hop=4, past=4, spectra=(8,), components=4, head_width=8, head_past=2
-)
+CONFIG = WAVENET
 CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")
-NESTED = FloWaveNetConfig(
-    squeeze=4, flows=2, components=3, layers=2, width=8, spectra=(16,), head_width=8, head_reach=2
-)
-HALVES = FloWaveNetConfig(
-    partition="halves",
-    blocks=2,
-    squeeze=2,
-    flows=2,
-    coupling="spline",
-    layers=2,
-    width=8,
-    spectra=(),
-)
 CONFIGS: dict[str, NetworkConfig] = {
     "gaussians": CONFIG,
     "categorical": CATEGORICAL,
     "nested": NESTED,
-    "halves": HALVES,
+    "halves": dataclasses.replace(HALVES, coupling="spline"),
 }
 
 
@@ -51,11 +35,8 @@ def make_prior(
 ) -> NetworkPrior:
     torch.manual_seed(len(name))
     network = build(config)
-    for parameter in network.parameters():
-        if not parameter.any():  # or no output would depend on its inputs
-            torch.nn.init.normal_(parameter, std=0.4)
-    family = "wavenet" if isinstance(config, WaveNetConfig) else "flow"
-    return PRIORS[family](network, name=name, sample_rate=sample_rate)
+    randomise(network)
+    return PRIORS[family_of(config)](network, name=name, sample_rate=sample_rate)
 
 
 @pytest.fixture

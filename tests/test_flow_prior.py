@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from networks import HALVES, NESTED, randomise
 from pyro import poutine
 from pyro.infer import NUTS
 from pyro.infer.autoguide.initialization import init_to_value
@@ -20,19 +21,6 @@ from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.priors import FloWaveNetPrior, FlowTransform
 
 TIME = 8
-NESTED = FloWaveNetConfig(
-    squeeze=4,
-    flows=2,
-    components=3,
-    layers=2,
-    width=8,
-    spectra=(16,),
-    head_width=8,
-    head_reach=2,
-)
-HALVES = FloWaveNetConfig(
-    partition="halves", blocks=2, squeeze=2, flows=2, coupling="affine", layers=2, width=8
-)
 CONFIGS = {
     "mixture": NESTED,
     "spline": replace(NESTED, coupling="spline"),
@@ -45,9 +33,7 @@ def random_network(config: FloWaveNetConfig, seed: int) -> FloWaveNet:
     """What starts at zero is random too, or no output would depend on its inputs."""
     torch.manual_seed(seed)
     network = FloWaveNet(config)
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.4)
+    randomise(network)
     return network.double()
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 import safetensors.torch
 import torch
+from networks import randomise
 from nflows.transforms import ActNorm, Permutation, Transform
 from nflows.transforms.coupling import CouplingTransform
 from torch import Tensor, nn
@@ -56,9 +57,7 @@ def tiny(seed: int = 0, **changes: Any) -> FloWaveNet:
     """A small flow in float64, evaluating, all of whose weights are random."""
     torch.manual_seed(seed)
     network = FloWaveNet(config_of(**changes))
-    for parameter in network.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
+    randomise(network, 0.2)
     return network.double().eval().requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import randomise
 from torch import Tensor
 
 from pyro_sep.models.interpolator import Interpolator, Stage, _aliasing, _around, nested_stages
@@ -39,9 +40,7 @@ def tiny(
     torch.manual_seed(seed)
     stages = nested_stages(size, 2) if stages is None else stages
     network = Interpolator(stages, size, OUTPUTS, **{**SIZES, **changes})
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.3)
+    randomise(network, 0.3)
     for spectrum in network.spectra:
         torch.nn.init.normal_(spectrum.thresholds.weight, std=0.3)
     return network.double().requires_grad_(False)

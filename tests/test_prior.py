@@ -14,41 +14,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from networks import HALVES, NESTED, WAVENET, randomise
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine import trace
 from torch import Tensor
 
 from pyro_sep.checkpoints import load_prior, save_prior
-from pyro_sep.models.family import FAMILIES, Network, NetworkConfig, build
-from pyro_sep.models.flowavenet import FloWaveNetConfig
-from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.models.family import FAMILIES, Network, NetworkConfig, build, family_of
+from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
 
 TIME = 8
-WAVENET = WaveNetConfig(
-    width=8, layers=2, hop=4, past=4, spectra=(8,), components=4, head_width=8, head_past=2
-)
-NESTED = FloWaveNetConfig(
-    squeeze=4,
-    flows=2,
-    components=3,
-    layers=2,
-    width=8,
-    spectra=(16,),
-    head_width=8,
-    head_reach=2,
-)
-HALVES = FloWaveNetConfig(
-    partition="halves",
-    blocks=2,
-    squeeze=2,
-    flows=2,
-    coupling="affine",
-    layers=2,
-    width=8,
-    spectra=(),
-)
 CONFIGS: dict[str, NetworkConfig] = {"wavenet": WAVENET, "nested": NESTED, "halves": HALVES}
 #: Of the same families, with frames of two audio samples.
 PAIRS: dict[str, NetworkConfig] = {
@@ -67,17 +44,14 @@ def random_network(config: NetworkConfig) -> Network:
     """What starts at zero is random too, or no output would depend on its inputs."""
     torch.manual_seed(0)
     network = build(config)
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.4)
+    randomise(network)
     return network.double()
 
 
 def prior_of(config: NetworkConfig, **arguments: object) -> NetworkPrior:
-    family = "wavenet" if isinstance(config, WaveNetConfig) else "flow"
     network = copy.deepcopy(random_network(config))
     settings = {"name": "saw", "sample_rate": 16_000, "time": TIME} | arguments
-    return PRIORS[family](network, **settings)  # type: ignore[arg-type]
+    return PRIORS[family_of(config)](network, **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=CONFIGS)
@@ -224,8 +198,7 @@ def test_an_event_is_a_multiple(make: MakePrior) -> None:
     ],
 )
 def test_by_default_an_event_is_near_a_second(config: NetworkConfig) -> None:
-    family = "wavenet" if isinstance(config, WaveNetConfig) else "flow"
-    prior = PRIORS[family](build(config), name="saw", sample_rate=16_000)
+    prior = PRIORS[family_of(config)](build(config), name="saw", sample_rate=16_000)
     (time,) = prior.event_shape
     assert abs(time - 16_000) < config.multiple
     assert time % config.multiple == 0

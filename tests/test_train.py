@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+from networks import HALVES, randomise
 from torch import Tensor
 
 from pyro_sep.data.toy import draw_sources
@@ -42,16 +43,6 @@ NESTED = FloWaveNetConfig(
     spectra=(32,),
     head_width=8,
     head_reach=4,
-)
-HALVES = FloWaveNetConfig(
-    partition="halves",
-    blocks=2,
-    squeeze=2,
-    flows=2,
-    coupling="affine",
-    layers=2,
-    width=8,
-    spectra=(),
 )
 FAMILIES: dict[str, NetworkConfig] = {"wavenet": NETWORK, "nested": NESTED, "halves": HALVES}
 SHORT = TrainConfig(steps=12, batch=2, time=64, warmup=3, seed=4)
@@ -318,9 +309,7 @@ def random(config: NetworkConfig) -> torch.nn.Module:
     """What starts at zero is random too."""
     torch.manual_seed(0)
     network = build(config).eval()
-    for parameter in network.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.4)
+    randomise(network)
     return network.double()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_sep.audio import active_frames, audio_files, load_audio
 from pyro_sep.data import toy
 
+LEVEL_FRAMES = 64
 HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
 
 
@@ -105,3 +106,9 @@ def open_source(spec: str, sample_rate: int, time: int) -> SourceAudio:
     if Path(spec).is_dir():
         return RecordingFolder(Path(spec), sample_rate, time)
     raise ValueError(f"source: got {spec!r}, expected toy:WAVEFORM or a folder of audio files")
+
+
+def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
+    """RMS of training frames of ``time`` audio samples, full scale 1, to three digits."""
+    frames = audio.draw(LEVEL_FRAMES, time, torch.Generator().manual_seed(seed))
+    return round(frames.square().mean().sqrt().item(), 3)
