@@ -15,23 +15,36 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.files import written_whole
 from pyro_sep.models.family import FAMILIES, build, family_of
-from pyro_sep.priors import PRIORS, NetworkPrior
+from pyro_sep.models.waveform import WaveformConfig
+from pyro_sep.priors import PRIORS, NetworkPrior, WaveformPrior
 
 SHIPPED = Path(__file__).parent / "weights"
+ORACLE = "toy/oracle"
 ORDER_FILE = "priors.json"
 FORMAT = "pyro_sep.{}.1"
 FORMATS = {FORMAT.format(family): family for family in FAMILIES}
 
 
 def save_prior(prior: NetworkPrior, path: Path) -> None:
-    """Write a prior's weights and config as one safetensors file, whole or not at all."""
+    """Write a prior's weights and config as one safetensors file, whole or not at all.
+
+    Raises:
+        ValueError: a prior without weights.
+    """
+    config = prior.network.config
+    if isinstance(config, WaveformConfig):
+        raise ValueError(
+            f"prior: got the true prior of {prior.name!r}, expected a trained one; "
+            f"it needs no file: load_priors({ORACLE!r})"
+        )
     metadata = {
-        "format": FORMAT.format(family_of(prior.network.config)),
+        "format": FORMAT.format(family_of(config)),
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
-        "config": json.dumps(dataclasses.asdict(prior.network.config)),
+        "config": json.dumps(dataclasses.asdict(config)),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in _state(prior).items()}
     with written_whole(path) as partial:
@@ -72,12 +85,15 @@ def load_priors(
 
     Args:
         name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
-            that is best by measurement, ``"toy/wavenet"`` those of one family.
+            that is best by measurement, ``"toy/wavenet"`` those of one family, ``"toy/oracle"`` the
+            true ones, :class:`~pyro_sep.priors.WaveformPrior`.
         device: where the networks go.
 
     Raises:
         ValueError: no such set or folder, a file that is not a prior, differing sample rates.
     """
+    if name_or_folder == ORACLE:
+        return {name: WaveformPrior.of(name).to(device) for name in WAVEFORMS}
     folder = Path(name_or_folder)
     shipped = {
         path.relative_to(SHIPPED).as_posix(): path
@@ -88,7 +104,7 @@ def load_priors(
     if not folder.is_dir():
         raise ValueError(
             f"priors: got {str(name_or_folder)!r}, "
-            f"expected a shipped set ({', '.join(shipped)}) or a folder"
+            f"expected a shipped set ({', '.join([*shipped, ORACLE])}) or a folder"
         )
     paths = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
     if (folder / ORDER_FILE).exists():

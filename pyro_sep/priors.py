@@ -13,8 +13,10 @@ from pyro.distributions import Normal, TorchDistribution, TransformedDistributio
 from torch import Size, Tensor
 from torch.distributions.transforms import Transform
 
+from pyro_sep.data.toy import SAMPLE_RATE
 from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
+from pyro_sep.models.waveform import Waveform, WaveformConfig
 from pyro_sep.models.wavenet import WaveNet
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
@@ -52,7 +54,7 @@ Priors = Mapping[str, Prior]
 
 
 class NetworkPrior(TorchDistribution):
-    """What the priors that are networks share: :class:`WaveNetPrior`, :class:`FloWaveNetPrior`.
+    """What the priors of this module share: a network computes their densities.
 
     ``event_shape`` is ``(time,)``, ``batch_shape`` that of ``sigma``. The network's weights take no
     gradient; ``log_prob`` has one with respect to its value.
@@ -74,7 +76,7 @@ class NetworkPrior(TorchDistribution):
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Waveform,
         *,
         name: str,
         sample_rate: int,
@@ -197,6 +199,31 @@ class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
         base = Normal(zeros, torch.ones_like(zeros)).to_event(1)
         flow = FlowTransform(self.network, self.sigma)
         TransformedDistribution.__init__(self, base, [flow], validate_args)
+
+
+class WaveformPrior(NetworkPrior):
+    r"""The true prior of a toy waveform, a :class:`~pyro_sep.models.waveform.Waveform`.
+
+    .. math:: p_\sigma(x) = \int \mathcal{N}(x; A \, w_{f, \phi}, \sigma^2 I) \;
+              p(f) p(A) p(\phi) \, df \, dA \, d\phi
+
+    An oracle: no learned prior can do better, so what separation still lacks under it is the
+    sampler's. Arguments, shapes and errors are those of :class:`NetworkPrior`.
+    """
+
+    network: Waveform
+    has_rsample = False
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """The prior of a waveform of :data:`pyro_sep.data.toy.WAVEFORMS`."""
+        return cls(Waveform(WaveformConfig(name)), name=name, sample_rate=SAMPLE_RATE)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw noisy tones ``sample_shape + batch + (time,)``."""
+        shape = self._extended_shape(Size(sample_shape))
+        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
+        return self.network.sample(shape[-1], sigma).reshape(shape)
 
 
 class FlowTransform(Transform):

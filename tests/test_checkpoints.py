@@ -17,8 +17,9 @@ from pyro_sep.checkpoints import (
     load_priors,
     save_prior,
 )
+from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.models.family import FAMILIES, NetworkConfig, build, family_of
-from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveformPrior, WaveNetPrior
 
 CONFIG = WAVENET
 CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")
@@ -128,7 +129,7 @@ def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "brass" / "horn").mkdir(parents=True)
     monkeypatch.setattr(checkpoints, "SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path)
-    message = r"expected a shipped set \(brass, brass/horn\) or a folder"
+    message = r"expected a shipped set \(brass, brass/horn, toy/oracle\) or a folder"
     one_line(lambda: load_priors(name), message, Path(name))
 
 
@@ -339,3 +340,12 @@ def test_a_failed_save_leaves_the_older_file(folder: Path, monkeypatch: pytest.M
 def test_a_source_that_a_set_names_twice(families: Path) -> None:
     (families / ORDER_FILE).write_text('["wavenet/saw", "flow/saw"]')
     one_line(lambda: load_priors(families), "got a source twice", families / ORDER_FILE)
+
+
+def test_the_true_priors_need_no_files(tmp_path: Path) -> None:
+    priors = load_priors("toy/oracle")
+    assert list(priors) == list(WAVEFORMS)
+    assert all(isinstance(prior, WaveformPrior) for prior in priors.values())
+    path = tmp_path / "sine.safetensors"
+    one_line(lambda: save_prior(priors["sine"], path), "got the true prior of 'sine'", Path("sine"))
+    assert not path.exists()
