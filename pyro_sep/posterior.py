@@ -75,6 +75,15 @@ class AnnealedPosterior:
         return Evaluation(parts.sum(1) + log_likelihood, torch.stack(gradients, 1) + pull, parts)
 
     @torch.no_grad()
+    def log_density(self, sources: Tensor, sigma: float) -> Tensor:
+        """Log density ``(lane,)`` without its gradient."""
+        total = self.mixing.log_likelihood(self.mixture, sources, sigma).double()
+        for k, prior in enumerate(self.priors):
+            law = prior.frame(sources.shape[-1]).condition(sigma)
+            total += torch.cat([law.log_prob(part) for part in _chunks(sources[:, k])])
+        return total
+
+    @torch.no_grad()
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
         """Log density of the share of source j in the mixture under prior i: ``(lane, i, j)``.
 
