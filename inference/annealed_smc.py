@@ -63,7 +63,7 @@ def anneal_particles(
 
         def move(particles: Tensor, t: float) -> Tensor:
             bar.update(t - bar.n)
-            return torch.stack(path.move(*particles.unbind(1), t), 1)
+            return torch.stack(path.move(particles[:, 0], particles[:, 1], t), 1)
 
         position = path.draw()
         velocity = torch.empty_like(position).normal_(generator=generator)
