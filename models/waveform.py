@@ -30,7 +30,7 @@ from pyro_sep.data.toy import AMPLITUDES, FREQUENCIES, SAMPLE_RATE, WAVEFORMS, w
 
 HARMONICS = 15  # of the coarse grid
 PHASES = 32  # of the coarse grid
-BEAM = 24  # cells split at each stage, and more for short frames, whose posteriors are wide
+BEAM = 12  # cells split at each stage, and more for short frames, whose posteriors are wide
 BEAM_COST = 4096  # audio samples times cells that are never too many
 NEGLIGIBLE = 25.0  # nats under the best: fine cells below are left out
 STAGES = 8  # splits at most: to a thousandth of the coarse cells and beyond

@@ -33,7 +33,7 @@ def train(
     source: Annotated[str, typer.Option(help="toy:WAVEFORM, or a folder of audio of one source.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors and its model card.")],
     family: Annotated[str, typer.Option(help="Network: wavenet or flow.")] = "wavenet",
-    size: Annotated[str, typer.Option(help="toy, or the paper's.")] = "toy",
+    size: Annotated[str, typer.Option(help="toy, toy-deep, or the paper's.")] = "toy",
     recipe: Annotated[
         str,
         typer.Option(help="conditional: one network, all noise levels; serial: one per level."),

@@ -268,7 +268,7 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     message = "size: got 'huge', expected one of toy, paper"
     refused(call("train", "--source", "toy:sine", *to, "--size", "huge"), message)
     refused(call("train", "--source", "toy:sine", *to, "--size", "paper-musdb18"), "size: got")
-    message = "size: got 'huge', expected one of toy, paper, paper-musdb18"
+    message = "size: got 'huge', expected one of toy, toy-deep, paper"
     use = ("--family", "flow", "--size", "huge")
     refused(call("train", "--source", "toy:sine", *to, *use), message)
     message = "family: got 'organ', expected one of wavenet, flow"
