@@ -7,26 +7,28 @@ One step of size eta at temperature tau, from a position z with log density log 
 
 The step is not corrected: on a standard normal its stationary variance is :math:`1 / (1 - \eta /
 2)` rather than 1, and it diverges unless :math:`\eta \lambda < 2` for the largest curvature lambda
-of
--log p. Roberts & Tweedie 1996; Welling & Teh 2011 (ICML).
+of -log p. Roberts & Tweedie 1996; Welling & Teh 2011 (ICML).
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.infer.mcmc.util import initialize_model
-from pyro.ops.integrator import potential_grad
 from torch import Tensor
+
+from pyro_sep.inference.kernel import (
+    LangevinKernel,
+    Params,
+    Point,
+    Transition,
+    evaluate,
+    require_positive,
+)
 
 #: Share of the stability bound 2 / lambda that a derived step size takes: bias of a variance 5 %.
 STABLE_SHARE = 0.05
 POWER_ITERATIONS = 20
-
-Params = dict[str, Tensor]
 
 
 class Evaluation(NamedTuple):
@@ -58,11 +60,11 @@ def langevin_step(
     return position + step_size * gradient + scale.to(position.device) * noise
 
 
-class SGLD(MCMCKernel):
+class SGLD(LangevinKernel):
     """Stochastic gradient Langevin dynamics on any Pyro model, constrained sites included.
 
-    Sites live in unconstrained space, as in Pyro's HMC. A step whose potential is not finite is
-    counted as a divergence and not taken.
+    A step to where the potential or its gradient is not finite is counted as a divergence and not
+    taken.
 
     Args:
         model: Pyro model; its continuous latent sites are sampled.
@@ -83,91 +85,40 @@ class SGLD(MCMCKernel):
         temperature: float = 1.0,
         init_strategy: Callable[..., Any] | None = None,
     ) -> None:
-        if isinstance(step_size, int | float) and not step_size > 0:
-            raise ValueError(f"step_size: got {step_size}, expected a positive number")
-        if not temperature > 0:
-            raise ValueError(f"temperature: got {temperature}, expected a positive number")
-        self.model = model
-        self.transforms: dict[str, Any] | None = None
+        if isinstance(step_size, int | float):
+            require_positive("step_size", step_size)
+        require_positive("temperature", temperature)
         self.step_size = step_size
         self.temperature = temperature
-        self._init_strategy = init_strategy
-        self._given_params: Params | None = None
-        self._initial_params: Params | None = None
-        self._reset()
-        super().__init__()
+        super().__init__(model, init_strategy)
 
-    def _reset(self) -> None:
-        self._step = 0
-        self._divergences: list[int] = []
-        self._gradients: Params | None = None
-        self._potential = math.nan
-        self._last_step_size = math.nan
-
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Trace the model, find the start, and reset every counter."""
-        self._reset()
-        strategy = {} if self._init_strategy is None else {"init_strategy": self._init_strategy}
-        initial, self._potential_fn, self.transforms, self._trace = initialize_model(
-            self.model,
-            args,
-            kwargs,
-            transforms=self.transforms,
-            initial_params=self._given_params,
-            **strategy,
-        )
-        self._initial_params = initial
-        self._schedule = self._step_size_schedule(initial)
-
-    def _step_size_schedule(self, initial: Params) -> Callable[[int], float]:
+    def _prepare(self, start: Params) -> None:
         if callable(self.step_size):
-            return self.step_size
-        if self.step_size is not None:
-            constant = float(self.step_size)
+            self._schedule = self.step_size
         else:
-            constant = 2 * STABLE_SHARE / largest_curvature(self._potential_fn, initial)
-        return lambda _: constant
+            constant = float(self.step_size or stable_step_size(self._potential_fn, start))
+            self._schedule = lambda _: constant
 
-    @property
-    def initial_params(self) -> Params | None:
-        """Unconstrained start of the next chain."""
-        return self._initial_params
+    def _advance(self, point: Point) -> Transition:
+        step_size = self._schedule(self._step)
+        proposed = evaluate(self._potential_fn, self._propose(point, step_size))
+        diverging = not bool(proposed.isfinite())
+        return Transition(point if diverging else proposed, diverging, {"step_size": step_size})
 
-    @initial_params.setter
-    def initial_params(self, params: Params) -> None:
-        self._given_params = self._initial_params = params
-
-    def sample(self, params: Params) -> Params:
-        """One step from unconstrained ``params`` to new ones."""
-        if self._gradients is None:
-            self._gradients, potential = potential_grad(self._potential_fn, params)
-            self._potential = float(potential)
-        step_size = self._last_step_size = self._schedule(self._step)
-        proposed = {
-            name: langevin_step(value, -self._gradients[name], step_size, self.temperature)
-            for name, value in params.items()
+    def _propose(self, point: Point, step_size: float) -> Params:
+        return {
+            name: langevin_step(value, -point.gradient[name], step_size, self.temperature)
+            for name, value in point.params.items()
         }
-        gradients, potential = potential_grad(self._potential_fn, proposed)
-        self._step += 1
-        if not math.isfinite(float(potential)):
-            self._divergences.append(self._step - 1)
-            return params
-        self._gradients, self._potential = gradients, float(potential)
-        return proposed
 
-    def logging(self) -> "OrderedDict[str, str]":
-        """Step size and log density, for the progress bar."""
-        return OrderedDict(
-            [("step size", f"{self._last_step_size:.2e}"), ("lp", f"{-self._potential:.1f}")]
-        )
 
-    def diagnostics(self) -> dict[str, Any]:
-        """Steps (from 0) that were not taken because the density there was not finite."""
-        return {"divergences": list(self._divergences), "step size": self._last_step_size}
+def stable_step_size(potential_fn: Callable[[Params], Tensor], params: Params) -> float:
+    """:data:`STABLE_SHARE` of the stability bound 2 / lambda of a step at ``params``.
 
-    def cleanup(self) -> None:
-        """Forget the chain's gradients; may run twice."""
-        self._gradients = None
+    Raises:
+        ValueError: the potential is flat or not finite there.
+    """
+    return 2 * STABLE_SHARE / largest_curvature(potential_fn, params)
 
 
 def largest_curvature(potential_fn: Callable[[Params], Tensor], params: Params) -> float:

@@ -508,7 +508,9 @@ def test_a_config_comes_back_from_json(name: str) -> None:
     assert hash(config) == hash(CONFIGS[name])
 
 
-@pytest.mark.parametrize(("name", "multiple"), [("toy", 64), ("toy-deep", 64), ("paper", 16), ("paper-musdb18", 256)])
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("toy", 64), ("toy-deep", 64), ("paper", 16), ("paper-musdb18", 256)]
+)
 def test_named_sizes_build_and_run(name: str, multiple: int) -> None:
     config = CONFIGS[name]
     assert config.multiple == multiple
