@@ -1,4 +1,4 @@
-"""The command line: train and audit priors, separate recordings.
+"""The command line: train and audit priors, separate recordings, diagnose their traces.
 
 Every mistake of a user is one line on standard error and exit code 2; an interrupt is 130.
 """
@@ -174,6 +174,17 @@ def separate_command(
         f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
         "separation.png, summary.json"
     )
+
+
+@app.command("diagnose")
+def diagnose_command(
+    trace: Annotated[Path, typer.Argument(help="trace.nc that `pyro-sep separate` wrote.")],
+) -> None:
+    """Say whether a separation may be trusted: chains, draws, priors and mixture."""
+    from pyro_sep.diagnostics import diagnose, format_diagnosis
+    from pyro_sep.trace import load_trace
+
+    typer.echo(format_diagnosis(diagnose(load_trace(trace))))
 
 
 def _one_of(option: str, value: str, choices: Collection[str]) -> None:

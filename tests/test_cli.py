@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import xarray as xr
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import cli
 from pyro_sep.checkpoints import load_prior, load_priors, save_prior
+from pyro_sep.diagnostics import diagnose, format_diagnosis
 from pyro_sep.models.family import FAMILIES
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.train import SERIAL_SIGMAS, TrainingDivergedError
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 from pyro_sep.priors import PRIORS, FloWaveNetPrior, WaveNetPrior
-from pyro_sep.trace import load_trace
+from pyro_sep.trace import load_trace, save_trace
 
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -569,3 +571,28 @@ def test_audit_on_recordings(call, priors: Path, tmp_path: Path) -> None:
     toy = call("audit", "--priors", priors, *arguments[:-2])
     assert outcome.out != toy.out
     assert outcome.out.splitlines()[:2] == toy.out.splitlines()[:2]
+
+
+def test_diagnose(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = call("separate", stereo, "--priors", priors, "--out", out, *BUDGET, "--chains", "2")
+    assert done.code == 0, done.err
+    outcome = call("diagnose", out / "trace.nc")
+    assert (outcome.code, outcome.err) == (0, "")
+    trace = load_trace(out / "trace.nc")
+    assert outcome.out == format_diagnosis(diagnose(trace)) + "\n"
+    names = [line.split()[0] for line in outcome.out.splitlines()]
+    assert names == ["source", "sine", "saw", "residual:", "gradient", "verdict:"]
+    # 2 chains of 2 explorers over 6 levels of 2 steps, then 50 draws 2 steps apart.
+    assert "gradient evaluations: 248\n" in outcome.out
+    assert "nan" not in outcome.out
+    assert "diagnose" in call("--help").out
+
+
+def test_diagnose_what_is_no_trace(call, tmp_path: Path) -> None:
+    refused(call("diagnose", tmp_path / "none.nc"), "none.nc: no such file")
+    (tmp_path / "text.nc").write_text("no trace")
+    refused(call("diagnose", tmp_path / "text.nc"), "text.nc: got no readable netCDF file")
+    tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"level": ("chain", [0.0])})})
+    save_trace(tree, tmp_path / "other.nc")
+    refused(call("diagnose", tmp_path / "other.nc"), "trace: got none of posterior/sources, ")
