@@ -1,6 +1,6 @@
 """NUTS in the latent space of flow priors beside SGLD on the audio, from the same annealed start.
 
-    python experiments/latent_nuts.py --priors FLOWS
+    python experiments/latent_nuts.py
 
 Annealing separates a two-source toy mixture down to its last noise level; there both samplers go on
 with the same posterior, chain by chain, for as many gradients. A flow turns the prior into white
@@ -48,7 +48,7 @@ class Chains(NamedTuple):
 
 
 def main(
-    priors: Annotated[str, typer.Option(help="A set of flow priors.")],
+    priors: Annotated[str, typer.Option(help="A set of flow priors.")] = "toy/flow",
     index: Annotated[int, typer.Option(min=0, help="Test mixture.")] = 0,
     seconds: Annotated[float, typer.Option(min=0.016)] = 0.128,
     sources: Annotated[str, typer.Option(help="Two waveforms, comma-separated.")] = "square,saw",

@@ -3,6 +3,7 @@
     python experiments/separate_toy.py                                  # one mixture of 0.25 s
     python experiments/separate_toy.py --mixtures 20 --seconds 0.128    # figures of the README
     python experiments/separate_toy.py --sources square,saw --mixtures 20 --seconds 0.128
+    python experiments/separate_toy.py --family flow --mixtures 20 --seconds 0.128
 
 Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed for every source; they give no
 SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
@@ -42,7 +43,7 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
     family: Annotated[
-        str | None, typer.Option(help="Those of the set's priors, as wavenet.")
+        str | None, typer.Option(help="Of the set's priors: wavenet, flow, oracle.")
     ] = None,
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(

@@ -85,8 +85,8 @@ def load_priors(
 
     Args:
         name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
-            that is best by measurement, ``"toy/wavenet"`` those of one family, ``"toy/oracle"`` the
-            true ones, :class:`~pyro_sep.priors.WaveformPrior`.
+            that is best by measurement, ``"toy/wavenet"`` and ``"toy/flow"`` those of one family,
+            ``"toy/oracle"`` the true ones, :class:`~pyro_sep.priors.WaveformPrior`.
         device: where the networks go.
 
     Raises:
