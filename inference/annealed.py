@@ -24,7 +24,6 @@ At the last level draws are kept, and each is denoised (Tweedie) and conditioned
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import draw_assignment, reassign
 from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
@@ -125,6 +125,7 @@ class Draws(NamedTuple):
     warmup_log_prior: Tensor  # (mixture, chain, step, source)
     warmup_grad_norm: Tensor  # (mixture, chain, step)
     warmup_sigma: Tensor  # (step,)
+    gradients: int  # evaluations per mixture, those of explorers and block moves included
 
 
 def anneal(
@@ -174,6 +175,7 @@ def anneal(
         by_chain(warmup.log_prior),
         by_chain(warmup.grad_norm),
         torch.tensor(settings.sigmas).repeat_interleave(settings.steps),
+        walk.evaluations // len(mixtures),
     )
 
 
@@ -220,6 +222,7 @@ class _Walk:
     ) -> None:
         self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
         self.history = _History()
+        self.evaluations = 0  # of a lane's gradient
         self.explorers = settings.explorers
         start = target.mixture.new_empty(len(target.mixture), len(target.priors), target.frame)
         self.position = settings.sigma_max * start.normal_(generator=generator)
@@ -290,12 +293,19 @@ class _Walk:
         return state.position, total
 
     def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
-        return init(position, partial(target.evaluate, sigma=sigma), self.generator)
+        return init(position, self._evaluate(target, sigma), self.generator)
+
+    def _evaluate(self, target: AnnealedPosterior, sigma: float) -> Callable[[Tensor], Evaluation]:
+        def evaluate(position: Tensor) -> Evaluation:
+            self.evaluations += len(position)
+            return target.evaluate(position, sigma)
+
+        return evaluate
 
     def _step(
         self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
     ) -> UnderdampedState:
-        evaluate = partial(target.evaluate, sigma=sigma)
+        evaluate = self._evaluate(target, sigma)
         step_size, persistence = self.settings.step_size * sigma, self.settings.persistence
         state = underdamped_step(state, evaluate, step_size, persistence, self.generator)
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
@@ -306,4 +316,6 @@ class _Walk:
         cross = self.target.cross_log_prior(state.position, sigma)
         gains = self.target.mixing.weights(state.position)
         position = reassign(state.position, draw_assignment(cross, self.generator), gains)
-        return state._replace(position=position, evaluation=self.target.evaluate(position, sigma))
+        return state._replace(
+            position=position, evaluation=self._evaluate(self.target, sigma)(position)
+        )

@@ -1,6 +1,5 @@
 """Whether the draws of a separation may be trusted, and if not, what is wrong with them."""
 
-import json
 import math
 import warnings
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ class Diagnosis:
     Attributes:
         sources: in their order.
         residual: see :func:`mixture_residual`, in dB.
-        gradients: see :func:`gradient_evaluations`.
+        gradients: of the log posterior, that the sampler counted; NaN where it did not.
         verdict: what follows.
         blamed: names of the sources that the verdict is about; empty where it is about all.
     """
@@ -118,7 +117,7 @@ def diagnose(trace: xr.DataTree) -> Diagnosis:
     r_hat = worst["r_hat"].max("summary", skipna=False)
     ess_bulk = worst["ess_bulk"].min("summary", skipna=False)
     agreement, excess = audio_agreement(trace), prior_excess(trace)
-    gradients, residual = gradient_evaluations(trace), mixture_residual(trace)
+    gradients, residual = float(trace.attrs.get("gradients", math.nan)), mixture_residual(trace)
     rows = tuple(
         SourceDiagnosis(
             name=str(name),
@@ -232,32 +231,6 @@ def mixture_residual(tree: xr.DataTree) -> float:
     power = (left**2).mean(("draw", "time"), skipna=False).max("chain", skipna=False)
     ratio = float(power) / max(float((observed**2).mean()), TINY)
     return 10 * math.log10(max(ratio, TINY))
-
-
-def gradient_evaluations(tree: xr.DataTree) -> float:
-    """Gradients of the log posterior that all chains took together.
-
-    The attribute ``gradients`` where the sampler counted. Otherwise, from the attribute
-    ``settings``, chains x (explorers x warm-up draws + draws x thin). That is an estimate: it takes
-    every explorer all the way down the ladder, and leaves out block moves and the one gradient at
-    the start of each noise level, of which the trace does not tell.
-
-    Args:
-        tree: a trace of :func:`pyro_sep.trace.build_trace`.
-
-    Returns:
-        NaN where the trace has neither attribute.
-    """
-    if "gradients" in tree.attrs:
-        return float(tree.attrs["gradients"])
-    if "settings" not in tree.attrs:
-        return math.nan
-    settings = json.loads(tree.attrs["settings"])
-    chains, kept = (tree["posterior"].sizes[name] for name in ("chain", "draw"))
-    steps = kept * settings.get("thin", 1)
-    if "warmup_sample_stats" in tree.children:
-        steps += settings.get("explorers", 1) * tree["warmup_sample_stats"].sizes["draw"]
-    return float(chains * steps)
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:

@@ -104,7 +104,13 @@ def separate_batch(
         torch.Generator(mixtures.device).manual_seed(seed),
         progress,
     )
-    root = {"seed": seed, "noise_scale": noise_scale, "settings": asdict(settings), **(attrs or {})}
+    root = {
+        "seed": seed,
+        "noise_scale": noise_scale,
+        "settings": asdict(settings),
+        "gradients": draws.gradients,
+        **(attrs or {}),
+    }
     return [
         _result(draws, i, mixtures[i], priors, mixing, settings, true_sources, root)
         for i in range(len(mixtures))
@@ -148,7 +154,7 @@ def _result(
     true_sources: Tensor | None,
     attrs: Mapping[str, Any],
 ) -> Separation:
-    own = Draws._make([*(part[index].cpu() for part in draws[:-1]), draws.warmup_sigma])
+    own = Draws._make([*(part[index].cpu() for part in draws[:-2]), *draws[-2:]])
     own = own._replace(sources=own.sources[..., : mixture.shape[-1]])  # what was heard
     shape = own.lp.shape
     warmup_shape = own.warmup_lp.shape
