@@ -74,7 +74,6 @@ def train(
     )
     level = training_level(audio, time, seed)
     network_config = replace(FAMILIES[family].sizes[size], sigma_data=level)
-    out.mkdir(parents=True, exist_ok=True)
     run_folder = out / f"{audio.name}.run"
     started = clock.monotonic()
     if recipe == "serial":

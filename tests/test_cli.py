@@ -450,6 +450,7 @@ def test_a_frame_that_the_network_cannot_take(call, tmp_path: Path) -> None:
     use = ("--family", "flow", "--time", "100", "--out", tmp_path / "out")
     message = "time: got 100 audio samples per frame, expected a multiple of 16 for this network"
     refused(call("train", "--source", "toy:sine", *use), message)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.usefixtures("tiny")
