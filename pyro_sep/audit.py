@@ -8,7 +8,8 @@ white noise of std sigma itself has,
 in nats. Zero is the ceiling: a prior that knew the source to the last digit would see only noise.
 A set of priors is *discriminative* at a level when each source's own prior has the highest excess
 on it, and each prior's highest excess is on its own source. Inputs are noised at the level they
-are judged at.
+are judged at. Clean inputs, as Frank & Ilse 2020 (arXiv 2011.01761) judged, lack the noise that the
+law expects, and their ceiling is half a nat.
 """
 
 import math
@@ -35,6 +36,7 @@ def audit(
     sigmas: Sequence[float] = SIGMAS,
     seed: int = 0,
     progress: bool = False,
+    noised: bool = True,
 ) -> xr.DataArray:
     """Excess of every prior on every source at every noise level.
 
@@ -44,6 +46,7 @@ def audit(
         sigmas: noise levels.
         seed: of the noise, which is the same for all priors.
         progress: show a bar.
+        noised: noise the audio at the level it is judged at; else it stays clean.
 
     Returns:
         Nats per audio sample with dims ``(sigma, prior, source)``.
@@ -57,15 +60,15 @@ def audit(
     table = np.zeros((len(sigmas), len(names), len(names)))
     with tqdm(total=table.size, unit="cell", disable=not progress) as bar:
         for i, sigma in enumerate(sigmas):
-            floor = 0.5 * math.log(2 * math.pi * math.e * sigma**2)
+            entropy = noise_entropy(sigma)
             for k, source in enumerate(names):
                 generator = torch.Generator().manual_seed(seed)
                 clean = audio[source]
                 noise = torch.randn(clean.shape, generator=generator)
-                noisy = clean + sigma * noise.to(clean)
+                value = clean + sigma * noise.to(clean) if noised else clean
                 for j, name in enumerate(names):
                     law = priors[name].frame(clean.shape[-1]).condition(sigma)
-                    table[i, j, k] = law.log_prob(noisy).mean().item() / clean.shape[-1] + floor
+                    table[i, j, k] = law.log_prob(value).mean().item() / clean.shape[-1] + entropy
                     bar.update()
     return xr.DataArray(
         table,
@@ -76,16 +79,63 @@ def audit(
     )
 
 
+def log_likelihoods(
+    sets: Mapping[str, Priors],
+    audio: Mapping[str, Tensor],
+    sigmas: Sequence[float],
+    seed: int = 0,
+    progress: bool = False,
+) -> xr.DataArray:
+    """Mean log density per audio sample, of clean audio and of audio noised at its level.
+
+    Args:
+        sets: sets of priors by name; all sets know the same sources.
+        audio: as in :func:`audit`, like the other arguments.
+        sigmas: noise levels.
+        seed: of the noise.
+        progress: show bars.
+
+    Returns:
+        Nats with dims ``(priors, input, sigma, prior, source)``; ``input`` is ``"clean"`` or
+        ``"noised"``.
+
+    Raises:
+        ValueError: audio of a source without a prior or the other way round.
+    """
+    tables = [
+        xr.concat(
+            [audit(priors, audio, sigmas, seed, progress, noised) for noised in (False, True)],
+            "input",
+        )
+        for priors in sets.values()
+    ]
+    excess = xr.concat(tables, "priors").assign_coords(priors=list(sets), input=["clean", "noised"])
+    entropies = [noise_entropy(sigma) for sigma in sigmas]
+    floor = xr.DataArray(entropies, {"sigma": excess["sigma"]}, "sigma")
+    return (excess - floor).rename("log_likelihood")
+
+
+def noise_entropy(sigma: float) -> float:
+    """Entropy of white noise of std sigma, in nats per audio sample."""
+    return 0.5 * math.log(2 * math.pi * math.e * sigma**2)
+
+
+def own_wins(table: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Per prior, whether its own source is its best; per source, whether its own prior is best.
+
+    The second is what Bayes' rule compares: laws on one and the same audio.
+    """
+    return (
+        table.idxmax("source") == table["prior"],
+        table.idxmax("prior") == table["source"],
+    )
+
+
 def discriminative(table: xr.DataArray) -> dict[float, bool]:
     """Whether the priors tell the sources apart, per noise level; see the module's docstring."""
-    own = np.arange(table.sizes["prior"])
-    return {
-        float(sigma): bool(
-            (level.argmax("prior").values == own).all()
-            and (level.argmax("source").values == own).all()
-        )
-        for sigma, level in zip(table.sigma.values, table, strict=True)
-    }
+    by_prior, by_source = own_wins(table)
+    both = by_prior.all("prior") & by_source.all("source")
+    return dict(zip(table.sigma.values.tolist(), both.values.tolist(), strict=True))
 
 
 def format_audit(table: xr.DataArray) -> str:

@@ -8,7 +8,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audit import SIGMAS, audit, discriminative, format_audit, save_audit
+from pyro_sep.audit import (
+    SIGMAS,
+    audit,
+    discriminative,
+    format_audit,
+    log_likelihoods,
+    own_wins,
+    save_audit,
+)
 
 
 class WhitePrior:
@@ -102,6 +110,28 @@ def test_inputs_are_noised_at_their_level() -> None:
         assert abs(float(noise.mean())) < 4 * sigma / math.sqrt(FRAMES * TIME)
 
 
+def test_log_likelihoods_are_the_closed_form_clean_and_noised() -> None:
+    quiet = {name: WhitePrior(level / 2) for name, level in LEVELS.items()}
+    audio, sigmas = white_audio(), (0.05, 0.5)
+    table = log_likelihoods({"true": PRIORS, "quiet": quiet}, audio, sigmas, seed=2)
+    assert table.dims == ("priors", "input", "sigma", "prior", "source")
+    assert table["priors"].values.tolist() == ["true", "quiet"]
+    assert table["input"].values.tolist() == ["clean", "noised"]
+    for name, share in (("true", 1.0), ("quiet", 0.5)):
+        for sigma in sigmas:
+            for prior, a in LEVELS.items():
+                for source, b in LEVELS.items():
+                    cell = table.sel(priors=name, sigma=sigma, prior=prior, source=source)
+                    variance = (share * a) ** 2 + sigma**2
+                    entropy = 0.5 * math.log(2 * math.pi * variance)
+                    clean = float(audio[source].square().mean()) / (2 * variance)
+                    assert float(cell.sel(input="clean")) == pytest.approx(-entropy - clean)
+                    ratio = (b**2 + sigma**2) / variance
+                    error = 0.5 * ratio * math.sqrt(2 / (FRAMES * TIME))
+                    expected = pytest.approx(-entropy - 0.5 * ratio, abs=4 * error + 1e-5)
+                    assert float(cell.sel(input="noised")) == expected
+
+
 def table_of(*levels: list[list[float]]) -> xr.DataArray:
     size = len(levels[0])
     names = [f"name{i}" for i in range(size)]
@@ -121,6 +151,14 @@ def table_of(*levels: list[list[float]]) -> xr.DataArray:
 )
 def test_discriminative_needs_rows_and_columns(level: list[list[float]], verdict: bool) -> None:
     assert discriminative(table_of(level)) == {0.1: verdict}
+
+
+def test_own_wins_tell_rows_from_columns() -> None:
+    by_prior, by_source = own_wins(
+        table_of([[-0.1, -2.0], [-0.05, -0.06]], [[-0.1, -0.05], [-3.0, -0.2]])
+    )
+    assert by_prior.transpose("sigma", "prior").values.tolist() == [[True, False], [False, True]]
+    assert by_source.transpose("sigma", "source").values.tolist() == [[False, True], [True, False]]
 
 
 def test_verdicts_are_per_level(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+r"""Constants and noise under every prior: Table 1 of Frank & Ilse 2020, toy data.
+
+    python experiments/constant_inputs.py
+    python experiments/constant_inputs.py --priors toy/oracle --frames 2 --start 512 --time 1024
+
+Mean log-likelihood in nats per audio sample (arXiv 2011.01761) of constant 0, constant 1 and white
+noise N(0, 0.5), beside that of the prior's own source, at the lowest noise level that the priors
+know and at 0.359. The 0.5 is taken for a standard deviation, as in the paper's N(0, sigma).
+
+The paper finds constants and noise likely, a flaw if it were so of a law of the source. It judged
+clean inputs; but at level sigma a prior is the law of audio plus noise, and clean inputs gain up to
+half a nat by the noise that they lack. So all four are judged clean, and noised at the level. The
+second command says what the true law gives to them.
+
+The beginning does not count: what is given is
+
+.. math:: (\log p(x_{<T}) - \log p(x_{<S})) / (T - S)
+
+with a start S beyond the receptive field, 2,047 samples for the WaveNets that ship and 1,472 to
+either side for the flows. For an autoregressive prior that is the density of the rest given the
+start; for a flow the ends of the two frames cancel.
+
+The paper's figures are those of the author's thesis, github.com/morris-frank/thesis-tex,
+graphics/toy_const.tex and wn_toy_const.tex, which have no row for noise. Only comparisons within a
+family count: the flow's leave the log-determinant out, the WaveNet's are log probabilities of bins.
+"""
+
+import time as clock
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_sep.checkpoints import load_priors
+from pyro_sep.cli import run
+from pyro_sep.data.source import ToySource
+from pyro_sep.data.toy import WAVEFORMS
+from pyro_sep.files import save_json, written_whole
+from pyro_sep.plots import save_figure
+from pyro_sep.priors import Prior
+
+HIGH = 0.359  # the paper's highest noise level
+NOISE = 0.5  # std
+PANELS = 4  # of a set of priors: two noise levels, clean and noised
+#: Of the priors of sine, saw, square and triangle.
+PAPER = {
+    ("flow", "no noise"): {
+        "own": (4.8, 4.1, -1.8, 4.0),
+        "zero": (4.8, 4.4, -7.0e2, 1.8),
+        "one": (-15, -2.7e6, -3.6e3, -3.2e2),
+    },
+    ("flow", "sigma 0.359"): {
+        "own": (1.5, 3.2, 1.5, -1.3),
+        "zero": (-0.50, 5.1, -3.1, -2.0e11),
+        "one": (2.7, -2.8, 4.5, -11),
+    },
+    ("WaveNet", "no noise"): {
+        "own": (-0.051, -0.080, -4.7e-6, -0.10),
+        "zero": (-4.0e-4, -6.4, -26, -6.0e-8),
+        "one": (-4.1, -20, -6.0e-8, -2.3),
+    },
+    ("WaveNet", "sigma 0.359"): {
+        "own": (-0.16, -0.19, -1.1e-5, -0.18),
+        "zero": (-43, -38, -18, -34),
+        "one": (-4.9e-4, -1.8e-4, -6.0e-8, -1.3e-4),
+    },
+}
+
+
+def main(
+    priors: Annotated[
+        str, typer.Option(help="Sets that ship, or folders, comma-separated.")
+    ] = "toy/wavenet,toy/flow",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of noise and of the sources.")] = 8,
+    start: Annotated[int, typer.Option(min=16, help="Audio samples that do not count.")] = 3_072,
+    time: Annotated[int, typer.Option(min=32, help="Audio samples a frame.")] = 6_144,
+    seed: int = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
+        "results/constant_inputs"
+    ),
+) -> None:
+    """Print and draw the table, and say what is likelier than the prior's own source."""
+    started = clock.monotonic()
+    if start >= time:
+        raise ValueError(f"start: got {start} audio samples, expected fewer than time, {time}")
+    sets = {name: load_priors(name) for name in priors.split(",")}
+    sigmas = (max(prior.sigmas[0] for loaded in sets.values() for prior in loaded.values()), HIGH)
+    rows = [
+        {"priors": name, "sigma": sigma, "input": kind, "prior": source}
+        | judge(prior.condition(sigma), inputs(source, frames, time, seed, noise), start)
+        for name, loaded in sets.items()
+        for sigma in sigmas
+        for kind, noise in (("clean", 0.0), ("noised", sigma))
+        for source, prior in loaded.items()
+    ]
+    table = pd.DataFrame(rows).set_index(["priors", "sigma", "input", "prior"])
+    verdicts = {
+        f"{name}, {kind} audio, sigma {sigma:g}": cells.droplevel([0, 1, 2])
+        for (name, sigma, kind), cells in table.groupby(level=[0, 1, 2], sort=False)
+    }
+    paper = {
+        f"author's thesis, {family}, clean audio, {level}": pd.DataFrame(figures, WAVEFORMS)
+        for (family, level), figures in PAPER.items()
+    }
+    for title, cells in (verdicts | paper).items():
+        print(f"{title}\n{cells.to_string(float_format='{:.3g}'.format)}")
+        print(f"  likelier than the prior's own source: {likelier(cells)}")
+    seconds = clock.monotonic() - started
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / "constant_inputs.csv") as partial:
+        table.to_csv(partial)
+    save_figure(draw(verdicts), out / "constant_inputs.png")
+    settings = {"frames": frames, "start": start, "time": time, "seed": seed, "seconds": seconds}
+    words = {title: likelier(cells) for title, cells in verdicts.items()}
+    save_json(settings | {"likelier_than_own": words, "rows": rows}, out / "summary.json")
+    print(f"{seconds:.0f} s. Results: {out}")
+
+
+def inputs(source: str, frames: int, time: int, seed: int, sigma: float) -> dict[str, Tensor]:
+    """Audio ``(frame, time)`` by name, with noise of std sigma; a constant without is one frame."""
+    generator = torch.Generator().manual_seed(seed)
+    white = NOISE * torch.randn(frames, time, generator=generator)
+    audio = {
+        "own": ToySource(source).held_out(frames, time),
+        "zero": torch.zeros(1, time),
+        "one": torch.ones(1, time),
+        "noise": white,
+    }
+    if not sigma:
+        return audio
+    noise = sigma * torch.randn(frames, time, generator=generator)
+    return {name: clean + noise for name, clean in audio.items()}
+
+
+@torch.no_grad()
+def judge(prior: Prior, audio: dict[str, Tensor], start: int) -> dict[str, float]:
+    """Mean log-likelihood per audio sample of each input, its first ``start`` samples left out."""
+    result = {}
+    for name, x in audio.items():
+        time = x.shape[-1]
+        whole = prior.frame(time).log_prob(x)
+        beginning = prior.frame(start).log_prob(x[:, :start])
+        result[name] = float((whole - beginning).mean()) / (time - start)
+    return result
+
+
+def likelier(cells: pd.DataFrame) -> str:
+    """In words, which inputs a prior finds likelier than its own source, and by how much."""
+    found = [
+        f"{name} under {prior} (+{row[name] - row['own']:.2g})"
+        for name in cells.columns.drop("own")
+        for prior, row in cells.iterrows()
+        if row[name] > row["own"]
+    ]
+    return ", ".join(found) or "none"
+
+
+def draw(tables: dict[str, pd.DataFrame]) -> Figure:
+    """A panel per table, four to a set of priors: what each prior gives to each input."""
+    rows = len(tables) // PANELS
+    figure = Figure(figsize=(3.4 * PANELS, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, PANELS, sharey=True, squeeze=False).ravel()
+    for ax, (title, cells) in zip(axes, tables.items(), strict=True):
+        for name, marker in zip(cells.columns, "_ox^", strict=True):
+            size = 400 if name == "own" else 40
+            ax.scatter(cells.index, cells[name], size, marker=marker, label=name)
+        ax.set_title(title, fontsize="medium")
+        ax.set_yscale("symlog", linthresh=1)
+    for ax in axes[::PANELS]:
+        ax.set_ylabel("nats / audio sample")
+    axes[0].legend(frameon=False, markerscale=0.6)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)
