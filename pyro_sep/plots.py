@@ -68,7 +68,7 @@ def plot_separation(tree: xr.DataTree) -> Figure:
 def plot_audit(table: xr.DataArray) -> Figure:
     """A heatmap per noise level of how ill each prior fits each source.
 
-    A framed cell is a prior on its own source. Red is worse than the reference fit, blue better;
+    A framed cell is a prior on its own source. Blue is below the noise alone, red above it;
     one colour scale, logarithmic beyond 0.1 nats, serves all heatmaps.
 
     Args:
