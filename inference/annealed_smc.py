@@ -27,13 +27,13 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
+from pyro_sep.inference.annealed import Annealing
 from pyro_sep.inference.permutation import draw_assignment, reassign
 from pyro_sep.inference.smc import Population, smc
 from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
 
 BRIDGE = 0.1  # part of the path that leads from Gaussian to true priors
-STEP_SIZE, PERSISTENCE = 0.7, 0.9  # as in pyro_sep.inference.annealed
 
 
 def anneal_particles(
@@ -143,7 +143,7 @@ class _Path:
         state = UnderdampedState(position, velocity, evaluate(position))
         for _ in range(self.steps):
             state = underdamped_step(
-                state, evaluate, STEP_SIZE * sigma, PERSISTENCE, self.generator
+                state, evaluate, Annealing.step_size * sigma, Annealing.persistence, self.generator
             )
         return state.position, state.velocity
 

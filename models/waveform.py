@@ -24,9 +24,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor, nn
 
-from pyro_sep.data.toy import AMPLITUDES, FREQUENCIES, SAMPLE_RATE, WAVEFORMS, waveform
+from pyro_sep.data.toy import (
+    AMPLITUDES,
+    FREQUENCIES,
+    SAMPLE_RATE,
+    WAVEFORMS,
+    draw_sources,
+    waveform,
+)
 
 HARMONICS = 15  # of the coarse grid
 PHASES = 32  # of the coarse grid
@@ -34,15 +42,7 @@ BEAM = 12  # cells split at each stage, and more for short frames, whose posteri
 BEAM_COST = 4096  # audio samples times cells that are never too many
 NEGLIGIBLE = 25.0  # nats under the best: fine cells below are left out
 STAGES = 8  # splits at most: to a thousandth of the coarse cells and beyond
-NODES, WEIGHTS = (
-    (0.0694318442, 0.3300094782, 0.6699905218, 0.9305681558),
-    (
-        0.1739274226,
-        0.3260725774,
-        0.3260725774,
-        0.1739274226,
-    ),
-)  # Gauss-Legendre on [0, 1], for the amplitudes of the coarse cells
+NODES = 4  # Gauss-Legendre, over the amplitudes of the coarse cells
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ class WaveformConfig:
             )
 
     @property
+    def power(self) -> float:
+        """Mean square of the wave of amplitude 1."""
+        return float(waveform(self.waveform, _period()).square().mean())
+
+    @property
     def sigma_data(self) -> float:
         """RMS of the clean source."""
         low, high = AMPLITUDES
-        square = (low**2 + low * high + high**2) / 3  # mean of the squared amplitude
-        unit = waveform(self.waveform, (torch.arange(4096) + 0.5) / 4096).square().mean()
-        return math.sqrt(square * float(unit))
+        return math.sqrt((low**2 + low * high + high**2) / 3 * self.power)
 
     @property
     def multiple(self) -> int:
@@ -86,11 +89,10 @@ class Waveform(nn.Module):
 
     def __init__(self, config: WaveformConfig) -> None:
         super().__init__()
-        self.config = config
-        count = 4096
-        middle = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-        values = torch.fft.rfft(waveform(config.waveform, middle)) / count
-        shift = torch.exp(-1j * math.pi * torch.arange(len(values)) / count)
+        self.config, self.power = config, config.power
+        period = _period()
+        values = torch.fft.rfft(waveform(config.waveform, period)) / len(period)
+        shift = torch.exp(-1j * math.pi * torch.arange(len(values)) / len(period))
         series = (values * shift)[1 : HARMONICS + 1]
         # A parameter, so that the module has a dtype and a device: (harmonic, real and imaginary).
         self.series = nn.Parameter(
@@ -123,12 +125,7 @@ class Waveform(nn.Module):
     @torch.no_grad()
     def sample(self, time: int, sigma: Tensor) -> Tensor:
         """Draw noisy audio ``(row, time)`` at noise levels ``(row,)``."""
-        rows = len(sigma)
-        u = torch.rand(3, rows, 1, dtype=torch.float64, device=sigma.device)
-        frequency = FREQUENCIES[0] + (FREQUENCIES[1] - FREQUENCIES[0]) * u[0]
-        amplitude = AMPLITUDES[0] + (AMPLITUDES[1] - AMPLITUDES[0]) * u[1]
-        phase = frequency / SAMPLE_RATE * torch.arange(time, device=sigma.device) + u[2]
-        clean = (amplitude * waveform(self.config.waveform, phase)).to(sigma)
+        clean = draw_sources(self.config.waveform, len(sigma), time)[0].to(sigma)
         return clean + sigma[:, None] * torch.randn_like(clean)
 
     def _coarse(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,12 +146,12 @@ class Waveform(nn.Module):
         terms = series * torch.polar(torch.ones_like(turn), turn).mul(spectrum).conj()
         padded = torch.nn.functional.pad(terms.transpose(1, 2), (1, PHASES // 2 - HARMONICS))
         b = torch.fft.irfft(padded, PHASES) * PHASES
-        unit = (self.config.sigma_data**2 / _mean_square(AMPLITUDES)) * time
+        energy = self.power * time
         ratios = []
-        for node, weight in zip(NODES, WEIGHTS, strict=True):
-            amplitude = AMPLITUDES[0] + (AMPLITUDES[1] - AMPLITUDES[0]) * node
-            exponent = (amplitude * b - amplitude**2 * unit / 2) / sigma**2
-            ratios.append(exponent + math.log(weight))
+        for node, weight in zip(*leggauss(NODES), strict=True):  # on [-1, 1]
+            amplitude = AMPLITUDES[0] + (AMPLITUDES[1] - AMPLITUDES[0]) * (1 + float(node)) / 2
+            exponent = (amplitude * b - amplitude**2 * energy / 2) / sigma**2
+            ratios.append(exponent + math.log(weight / 2))
         return torch.stack(ratios).logsumexp(0).double(), frequency, area
 
     @torch.no_grad()
@@ -236,9 +233,9 @@ class Waveform(nn.Module):
         return waveform(self.config.waveform, turns.to(dtype) / scale)
 
 
-def _mean_square(interval: tuple[float, float]) -> float:
-    low, high = interval
-    return (low**2 + low * high + high**2) / 3
+def _period() -> Tensor:
+    """Phases of one period, in the middle of their cells: no jump falls on one."""
+    return (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
 
 
 def _log_normal_mass(low: Tensor, high: Tensor) -> Tensor:

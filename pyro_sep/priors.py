@@ -158,7 +158,20 @@ class NetworkPrior(TorchDistribution):
         )
 
 
-class WaveNetPrior(NetworkPrior):
+class SamplingPrior(NetworkPrior):
+    """Those whose network draws audio, without a gradient."""
+
+    network: WaveNet | Waveform
+    has_rsample = False
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw noisy audio ``sample_shape + batch + (time,)``."""
+        shape = self._extended_shape(Size(sample_shape))
+        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
+        return self.network.sample(shape[-1], sigma).reshape(shape)
+
+
+class WaveNetPrior(SamplingPrior):
     r"""Smoothed autoregressive prior, a :class:`~pyro_sep.models.wavenet.WaveNet`.
 
     .. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c(x_{<t}, \sigma) \,
@@ -169,13 +182,6 @@ class WaveNetPrior(NetworkPrior):
     """
 
     network: WaveNet
-    has_rsample = False
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw noisy audio, one audio sample after another, ``sample_shape + batch + (time,)``."""
-        shape = self._extended_shape(Size(sample_shape))
-        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
-        return self.network.sample(shape[-1], sigma).reshape(shape)
 
 
 class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
@@ -201,7 +207,7 @@ class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
         TransformedDistribution.__init__(self, base, [flow], validate_args)
 
 
-class WaveformPrior(NetworkPrior):
+class WaveformPrior(SamplingPrior):
     r"""The true prior of a toy waveform, a :class:`~pyro_sep.models.waveform.Waveform`.
 
     .. math:: p_\sigma(x) = \int \mathcal{N}(x; A \, w_{f, \phi}, \sigma^2 I) \;
@@ -212,18 +218,11 @@ class WaveformPrior(NetworkPrior):
     """
 
     network: Waveform
-    has_rsample = False
 
     @classmethod
     def of(cls, name: str) -> Self:
         """The prior of a waveform of :data:`pyro_sep.data.toy.WAVEFORMS`."""
         return cls(Waveform(WaveformConfig(name)), name=name, sample_rate=SAMPLE_RATE)
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw noisy tones ``sample_shape + batch + (time,)``."""
-        shape = self._extended_shape(Size(sample_shape))
-        sigma = self.sigma.expand(shape[:-1]).reshape(-1)
-        return self.network.sample(shape[-1], sigma).reshape(shape)
 
 
 class FlowTransform(Transform):

@@ -1,5 +1,4 @@
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scripts import EXPERIMENTS, load
 from torch import Tensor
 
 from pyro_sep.checkpoints import save_prior
@@ -24,7 +24,6 @@ from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 from pyro_sep.priors import FloWaveNetPrior, WaveNetPrior
 from pyro_sep.trace import load_trace
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NAMES = ("square", "saw")
 TIME = 480  # 0.03 s
 
@@ -39,15 +38,6 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_prior(prior, folder / f"{name}.safetensors")
     (folder / "priors.json").write_text(json.dumps(WAVEFORMS))
     return folder
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path) -> None:

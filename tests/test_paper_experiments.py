@@ -1,7 +1,6 @@
 """The experiments that show the paper's figures and table, on tiny networks and known laws."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 from networks import NESTED, WAVENET, randomise
+from scripts import load
 from torch import Tensor
 
 from pyro_sep.checkpoints import load_priors, save_prior
@@ -25,18 +25,8 @@ from pyro_sep.data.toy import toy_mixture
 from pyro_sep.models.family import build, family_of
 from pyro_sep.priors import PRIORS
 
-EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 NAMES = ("square", "saw")
 FRAMES, TIME = 3, 64
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXPERIMENTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def save_set(folder: Path, config: object, names: tuple[str, ...] = NAMES) -> Path:
