@@ -3,7 +3,7 @@ r"""Annealed Langevin dynamics down a ladder of noise levels.
 At every level sigma the chain follows underdamped Langevin dynamics on the posterior of the noisy
 sources (:class:`pyro_sep.posterior.AnnealedPosterior`) with step size :math:`h = \kappa \sigma`, in
 which the curvature, at most :math:`2 / \sigma^2`, is the same at all levels. Song & Ermon 2019
-(arXiv 1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Three things find the
+(arXiv 1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Four things find the
 mode:
 
 * momentum (:mod:`~pyro_sep.inference.underdamped`) crosses a frame's space in tens of steps;
@@ -11,13 +11,13 @@ mode:
 * explorers: every chain starts as several. Where the modes are being chosen the better half by mean
   log posterior goes on, where they have been the best one goes on as the chain. Chains share
   nothing, so they stay independent.
-* block moves, with more than two sources: wrong modes are tones in the wrong hands. At the turn
-  every pair of sources in its turn exchanges what it explains, is noised again, just as far as
-  overtones can still change hands, and is annealed given the others; what comes out is accepted by
-  the odds of the posterior.
+* tournaments, with more than two sources: wrong modes are tones in the wrong hands. At the turn,
+  and again where overtones stand out of the noise, every exchange of two sources is tried beside
+  the sources as they are. All candidates are noised again, just as far as overtones can still
+  change hands, and annealed alike, so that none is ahead; the best by mean log posterior goes on.
 
-Selection and block moves search for modes: they leave out the density of what they propose. The law
-of the draws is that of the chain at the last level, started in the mode that was found.
+Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
+that of the chain at the last level, started in the mode that was found.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 """
@@ -37,9 +37,10 @@ from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
 
-BLOCK_START = 2.5  # a block move starts at this multiple of sigma_turn
-BLOCK_LEVELS = 6
-SETTLE_STEPS = 10  # steps of all sources before the log posterior is compared
+RENOISE = 2.5  # candidates are noised to this multiple of the level where they are compared
+RENOISE_LEVELS = 6  # on their way back
+COMPARED_STEPS = 10  # whose mean log posterior decides
+REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Annealing:
         sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
             The better half of the explorers goes on from 1.5 times this level.
         sigma_min: last noise level, where draws are kept.
-        sweeps: block moves over all pairs of sources, where there are more than two.
+        tournaments: at each of the two levels, where there are more than two sources.
         levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
         chains: independent chains per mixture.
@@ -66,7 +67,7 @@ class Annealing:
     sigma_max: float
     sigma_turn: float
     sigma_min: float
-    sweeps: int = 2
+    tournaments: int = 1
     levels: int = 22
     steps: int = 30
     chains: int = 2
@@ -78,8 +79,8 @@ class Annealing:
     exchange_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.sweeps < 0:
-            raise ValueError(f"sweeps: got {self.sweeps}, expected 0 or more")
+        if self.tournaments < 0:
+            raise ValueError(f"tournaments: got {self.tournaments}, expected 0 or more")
         for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
@@ -94,24 +95,24 @@ class Annealing:
         return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
 
     @property
-    def block_sigmas(self) -> tuple[float, ...]:
-        """Ladder of a block move, from where modes are chosen down to the turn."""
-        start = min(self.sigma_max, BLOCK_START * self.sigma_turn)
-        return geometric_ladder(start, self.sigma_turn, BLOCK_LEVELS)
+    def sigma_refine(self) -> float:
+        """Where the second tournaments are: the last level at REFINE_SHARE of the turn or above."""
+        return min(sigma for sigma in self.sigmas if sigma >= REFINE_SHARE * self.sigma_turn)
 
-    def blocks(self, count: int) -> list[tuple[int, int]]:
-        """Pairs among ``count`` sources, in the order of their moves."""
-        return [*combinations(range(count), 2)] * self.sweeps if count > 2 else []
+    def renoised(self, sigma: float) -> tuple[float, ...]:
+        """Ladder of a tournament at ``sigma``."""
+        return geometric_ladder(min(self.sigma_max, RENOISE * sigma), sigma, RENOISE_LEVELS)
+
+    @property
+    def renoised_steps(self) -> int:
+        """Steps per level of that ladder."""
+        return max(1, self.steps // 3)
 
     def total_steps(self, count: int) -> int:
         """Steps per chain with ``count`` sources."""
-        move = BLOCK_LEVELS * self.block_steps + 2 * SETTLE_STEPS
-        return self.levels * self.steps + len(self.blocks(count)) * move + self.draws * self.thin
-
-    @property
-    def block_steps(self) -> int:
-        """Steps per level of a block move."""
-        return max(1, self.steps // 3)
+        tournament = RENOISE_LEVELS * self.renoised_steps + COMPARED_STEPS
+        tournaments = 2 * self.tournaments if count > 2 else 0
+        return self.levels * self.steps + tournaments * tournament + self.draws * self.thin
 
 
 class Draws(NamedTuple):
@@ -125,7 +126,7 @@ class Draws(NamedTuple):
     warmup_log_prior: Tensor  # (mixture, chain, step, source)
     warmup_grad_norm: Tensor  # (mixture, chain, step)
     warmup_sigma: Tensor  # (step,)
-    gradients: int  # evaluations per mixture, those of explorers and block moves included
+    gradients: int  # evaluations per mixture, those of explorers and tournaments included
 
 
 def anneal(
@@ -155,10 +156,11 @@ def anneal(
                 walk.keep_best(-(-settings.explorers // 2))
             walk.settle(sigma, exchange=True)
         walk.keep_best(1)
-        for block in settings.blocks(count):
-            walk.move_block(block)
+        walk.hold_tournaments(settings.sigma_turn)
         for sigma in settings.sigmas[len(above) :]:
             walk.settle(sigma, exchange=False)
+            if sigma == settings.sigma_refine:
+                walk.hold_tournaments(sigma)
         clean, kept = walk.draw()
 
     def by_chain(values: list[Tensor]) -> Tensor:
@@ -190,6 +192,16 @@ def best_explorers(log_density: Tensor, explorers: int, count: int = 1) -> Tenso
     mean = log_density.mean(0).nan_to_num(nan=-torch.inf).reshape(-1, explorers)
     first = torch.arange(len(mean), device=mean.device)[:, None] * explorers
     return (first + mean.topk(count, dim=1).indices).reshape(-1)
+
+
+def _orders(count: int) -> list[list[int]]:
+    """The sources as they are, and every exchange of two."""
+    orders = [list(range(count))]
+    for i, j in combinations(range(count), 2):
+        order = list(range(count))
+        order[i], order[j] = j, i
+        orders.append(order)
+    return orders
 
 
 class _History:
@@ -247,24 +259,23 @@ class _Walk:
         self.target, self.position = self.target.take(best), self.position[best]
         self.history.take(best)
 
-    def move_block(self, block: tuple[int, int]) -> None:
-        """Exchange two sources, anneal them given the others, take what the posterior prefers."""
-        sigma = self.settings.sigma_turn
-        before, lp_before = self._mean_lp(self.position)
-        rest = self.target.given_others(before, block, sigma)
-        swapped = torch.tensor([[1, 0]], device=before.device).expand(len(before), 2)
-        part = reassign(before[:, block], swapped, rest.mixing.weights(before))
-        top = self.settings.block_sigmas[0]
-        noise = torch.empty_like(part).normal_(generator=self.generator)
-        part = part + (top**2 - sigma**2) ** 0.5 * noise
-        for level in self.settings.block_sigmas:
-            part, _ = self._run(rest, part, level, self.settings.block_steps)
-        proposed = before.clone()
-        proposed[:, block] = part
-        after, lp_after = self._mean_lp(proposed)
-        uniform = torch.rand(lp_after.shape, generator=self.generator, device=lp_after.device)
-        accepted = uniform.log() < lp_after - lp_before
-        self.position = torch.where(accepted[:, None, None], after, before)
+    def hold_tournaments(self, sigma: float) -> None:
+        """Try every exchange of two sources, and go on with the best."""
+        count = len(self.target.priors)
+        for _ in range(self.settings.tournaments if count > 2 else 0):
+            orders = _orders(count)
+            lanes = torch.arange(len(self.position), device=self.position.device)
+            lanes = lanes.repeat_interleave(len(orders))
+            target, position = self.target.take(lanes), self.position[lanes]
+            assignment = torch.tensor(orders, device=position.device).repeat(len(self.position), 1)
+            position = reassign(position, assignment, target.mixing.weights(position))
+            sigmas = self.settings.renoised(sigma)
+            noise = torch.empty_like(position).normal_(generator=self.generator)
+            position = position + (sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
+            for level in sigmas:
+                position, _ = self._run(target, position, level, self.settings.renoised_steps)
+            position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
+            self.position = position[best_explorers(log_density, len(orders))]
 
     def draw(self) -> tuple[list[Tensor], _History]:
         """Clean draws ``(lane, source, time)`` at the last level, and their statistics."""
@@ -277,20 +288,15 @@ class _Walk:
                 clean.append(self.target.denoise(state.position, state.evaluation, sigma))
         return clean, kept
 
-    def _mean_lp(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Settle all sources at the turn: where that leads, and the mean log posterior there."""
-        return self._run(self.target, position, self.settings.sigma_turn, SETTLE_STEPS)
-
     def _run(
         self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
     ) -> tuple[Tensor, Tensor]:
-        """Some steps at one level; the position and the mean log density ``(lane,)``."""
-        state, total = self._start(target, position, sigma), torch.zeros(len(position))
-        total = total.to(position)
+        """Some steps at one level: the position, and the log density ``(step, lane)``."""
+        state, log_density = self._start(target, position, sigma), []
         for _ in range(steps):
             state = self._step(target, state, sigma)
-            total += state.evaluation.log_density / steps
-        return state.position, total
+            log_density.append(state.evaluation.log_density)
+        return state.position, torch.stack(log_density)
 
     def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
         return init(position, self._evaluate(target, sigma), self.generator)

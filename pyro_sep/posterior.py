@@ -43,24 +43,6 @@ class AnnealedPosterior:
         """The posterior of some lanes."""
         return AnnealedPosterior(self.mixture[lanes], self.priors, self.mixing)
 
-    def given_others(
-        self, sources: Tensor, block: Sequence[int], sigma: float
-    ) -> "AnnealedPosterior":
-        """Posterior of the sources in ``block`` given the others, held at noise level ``sigma``.
-
-        It is a posterior of the same kind: the mixture loses the others' share, and their noise
-        adds to the mixture's own.
-        """
-        others = [k for k in range(len(self.priors)) if k not in block]
-        gains = self.mixing.gains
-        share = (self.mixing.weights(sources)[others] * sources[:, others]).sum(1)
-        noise = sigma**2 * sum(gains[k] ** 2 for k in others) + self.mixing.noise_scale**2
-        return AnnealedPosterior(
-            self.mixture - share[:, : self.mixture.shape[-1]],
-            [self.priors[k] for k in block],
-            Mixing(tuple(gains[k] for k in block), noise**0.5),
-        )
-
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         """Log density ``(lane,)``, its gradient, and the log priors ``(lane, source)`` as parts."""
         log_priors, gradients = [], []

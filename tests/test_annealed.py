@@ -7,8 +7,9 @@ import pytest
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
+from tqdm import tqdm
 
-from pyro_sep.inference.annealed import Annealing, Draws, anneal, best_explorers
+from pyro_sep.inference.annealed import Annealing, Draws, _Walk, anneal, best_explorers
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
@@ -258,6 +259,59 @@ def test_explorers_find_the_right_mode_as_often_as_chance_allows() -> None:
     assert four > alone + 4 * math.sqrt(alone * (1 - alone) / chains)
 
 
+PLACES = (-1.5, 0.0, 1.5)
+
+
+class Placed(GaussianPrior):
+    """The frame is near one of three constants: by 20 nats rather near its own, ``level``."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        std = math.hypot(0.1, self.sigma)
+        modes = [
+            torch.distributions.Normal(place, std).log_prob(value).sum(-1)
+            - 20.0 * (place != self.level)
+            for place in PLACES
+        ]
+        return torch.stack(modes).logsumexp(0)
+
+
+def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
+    """Mean of each source ``(lane, source)`` that started at another's place."""
+    places, lanes = torch.tensor(PLACES), 8
+    mixture = places.mean().expand(lanes, 20)
+    target = AnnealedPosterior(mixture, [Placed(place) for place in PLACES], Mixing.mean(3))
+    generator = torch.Generator().manual_seed(0)
+    walker = _Walk(target, Annealing(**LADDER, **settings), generator, tqdm(disable=True))
+    noise = SIGMA * torch.randn(lanes, 3, 20, generator=generator)
+    walker.position = places[list(order)][:, None] + noise
+    walker.hold_tournaments(SIGMA)
+    return walker.position.mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("order", "settings", "expected"),
+    [
+        ((0, 1, 2), {}, PLACES),  # right already: nothing changes hands
+        ((2, 1, 0), {}, PLACES),
+        ((1, 0, 2), {}, PLACES),
+        ((1, 0, 2), {"tournaments": 0}, (0.0, -1.5, 1.5)),
+        ((1, 2, 0), {"tournaments": 2}, PLACES),  # a cycle takes two exchanges
+    ],
+)
+def test_tournaments_put_sources_in_each_other_s_place(
+    order: Sequence[int], settings: dict[str, int], expected: Sequence[float]
+) -> None:
+    means = after_tournaments(order, **settings)
+    # At sigma 0.1 no frame wanders from place to place; a mean of 20 samples errs by 0.03.
+    assert torch.allclose(means, torch.tensor(expected).expand(8, 3), atol=0.2)
+
+
+def test_a_cycle_is_not_undone_by_one_exchange() -> None:
+    means = after_tournaments((1, 2, 0))
+    right = (means - torch.tensor(PLACES)).abs() < 0.2
+    assert (right.sum(1) == 1).all()
+
+
 def test_a_seed_is_a_run_and_another_seed_another() -> None:
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
     budget = {"steps": 3, "draws": 2}
@@ -382,7 +436,7 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
     )
     total = annealing.total_steps(count)
     assert f"{total}/{total}" in capsys.readouterr().err
-    # Block moves need a third source: a pair of two is the whole.
+    # There are tournaments from the third source on.
     assert (total == 6 * 7 + 5 * 2) == (count < 3)
 
 
@@ -408,7 +462,7 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
             ({name: 0}, f"^{name}: got 0, expected at least 1$")
             for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every")
         ),
-        ({"sweeps": -1}, "^sweeps: got -1, expected 0 or more$"),
+        ({"tournaments": -1}, "^tournaments: got -1, expected 0 or more$"),
         ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
         ({"step_size": 2**0.5}, "^step_size: got 1.414"),
         ({"step_size": math.nan}, "^step_size: got nan"),

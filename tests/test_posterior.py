@@ -107,23 +107,6 @@ def test_the_unheard_part_is_denoised_by_its_prior_alone(
     assert torch.allclose(clean[..., TIME:], shrink * sources[..., TIME:], rtol=1e-6)
 
 
-@pytest.mark.parametrize("block", [(0, 2), (1, 2), (2,)])
-def test_given_others_the_frame_stays_as_long(
-    longer: AnnealedPosterior, block: tuple[int, ...]
-) -> None:
-    """A block whose own priors would take a shorter frame, too."""
-    sources = normal(LANES, 3, FRAME)
-    rest = longer.given_others(sources, block, SIGMA)
-    assert rest.mixture.shape == (LANES, TIME)
-    moved = sources.clone()
-    moved[:, block] = normal(LANES, len(block), FRAME, seed=2)
-    whole = [longer.evaluate(x, SIGMA) for x in (sources, moved)]
-    part = [rest.evaluate(x[:, block], SIGMA) for x in (sources, moved)]
-    odds = whole[1].log_density - whole[0].log_density
-    assert torch.allclose(part[1].log_density - part[0].log_density, odds, rtol=1e-9)
-    assert torch.allclose(part[1].gradient, whole[1].gradient[:, block], rtol=1e-9, atol=1e-12)
-
-
 def test_cross_log_prior_is_that_of_whole_frames(longer: AnnealedPosterior) -> None:
     sources = normal(LANES, 3, FRAME)
     own = torch.diagonal(longer.cross_log_prior(sources, SIGMA), dim1=1, dim2=2)
