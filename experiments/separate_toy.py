@@ -23,7 +23,7 @@ from pyro_sep.cli import run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
-from pyro_sep.inference.annealed import Annealing
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.separation import Separation, separate_batch

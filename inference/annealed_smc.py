@@ -27,8 +27,8 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from pyro_sep.inference.annealed import Annealing
 from pyro_sep.inference.permutation import draw_assignment, reassign
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.inference.smc import Population, smc
 from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior

@@ -31,10 +31,31 @@ def init(
     position: Tensor,
     evaluate: Callable[[Tensor], Evaluation],
     generator: torch.Generator | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> UnderdampedState:
     """A state with a velocity from its stationary law, standard normal."""
-    velocity = torch.empty_like(position).normal_(generator=generator)
+    velocity = refresh(torch.zeros_like(position), 0.0, generator, project)
     return UnderdampedState(position, velocity, evaluate(position))
+
+
+def refresh(
+    velocity: Tensor,
+    persistence: float,
+    generator: torch.Generator | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """A velocity of which a share survives.
+
+    Args:
+        velocity: before it.
+        persistence: rho in [0, 1), the share.
+        generator: source of the noise; torch's global one where None.
+        project: of the noise, orthogonally onto the space in which a constrained chain moves.
+    """
+    noise = torch.empty_like(velocity).normal_(generator=generator)
+    if project is not None:
+        noise = project(noise)
+    return persistence * velocity + math.sqrt(1 - persistence**2) * noise
 
 
 def underdamped_step(
@@ -43,6 +64,7 @@ def underdamped_step(
     step_size: float,
     persistence: float,
     generator: torch.Generator | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
 ) -> UnderdampedState:
     """One BAOAB step.
 
@@ -52,11 +74,11 @@ def underdamped_step(
         step_size: h, in units of the position.
         persistence: rho in [0, 1), the share of the velocity that survives a step.
         generator: source of the noise; torch's global one where None.
+        project: see :func:`refresh`.
     """
-    noise = torch.empty_like(state.velocity).normal_(generator=generator)
     velocity = state.velocity + step_size / 2 * state.evaluation.gradient
     position = state.position + step_size / 2 * velocity
-    velocity = persistence * velocity + math.sqrt(1 - persistence**2) * noise
+    velocity = refresh(velocity, persistence, generator, project)
     position = position + step_size / 2 * velocity
     evaluation = evaluate(position)
     return UnderdampedState(position, velocity + step_size / 2 * evaluation.gradient, evaluation)

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import torch
 import typer
 
-from pyro_sep.inference.annealed import Annealing
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig, TrainingDivergedError
 
 app = typer.Typer(

@@ -1,7 +1,7 @@
 """Joint density of noisy sources and their mixture, for many chains, with its gradient."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,15 +24,22 @@ class AnnealedPosterior:
     The same density as :func:`pyro_sep.mixing.model`, vectorised. A lane is one chain on one
     mixture.
 
+    Where the mixture is exact, the noisy sources add up to it at every level, :math:`\sum_k a_k x_k
+    = m`, and their density is that of the priors on this plane ("Dirac" in Mariani et al. 2023,
+    arXiv 2302.02257). Gradients and noise are projected onto it orthogonally, which treats all
+    sources alike.
+
     Attributes:
         mixture: ``(lane, time)``.
         priors: one per source.
         mixing: gains and noise.
+        exact: whether the sources add up to the mixture.
     """
 
     mixture: Tensor
     priors: Sequence[Prior]
     mixing: Mixing
+    exact: bool = False
 
     @property
     def frame(self) -> int:
@@ -41,7 +48,22 @@ class AnnealedPosterior:
 
     def take(self, lanes: Tensor) -> "AnnealedPosterior":
         """The posterior of some lanes."""
-        return AnnealedPosterior(self.mixture[lanes], self.priors, self.mixing)
+        return replace(self, mixture=self.mixture[lanes])
+
+    def start(self, sigma: float, generator: torch.Generator | None = None) -> Tensor:
+        """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
+        shape = (len(self.mixture), len(self.priors), self.frame)
+        position = sigma * self.mixture.new_empty(shape).normal_(generator=generator)
+        return self._explain(position, self.mixture) if self.exact else position
+
+    def project(self, direction: Tensor) -> Tensor:
+        """What of a direction ``(lane, source, frame)`` a chain may follow: all, unless exact."""
+        return self._explain(direction, torch.zeros_like(self.mixture)) if self.exact else direction
+
+    def _explain(self, sources: Tensor, mixture: Tensor) -> Tensor:
+        """The nearest sources that add up to the mixture."""
+        residual = self.mixing.residual(mixture, sources) / self.mixing.gain_energy
+        return sources + self.mixing.weights(sources) * residual[..., None, :]
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         """Log density ``(lane,)``, its gradient, and the log priors ``(lane, source)`` as parts."""
@@ -51,15 +73,19 @@ class AnnealedPosterior:
             pairs = [_value_and_gradient(law, part) for part in _chunks(sources[:, k])]
             log_priors.append(torch.cat([value for value, _ in pairs]))
             gradients.append(torch.cat([gradient for _, gradient in pairs]))
-        parts = torch.stack(log_priors, 1)
+        parts, gradient = torch.stack(log_priors, 1), torch.stack(gradients, 1)
+        if self.exact:
+            return Evaluation(parts.sum(1), self.project(gradient), parts)
         log_likelihood = self.mixing.log_likelihood(self.mixture, sources, sigma)
         pull = self.mixing.score(self.mixture, sources, sigma)
-        return Evaluation(parts.sum(1) + log_likelihood, torch.stack(gradients, 1) + pull, parts)
+        return Evaluation(parts.sum(1) + log_likelihood, gradient + pull, parts)
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:
         """Log density ``(lane,)`` without its gradient."""
-        total = self.mixing.log_likelihood(self.mixture, sources, sigma).double()
+        total = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
+        if not self.exact:
+            total += self.mixing.log_likelihood(self.mixture, sources, sigma)
         for k, prior in enumerate(self.priors):
             law = prior.frame(sources.shape[-1]).condition(sigma)
             total += torch.cat([law.log_prob(part) for part in _chunks(sources[:, k])])
@@ -93,6 +119,8 @@ class AnnealedPosterior:
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
         """
+        if self.exact:
+            return sources + sigma**2 * evaluation.gradient
         score = evaluation.gradient - self.mixing.score(self.mixture, sources, sigma)
         return self.mixing.condition_on(self.mixture, sources + sigma**2 * score, sigma)
 

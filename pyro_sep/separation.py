@@ -9,8 +9,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.inference.annealed import Annealing, Draws, anneal
+from pyro_sep.inference.annealed import Draws, Statistics, anneal
 from pyro_sep.inference.schedules import start_level
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
@@ -19,6 +20,7 @@ from pyro_sep.trace import build_trace
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
 TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
+CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 
 
@@ -61,6 +63,7 @@ def separate_batch(
     *,
     gains: Sequence[float] | None = None,
     noise_scale: float = NOISE_SCALE,
+    constraint: str = "gaussian",
     seed: int = 0,
     true_sources: Tensor | None = None,
     progress: bool = False,
@@ -74,11 +77,14 @@ def separate_batch(
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
         gains: a_k; all 1/N where None, the mixture is then the mean of its sources.
         noise_scale: gamma, std of the mixture's own noise.
+        constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
+            to the mixture, whatever the noise_scale; see
+            :class:`~pyro_sep.posterior.AnnealedPosterior`.
         seed: of all randomness.
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
         attrs: further attributes of the traces.
-        annealing: fields of :class:`~pyro_sep.inference.annealed.Annealing` other than their
+        annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` other than their
             defaults; the ladder's ends follow from the frame and the priors.
 
     Raises:
@@ -92,6 +98,10 @@ def separate_batch(
         else Mixing(tuple(float(gain) for gain in gains), noise_scale)
     )
     check_count(priors, mixing)
+    if constraint not in CONSTRAINTS:
+        raise ValueError(
+            f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
+        )
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
@@ -99,7 +109,9 @@ def separate_batch(
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     draws = anneal(
         mixtures,
-        lambda lanes: AnnealedPosterior(lanes, tuple(priors.values()), mixing),
+        lambda lanes: AnnealedPosterior(
+            lanes, tuple(priors.values()), mixing, constraint == "exact"
+        ),
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         progress,
@@ -107,12 +119,13 @@ def separate_batch(
     root = {
         "seed": seed,
         "noise_scale": noise_scale,
+        "constraint": constraint,
         "settings": asdict(settings),
         "gradients": draws.gradients,
         **(attrs or {}),
     }
     return [
-        _result(draws, i, mixtures[i], priors, mixing, settings, true_sources, root)
+        _result(draws, i, mixtures[i], priors, mixing, true_sources, root)
         for i in range(len(mixtures))
     ]
 
@@ -150,31 +163,19 @@ def _result(
     mixture: Tensor,
     priors: Priors,
     mixing: Mixing,
-    settings: Annealing,
     true_sources: Tensor | None,
     attrs: Mapping[str, Any],
 ) -> Separation:
-    own = Draws._make([*(part[index].cpu() for part in draws[:-2]), *draws[-2:]])
-    own = own._replace(sources=own.sources[..., : mixture.shape[-1]])  # what was heard
-    shape = own.lp.shape
-    warmup_shape = own.warmup_lp.shape
+    sources = draws.sources[index, ..., : mixture.shape[-1]].cpu()  # what was heard
+    kept, warmup = (_stats(part, index) for part in (draws.statistics, draws.warmup))
     names = tuple(priors)
     sample_rate = next(iter(priors.values())).sample_rate
     trace = build_trace(
-        sources=own.sources.numpy(),
-        lp=own.lp.numpy(),
-        log_prior=own.log_prior.numpy(),
-        stats={
-            "grad_norm": own.grad_norm.numpy(),
-            "noise_level": torch.full(shape, settings.sigma_min).numpy(),
-            "step_size": torch.full(shape, settings.step_size * settings.sigma_min).numpy(),
-        },
-        warmup_stats={
-            "lp": own.warmup_lp.numpy(),
-            "grad_norm": own.warmup_grad_norm.numpy(),
-            "noise_level": own.warmup_sigma.expand(warmup_shape).numpy(),
-            "step_size": (settings.step_size * own.warmup_sigma).expand(warmup_shape).numpy(),
-        },
+        sources=sources.numpy(),
+        lp=kept.pop("lp"),
+        log_prior=kept.pop("log_prior"),
+        stats=kept,
+        warmup_stats={name: part for name, part in warmup.items() if name != "log_prior"},
         mixture=mixture.cpu().numpy(),
         gains=mixing.gains,
         source_names=names,
@@ -182,5 +183,10 @@ def _result(
         true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),
         attrs=attrs,
     )
-    best = own.lp.mean(1).nan_to_num(nan=-torch.inf).argmax()
-    return Separation(own.sources[best].mean(0), names, sample_rate, trace)
+    best = draws.statistics.lp[index].mean(1).nan_to_num(nan=-torch.inf).argmax()
+    return Separation(sources[best].mean(0), names, sample_rate, trace)
+
+
+def _stats(statistics: Statistics, index: int) -> dict[str, Any]:
+    """Arrays of one mixture, by name."""
+    return {name: part[index].cpu().numpy() for name, part in statistics._asdict().items()}

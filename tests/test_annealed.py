@@ -1,6 +1,6 @@
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -9,8 +9,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from tqdm import tqdm
 
-from pyro_sep.inference.annealed import Annealing, Draws, _Walk, anneal, best_explorers
+from pyro_sep.inference.annealed import Draws, _Walk, anneal, best_explorers
 from pyro_sep.inference.langevin import Evaluation
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.separation import separate_batch
@@ -62,9 +63,9 @@ class TwoModes(GaussianPrior):
 
 @dataclass(frozen=True)
 class Recorder(AnnealedPosterior):
-    """Notes (lanes, sigma) of all that is evaluated, and the noisy draws."""
+    """Notes (lanes, sigma) of all that is evaluated."""
 
-    log: dict[str, list[Any]]
+    log: dict[str, list[Any]] = field(kw_only=True)
 
     def take(self, lanes: Tensor) -> "Recorder":
         return replace(self, mixture=self.mixture[lanes])
@@ -79,26 +80,34 @@ class Recorder(AnnealedPosterior):
         self.log["exchange"].append((len(sources), sigma))
         return super().cross_log_prior(sources, sigma)
 
-    def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
-        self.log["noisy"].append(sources.clone())
-        return super().denoise(sources, evaluation, sigma)
-
 
 def walk(
     mixtures: Tensor,
     priors: Sequence[GaussianPrior],
     mixing: Mixing,
     seed: int = 0,
+    exact: bool = False,
     **settings: Any,
 ) -> tuple[Draws, dict[str, Any]]:
-    """Draws, and the log of a Recorder; its noisy draws as (mixture, chain, draw, source, time)."""
-    log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": [], "noisy": []}
+    """Draws, and the log of a Recorder."""
+    log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
     annealing = Annealing(**(LADDER | settings))
     generator = torch.Generator().manual_seed(seed)
-    draws = anneal(mixtures, lambda m: Recorder(m, priors, mixing, log), annealing, generator)
-    stacked = torch.stack(log["noisy"], 1)
-    log["noisy"] = stacked.reshape(len(mixtures), annealing.chains, *stacked.shape[1:])
+    draws = anneal(
+        mixtures, lambda m: Recorder(m, priors, mixing, exact, log=log), annealing, generator
+    )
     return draws, log
+
+
+SET = {"noise_level", "step_size", "acceptance_rate", "gradients"}  # the same for every seed
+
+
+def flat(draws: Draws) -> dict[str, Tensor]:
+    """Every tensor of a run, by name."""
+    own = {name: getattr(draws, name) for name in ("sources", "noisy", "gradients")}
+    for group in ("statistics", "warmup"):
+        own |= {f"{group}.{k}": v for k, v in getattr(draws, group)._asdict().items()}
+    return {name: torch.as_tensor(value) for name, value in own.items()}
 
 
 def closed_form(
@@ -131,22 +140,61 @@ def gaussian(request: pytest.FixtureRequest) -> Any:
     priors = [GaussianPrior(level) for level in levels]
     # 4 widths of the slowest direction, exp(-steps * 0.8 * ln(1 / 0.9) / 2) and less, are e^-8.
     budget = {"steps": 60, "chains": 24, "explorers": 2, "draws": 3, "thin": 150}
-    draws, log = walk(torch.ones(1, 500), priors, mixing, **budget)
-    return levels, mixing, draws, log["noisy"]
+    draws, _ = walk(torch.ones(1, 500), priors, mixing, **budget)
+    return levels, mixing, draws, draws.noisy
 
 
-def test_noisy_draws_follow_the_closed_form_posterior(gaussian: Any) -> None:
-    levels, mixing, _, noisy = gaussian
-    mean, covariance, _ = closed_form(levels, mixing, SIGMA)
-    x = noisy[0].double().movedim(2, -1).reshape(-1, len(levels))
+def assert_law(noisy: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    """Draws ``(..., source, time)`` are of this law, those of every instant independently."""
+    x = noisy.double().movedim(-2, -1).reshape(-1, len(mean))
     count = len(x)
-    assert count == 24 * 3 * 500
     standard = (x.mean(0) - mean) / (covariance.diagonal() / count).sqrt()
     assert standard.abs().max() < 4.5
     centred = x - mean
     spread = torch.outer(covariance.diagonal(), covariance.diagonal()) + covariance.square()
     error = (centred.T @ centred / count - covariance) / (spread / count).sqrt()
     assert error.abs().max() < 4.5
+
+
+def test_noisy_draws_follow_the_closed_form_posterior(gaussian: Any) -> None:
+    levels, mixing, _, noisy = gaussian
+    assert noisy[0, ..., 0, :].numel() == 24 * 3 * 500
+    assert_law(noisy, *closed_form(levels, mixing, SIGMA)[:2])
+
+
+@pytest.mark.parametrize("persistence", [0.0, 0.9])
+def test_corrected_draws_follow_the_closed_form_posterior(persistence: float) -> None:
+    levels, mixing = (0.5, 0.25), Mixing((0.5, 0.5), 0.05)
+    draws, _ = walk(
+        torch.ones(1, 4).expand(2000, 4),
+        [GaussianPrior(level) for level in levels],
+        mixing,
+        corrected=True,
+        persistence=persistence,
+        steps=200,
+        chains=4,
+        explorers=1,
+        draws=1,
+        thin=400,
+    )
+    assert_law(draws.noisy, *closed_form(levels, mixing, SIGMA)[:2])
+    target = 0.9 if persistence else 0.574
+    assert float(draws.statistics.acceptance_rate.mean()) == pytest.approx(target, abs=0.1)
+    assert draws.statistics.step_size.unique().numel() == 1
+    assert draws.warmup.step_size.unique().numel() > 40
+
+
+def test_exact_draws_follow_the_closed_form_on_the_plane() -> None:
+    levels, mixing = (0.5, 0.25, 0.4), Mixing((0.3, 1.5, -0.7))
+    priors = [GaussianPrior(level) for level in levels]
+    budget = {"steps": 60, "chains": 24, "explorers": 2, "draws": 3, "thin": 150}
+    draws, _ = walk(torch.ones(1, 500), priors, mixing, exact=True, **budget)
+    a = torch.tensor(mixing.gains, dtype=torch.float64)
+    prior = torch.diag(torch.tensor(levels, dtype=torch.float64).square() + SIGMA**2)
+    pull = prior @ a / (a @ prior @ a)
+    assert_law(draws.noisy, pull, prior - torch.outer(pull, prior @ a))
+    for sources in (draws.noisy, draws.sources):
+        assert (mixing.mix(sources) - 1).abs().max() < 1e-4  # float32, 1,000 steps
 
 
 def test_denoised_draws_have_the_predicted_mean(gaussian: Any) -> None:
@@ -196,7 +244,7 @@ def test_sources_of_one_level_are_denoised_to_the_clean_posterior_mean(sigma_min
 
 def test_chains_and_instants_are_independent() -> None:
     time = 4_000
-    _, log = walk(
+    draws, _ = walk(
         torch.ones(1, time),
         [GaussianPrior(0.5), GaussianPrior(0.25)],
         Mixing.mean(2),
@@ -206,7 +254,7 @@ def test_chains_and_instants_are_independent() -> None:
         draws=1,
         thin=40,
     )
-    chains = log["noisy"][0, :, 0]
+    chains = draws.noisy[0, :, 0]
     for source in range(2):
         correlation = torch.corrcoef(chains[:, source]) - torch.eye(4)
         assert correlation.abs().max() < 4.5 / math.sqrt(time)
@@ -284,7 +332,8 @@ def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
     walker = _Walk(target, Annealing(**LADDER, **settings), generator, tqdm(disable=True))
     noise = SIGMA * torch.randn(lanes, 3, 20, generator=generator)
     walker.position = places[list(order)][:, None] + noise
-    walker.hold_tournaments(SIGMA)
+    for _ in range(settings.get("tournaments", Annealing.tournaments)):
+        walker.hold_tournament(SIGMA)
     return walker.position.mean(-1)
 
 
@@ -294,7 +343,6 @@ def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
         ((0, 1, 2), {}, PLACES),  # right already: nothing changes hands
         ((2, 1, 0), {}, PLACES),
         ((1, 0, 2), {}, PLACES),
-        ((1, 0, 2), {"tournaments": 0}, (0.0, -1.5, 1.5)),
         ((1, 2, 0), {"tournaments": 2}, PLACES),  # a cycle takes two exchanges
     ],
 )
@@ -321,11 +369,11 @@ def test_a_seed_is_a_run_and_another_seed_another() -> None:
     torch.manual_seed(6)  # the global generator plays no part
     again, _ = walk(mixtures, priors, Mixing.mean(2), seed=7, **budget)
     other, _ = walk(mixtures, priors, Mixing.mean(2), seed=8, **budget)
-    same = {"warmup_sigma", "gradients"}
-    for name, a, b, c in zip(Draws._fields, first, again, other, strict=True):
-        a, b, c = (torch.as_tensor(value) for value in (a, b, c))
+    for (name, a), b, c in zip(
+        flat(first).items(), flat(again).values(), flat(other).values(), strict=True
+    ):
         assert torch.equal(a, b)
-        assert torch.equal(a, c) == (name in same)
+        assert torch.equal(a, c) == (name.split(".")[-1] in SET)
     sources = first.sources
     assert not torch.equal(sources[0, 0], sources[0, 1])
     assert not torch.equal(sources[0, 0, 0], sources[0, 0, 1])
@@ -348,27 +396,28 @@ def test_every_mixture_has_its_own_lanes() -> None:
     # Lanes do not touch: what the others hold changes nothing in the first.
     changed = torch.cat([mixtures[:1], -mixtures[1:]])
     other, _ = walk(changed, priors, mixing, **budget)
-    for a, b in zip(draws[:-2], other[:-2], strict=True):
-        assert torch.equal(a[0], b[0])
-        assert not torch.equal(a[1], b[1])
+    for (name, a), b in zip(flat(draws).items(), flat(other).values(), strict=True):
+        if a.ndim:
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1]) == (name.split(".")[-1] in SET)
 
 
 def test_what_is_kept_is_consistent_with_the_densities() -> None:
     mixing = Mixing((0.5, 0.9), 0.1)
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
     mixtures = torch.stack([torch.ones(50), -torch.ones(50)])
-    draws, log = walk(mixtures, priors, mixing, steps=5, chains=2, draws=4, thin=3)
+    draws, _ = walk(mixtures, priors, mixing, steps=5, chains=2, draws=4, thin=3)
     laws = [prior.frame(50).condition(SIGMA) for prior in priors]
-    noisy = log["noisy"]
+    noisy = draws.noisy
     for k, law in enumerate(laws):
-        assert torch.allclose(draws.log_prior[..., k], law.log_prob(noisy[..., k, :]))
+        assert torch.allclose(draws.statistics.log_prior[..., k], law.log_prob(noisy[..., k, :]))
     likelihood = mixing.log_likelihood(mixtures[:, None, None], noisy, SIGMA)
-    assert torch.allclose(draws.lp, draws.log_prior.sum(-1) + likelihood)
+    assert torch.allclose(draws.statistics.lp, draws.statistics.log_prior.sum(-1) + likelihood)
     position = noisy.clone().requires_grad_()
     density = sum(law.log_prob(position[..., k, :]).sum() for k, law in enumerate(laws))
     density = density + mixing.log_likelihood(mixtures[:, None, None], position, SIGMA).sum()
     (gradient,) = torch.autograd.grad(density, position)
-    assert torch.allclose(draws.grad_norm, gradient.flatten(-2).norm(dim=-1), rtol=1e-4)
+    assert torch.allclose(draws.statistics.grad_norm, gradient.flatten(-2).norm(dim=-1), rtol=1e-4)
 
 
 def test_warmup_holds_every_step_but_no_start() -> None:
@@ -376,27 +425,30 @@ def test_warmup_holds_every_step_but_no_start() -> None:
     budget = {"steps": 3, "chains": 2, "explorers": 1, "draws": 1, "exchange_every": 4}
     draws, log = walk(torch.ones(1, 20), priors, Mixing.mean(2), **budget)
     steps = [log["evaluation"][4 * level + i] for level in range(6) for i in (1, 2, 3)]
-    assert torch.equal(draws.warmup_lp[0], torch.stack([e.log_density for e in steps], 1))
-    assert torch.equal(draws.warmup_log_prior[0], torch.stack([e.parts for e in steps], 1))
+    assert torch.equal(draws.warmup.lp[0], torch.stack([e.log_density for e in steps], 1))
+    assert torch.equal(draws.warmup.log_prior[0], torch.stack([e.parts for e in steps], 1))
     norms = torch.stack([e.gradient.flatten(1).norm(dim=1) for e in steps], 1)
-    assert torch.equal(draws.warmup_grad_norm[0], norms)
+    assert torch.equal(draws.warmup.grad_norm[0], norms)
 
 
 def test_warmup_is_the_ladder_step_by_step() -> None:
     settings = {"steps": 4, "chains": 2, "explorers": 3, "draws": 5, "levels": 9}
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
     draws, _ = walk(torch.ones(2, 20), priors, Mixing.mean(2), **settings)
-    assert draws.lp.shape == draws.grad_norm.shape == (2, 2, 5)
-    assert draws.log_prior.shape == (2, 2, 5, 2)
-    assert draws.warmup_lp.shape == draws.warmup_grad_norm.shape == (2, 2, 36)
-    assert draws.warmup_log_prior.shape == (2, 2, 36, 2)
+    assert draws.statistics.lp.shape == draws.statistics.grad_norm.shape == (2, 2, 5)
+    assert draws.statistics.log_prior.shape == (2, 2, 5, 2)
+    assert draws.warmup.lp.shape == draws.warmup.grad_norm.shape == (2, 2, 36)
+    assert draws.warmup.log_prior.shape == (2, 2, 36, 2)
     sigmas = Annealing(**(LADDER | settings)).sigmas
-    assert draws.warmup_sigma.tolist() == pytest.approx([s for s in sigmas for _ in range(4)])
-    assert draws.warmup_sigma.diff().max() <= 0
-    assert (draws.warmup_sigma[0], draws.warmup_sigma[-1]) == (1.5, pytest.approx(SIGMA))
+    assert draws.warmup.noise_level.shape == (2, 2, 36)
+    level = draws.warmup.noise_level[0, 0]
+    assert level.tolist() == pytest.approx([s for s in sigmas for _ in range(4)])
+    assert (level[0], level[-1]) == (1.5, pytest.approx(SIGMA))
+    assert torch.allclose(draws.warmup.step_size, Annealing.step_size * draws.warmup.noise_level)
+    assert torch.allclose(draws.statistics.noise_level, torch.tensor(SIGMA))
     # Noise of std sigma bounds a density from above: the history belongs to those levels.
-    floor = -20 * (0.5 * torch.log(2 * math.pi * (0.25 + draws.warmup_sigma**2)))
-    assert (draws.warmup_log_prior[..., 0] <= floor + 1e-4).all()
+    floor = -20 * (0.5 * torch.log(2 * math.pi * (0.25 + level**2)))
+    assert (draws.warmup.log_prior[..., 0] <= floor + 1e-4).all()
 
 
 def test_every_step_is_one_evaluation() -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -181,3 +182,27 @@ def test_lanes_do_not_know_of_each_other(target: AnnealedPosterior) -> None:
         assert torch.allclose(value, expected[lanes], rtol=1e-14)
     cross = target.cross_log_prior(sources, SIGMA)
     assert torch.allclose(some.cross_log_prior(sources[lanes], SIGMA), cross[lanes], rtol=1e-14)
+
+
+def test_an_exact_mixture_moves_on_its_plane(longer: AnnealedPosterior) -> None:
+    exact = replace(longer, exact=True)
+    start = exact.start(2.0, torch.Generator().manual_seed(0))
+    assert start.shape == (LANES, 3, FRAME)
+    mixed = exact.mixing.mix(start)
+    assert torch.allclose(mixed[:, :TIME], exact.mixture, atol=1e-12)
+    assert mixed[:, TIME:].abs().max() > 0.1  # not heard, so free
+    direction = normal(LANES, 3, FRAME, seed=2)
+    allowed = exact.project(direction)
+    assert exact.mixing.mix(allowed)[:, :TIME].abs().max() < 1e-12
+    assert torch.allclose(exact.project(allowed), allowed)
+    assert torch.allclose((direction - allowed).mul(allowed).sum(), torch.zeros(()).double())
+    assert torch.equal(allowed[..., TIME:], direction[..., TIME:])
+    evaluation = exact.evaluate(start, SIGMA)
+    assert torch.allclose(evaluation.log_density, log_priors(start).sum(1), rtol=1e-12)
+    assert torch.allclose(exact.log_density(start, SIGMA), evaluation.log_density, rtol=1e-12)
+    scale = torch.tensor([[level**2 + SIGMA**2] for level in LEVELS]).double()
+    assert torch.allclose(evaluation.gradient, exact.project(-start / scale), rtol=1e-6)
+    clean = exact.denoise(start, evaluation, SIGMA)
+    assert torch.allclose(exact.mixing.mix(clean)[:, :TIME], exact.mixture, atol=1e-12)
+    free = longer.project(direction)
+    assert free is direction

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.inference.annealed import Annealing
 from pyro_sep.inference.schedules import START_NATS
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr_improvement
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
@@ -104,7 +104,7 @@ def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatc
     def rigged(*args: Any) -> Any:
         draws = anneal(*args)
         lp = torch.tensor([[[5.0, -9.0, -9.0, -9.0, -9.0, -9.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-        return draws._replace(lp=lp)
+        return draws._replace(statistics=draws.statistics._replace(lp=lp))
 
     monkeypatch.setattr(separation, "anneal", rigged)
     result = separate(tones().mean(0), PRIORS, **BUDGET)
@@ -122,7 +122,7 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
         "observed_data",
         "constant_data",
     }
-    stats = ("lp", "grad_norm", "noise_level", "step_size")
+    stats = ("lp", "grad_norm", "acceptance_rate", "noise_level", "step_size")
     for group, draws in (("sample_stats", 6), ("warmup_sample_stats", 18)):
         assert set(trace[group].data_vars) == set(stats)
         for name in stats:

@@ -1,0 +1,93 @@
+"""Settings of an annealed run, and what follows from them: its ladders and its length."""
+
+from dataclasses import dataclass
+
+from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
+from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
+
+RENOISE = 2.5  # candidates are noised to this multiple of the level where they are compared
+RENOISE_LEVELS = 6  # on their way back
+COMPARED_STEPS = 10  # whose mean log posterior decides
+PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
+REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """Settings of a run.
+
+    Attributes:
+        sigma_max: first noise level.
+        sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
+            The better half of the explorers goes on from 1.5 times this level.
+        sigma_min: last noise level, where draws are kept.
+        tournaments: at each of the two levels, where there are more than two sources.
+        levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
+        steps: Langevin steps per level, one gradient each.
+        chains: independent chains per mixture.
+        explorers: chains that each chain starts as.
+        draws: draws kept per chain.
+        thin: steps between draws.
+        step_size: kappa, in units of sigma; the stability bound is sqrt(2).
+        persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
+        corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
+            step size is that of the first level alone, and adapts at every level before the draws.
+        exchange_every: steps between exchanges.
+    """
+
+    sigma_max: float
+    sigma_turn: float
+    sigma_min: float
+    tournaments: int = 1
+    levels: int = 22
+    steps: int = 30
+    chains: int = 2
+    explorers: int = 2
+    draws: int = 50
+    thin: int = 2
+    step_size: float = 0.7
+    persistence: float = 0.9
+    corrected: bool = False
+    exchange_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.tournaments < 0:
+            raise ValueError(f"tournaments: got {self.tournaments}, expected 0 or more")
+        for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        if not 0 < self.step_size < 2**0.5:
+            raise ValueError(f"step_size: got {self.step_size}, expected above 0, below sqrt(2)")
+        if not 0 <= self.persistence < 1:
+            raise ValueError(f"persistence: got {self.persistence}, expected at least 0, below 1")
+
+    @property
+    def target_acceptance(self) -> float:
+        """Share of corrected steps to take: the best of MALA; more where velocities survive."""
+        return PERSISTENT_ACCEPTANCE if self.persistence else OPTIMAL_ACCEPTANCE
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """The ladder."""
+        return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
+
+    @property
+    def sigma_refine(self) -> float:
+        """Where the second tournaments are: the last level at REFINE_SHARE of the turn or above."""
+        return min(sigma for sigma in self.sigmas if sigma >= REFINE_SHARE * self.sigma_turn)
+
+    def renoised(self, sigma: float) -> tuple[float, ...]:
+        """Ladder of a tournament at ``sigma``."""
+        return geometric_ladder(min(self.sigma_max, RENOISE * sigma), sigma, RENOISE_LEVELS)
+
+    @property
+    def renoised_steps(self) -> int:
+        """Steps per level of that ladder."""
+        return max(1, self.steps // 3)
+
+    def total_steps(self, count: int) -> int:
+        """Steps per chain with ``count`` sources."""
+        tournament = RENOISE_LEVELS * self.renoised_steps + COMPARED_STEPS
+        places = {self.sigma_turn, self.sigma_refine}
+        tournaments = len(places) * self.tournaments if count > 2 else 0
+        return self.levels * self.steps + tournaments * tournament + self.draws * self.thin
