@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.inference.annealed import Draws, Statistics, anneal
+from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
@@ -125,7 +125,16 @@ def separate_batch(
         **(attrs or {}),
     }
     return [
-        _result(draws, i, mixtures[i], priors, mixing, true_sources, root)
+        _separation(
+            draws.sources[i],
+            {name: part[i] for name, part in draws.statistics._asdict().items()},
+            {name: part[i] for name, part in draws.warmup._asdict().items()},
+            mixtures[i],
+            priors,
+            mixing,
+            None if true_sources is None else true_sources[i],
+            root,
+        )
         for i in range(len(mixtures))
     ]
 
@@ -157,17 +166,60 @@ def check_mixtures(mixtures: Tensor) -> None:
         raise ValueError("mixture: got silence, expected audio with sources in it")
 
 
-def _result(
-    draws: Draws,
-    index: int,
+def describe(
+    noisy: Tensor,
+    mixture: Tensor,
+    priors: Priors,
+    mixing: Mixing,
+    sigma: float,
+    *,
+    true_sources: Tensor | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> Separation:
+    """The separation that draws from elsewhere amount to, such as those of Pyro's own NUTS.
+
+    Args:
+        noisy: draws of :func:`pyro_sep.mixing.model` at ``sigma``, ``(chain, draw, source, time)``.
+        mixture: ``(time,)``.
+        priors: of the sources, by name.
+        mixing: gains and noise.
+        sigma: noise level of the draws.
+        true_sources: ``(source, time)`` where known.
+        attrs: attributes of the trace.
+    """
+    chains, draws = noisy.shape[:2]
+    lanes = noisy.flatten(0, 1)
+    target = AnnealedPosterior(mixture.expand(len(lanes), -1), tuple(priors.values()), mixing)
+    evaluation = target.evaluate(lanes, sigma)
+    clean = target.denoise(lanes, evaluation, sigma).reshape(noisy.shape)
+    return _separation(
+        clean,
+        {
+            "lp": evaluation.log_density.reshape(chains, draws),
+            "log_prior": evaluation.parts.reshape(chains, draws, -1),
+        },
+        {},
+        mixture,
+        priors,
+        mixing,
+        true_sources,
+        attrs or {},
+    )
+
+
+def _separation(
+    sources: Tensor,
+    statistics: dict[str, Tensor],
+    warmup: dict[str, Tensor],
     mixture: Tensor,
     priors: Priors,
     mixing: Mixing,
     true_sources: Tensor | None,
     attrs: Mapping[str, Any],
 ) -> Separation:
-    sources = draws.sources[index, ..., : mixture.shape[-1]].cpu()  # what was heard
-    kept, warmup = (_stats(part, index) for part in (draws.statistics, draws.warmup))
+    """Of clean draws and the statistics ``(chain, draw)`` of every chain."""
+    sources = sources[..., : mixture.shape[-1]].cpu()  # what was heard
+    kept = {name: value.cpu().numpy() for name, value in statistics.items()}
     names = tuple(priors)
     sample_rate = next(iter(priors.values())).sample_rate
     trace = build_trace(
@@ -175,18 +227,13 @@ def _result(
         lp=kept.pop("lp"),
         log_prior=kept.pop("log_prior"),
         stats=kept,
-        warmup_stats={name: part for name, part in warmup.items() if name != "log_prior"},
+        warmup_stats={n: v.cpu().numpy() for n, v in warmup.items() if n != "log_prior"},
         mixture=mixture.cpu().numpy(),
         gains=mixing.gains,
         source_names=names,
         sample_rate=sample_rate,
-        true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),
+        true_sources=None if true_sources is None else true_sources.cpu().numpy(),
         attrs=attrs,
     )
-    best = draws.statistics.lp[index].mean(1).nan_to_num(nan=-torch.inf).argmax()
+    best = statistics["lp"].mean(1).nan_to_num(nan=-torch.inf).argmax()
     return Separation(sources[best].mean(0), names, sample_rate, trace)
-
-
-def _stats(statistics: Statistics, index: int) -> dict[str, Any]:
-    """Arrays of one mixture, by name."""
-    return {name: part[index].cpu().numpy() for name, part in statistics._asdict().items()}
