@@ -4,9 +4,10 @@
     python experiments/compare_samplers.py --priors oracle --samplers langevin,mala --mixtures 2
 
 Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics, the default
-of ``pyro_sep.separate``; overdamped Langevin dynamics, SGLD; the same with a Metropolis test, MALA;
-and sequential Monte Carlo. HMC and NUTS are Pyro's, at the last noise level alone, each chain from
-the mixture plus noise; for flows NUTS runs in the latent space, where the prior is white.
+of ``pyro_sep.separate``, with a Gaussian mixture and with an exact one; overdamped Langevin
+dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carlo. HMC and NUTS are
+Pyro's, at the last noise level alone, each chain from the mixture plus noise; for flows NUTS runs
+in the latent space, where the prior is white.
 
 The improvement of SI-SDR is that of the mean of the best chain, and a gradient is one of all
 sources of one mixture. R-hat and ESS are the worst over level, centroid and log prior of the
@@ -63,8 +64,8 @@ TREE_DEPTH = 4  # of NUTS: 15 steps at most
 def main(
     priors: Annotated[str, typer.Option(help="Families, comma-separated.")] = "oracle,wavenet,flow",
     samplers: Annotated[
-        str, typer.Option(help="langevin, sgld, mala, smc, hmc, nuts; comma-separated.")
-    ] = "langevin,sgld,mala,smc,hmc,nuts",
+        str, typer.Option(help="langevin, exact, sgld, mala, smc, hmc, nuts; comma-separated.")
+    ] = "langevin,exact,sgld,mala,smc,hmc,nuts",
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
     mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 20,
     seconds: Annotated[float, typer.Option(min=0.016)] = 0.064,
@@ -271,6 +272,7 @@ def nuts(target: Callable[..., Any], sigma: float, **options: Any) -> NUTS:
 
 SAMPLERS: dict[str, Sampler] = {
     "langevin": annealed({}),
+    "exact": annealed({"constraint": "exact"}),
     "sgld": annealed({"persistence": 0.0}),
     "mala": annealed({"persistence": 0.0, "corrected": True}),
     "smc": smc,
