@@ -4,6 +4,11 @@
     python experiments/separate_toy.py --mixtures 20 --seconds 0.128    # figures of the README
     python experiments/separate_toy.py --sources square,saw --mixtures 20 --seconds 0.128
     python experiments/separate_toy.py --family flow --mixtures 20 --seconds 0.128
+    python experiments/separate_toy.py --paper --mixtures 5 --seconds 0.128
+
+With --paper it is the paper's Algorithm 1 with the signs, the gain and the noise that are meant:
+one chain from white noise of the first level, overdamped Langevin dynamics at the paper's five
+levels, and no search for modes.
 
 Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed for every source; they give no
 SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
@@ -11,24 +16,35 @@ SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
 
 import sys
 import time as clock
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
+from torch import Tensor
+from tqdm import tqdm
 
 from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
+from pyro_sep.inference.langevin import langevin_step
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
+from pyro_sep.mixing import Mixing
 from pyro_sep.outputs import write_separation
-from pyro_sep.separation import Separation, separate_batch
+from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.priors import Priors
+from pyro_sep.separation import Separation, describe, separate_batch
 
 BATCH = 5  # mixtures separated at once
+PAPER_SIGMAS = (0.359, 0.129, 0.077, 0.027, 0.01)
+PAPER_STEPS = 100  # at each of them, as in Song & Ermon 2019
+PAPER_STEP_SIZE = 0.1  # in units of sigma^2; the stability bound is 1
+PAPER_DRAWS = 20  # the last ones
 
 
 def main(
@@ -45,6 +61,7 @@ def main(
     family: Annotated[
         str | None, typer.Option(help="Of the set's priors: wavenet, flow, oracle.")
     ] = None,
+    paper: Annotated[bool, typer.Option(help="The paper's Algorithm 1, as it is meant.")] = False,
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/separate_toy"
@@ -61,20 +78,51 @@ def main(
     rows = []
     for start in range(0, mixtures, BATCH):
         batch = items[start : start + BATCH]
-        results = separate_batch(
+        separate = algorithm_1 if paper else partial(separate_batch, **budget)
+        results = separate(
             torch.stack([item.mixture for item in batch]).to(device),
             chosen,
             seed=seed + first + start,
             true_sources=torch.stack([item.sources for item in batch]),
             progress=sys.stderr.isatty(),
             attrs={"data": f"toy test mixtures from index {first + start}"},
-            **budget,
         )
         for i, (item, result) in enumerate(zip(batch, results, strict=True), start=start):
             write_separation(result, out / f"mixture_{first + i:04d}")
             rows.append(score(first + i, item, result))
             print_row(rows[-1], names)
     summarise(rows, names, clock.monotonic() - started, out / "summary.json")
+
+
+def algorithm_1(
+    mixtures: Tensor,
+    priors: Priors,
+    *,
+    seed: int,
+    true_sources: Tensor,
+    progress: bool,
+    attrs: dict[str, Any],
+) -> list[Separation]:
+    """The last draws of the paper's chain on every mixture."""
+    generator = torch.Generator(mixtures.device).manual_seed(seed)
+    mixing = Mixing.mean(len(priors))
+    target = AnnealedPosterior(mixtures, tuple(priors.values()), mixing)
+    position, draws = target.start(PAPER_SIGMAS[0], generator), []
+    for sigma in tqdm(PAPER_SIGMAS, disable=not progress):
+        for _ in range(PAPER_STEPS):
+            gradient = target.evaluate(position, sigma).gradient
+            position = langevin_step(
+                position, gradient, PAPER_STEP_SIZE * sigma**2, generator=generator
+            )
+            draws = [*draws, position][-PAPER_DRAWS:]
+    noisy = torch.stack(draws, 1)[:, None]  # (mixture, chain, draw, source, time)
+    attrs = attrs | {"seed": seed, "gradients": PAPER_STEPS * len(PAPER_SIGMAS)}
+    return [
+        describe(
+            noisy[i], mixture, priors, mixing, sigma, true_sources=true_sources[i], attrs=attrs
+        )
+        for i, mixture in enumerate(mixtures)
+    ]
 
 
 def score(index: int, item: ToyMixture, result: Separation) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,10 +20,11 @@ from pyro_sep.cli import run
 from pyro_sep.data.toy import WAVEFORMS, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.mixing import Mixing
 from pyro_sep.models.family import FAMILIES, build
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import FloWaveNetPrior, WaveNetPrior
+from pyro_sep.priors import FloWaveNetPrior, Priors, WaveNetPrior
 from pyro_sep.trace import load_trace
 
 NAMES = ("square", "saw")
@@ -38,6 +41,40 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_prior(prior, folder / f"{name}.safetensors")
     (folder / "priors.json").write_text(json.dumps(WAVEFORMS))
     return folder
+
+
+def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
+    gaussian_priors: Callable[..., Priors],
+    gaussian_posterior: Callable[..., tuple[Tensor, Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    separate_toy = load("separate_toy")
+    levels, time, sigma = (0.1, 0.05), 4_000, 0.05
+    monkeypatch.setattr(separate_toy, "PAPER_SIGMAS", (0.359, 0.129, sigma))
+    monkeypatch.setattr(separate_toy, "PAPER_STEP_SIZE", 0.02)  # its bias of a variance: 1 to 2 %
+    priors = gaussian_priors(*levels)
+    sources = torch.zeros(1, 2, time)
+    (result,) = separate_toy.algorithm_1(
+        torch.full((1, time), 0.05),
+        priors,
+        seed=0,
+        true_sources=sources,
+        progress=False,
+        attrs={"data": "a constant"},
+    )
+    assert result.trace.attrs["gradients"] == 300
+    assert result.trace["posterior"].sizes == {"chain": 1, "draw": 20, "source": 2, "time": time}
+    pull, covariance = gaussian_posterior(levels, Mixing.mean(2), sigma)
+    # E log p(x, m) over all instants; it spreads by sqrt(time) from run to run.
+    lp = float(result.trace["sample_stats"]["lp"][0, -1])
+    mean = pull * 0.05
+    scales = torch.tensor([level**2 + sigma**2 for level in levels], dtype=torch.float64)
+    noise = sigma**2 / 2 + 1e-6
+    quadratic = ((mean**2 + covariance.diagonal()) / scales).sum()
+    residual = (0.05 - mean.mean()) ** 2 + covariance.mean()
+    constant = (2 * torch.pi * scales).log().sum() + math.log(2 * math.pi * noise)
+    expected = -0.5 * time * float(quadratic + residual / noise + constant)
+    assert abs(lp - expected) < 4 * math.sqrt(time) + 0.02 * time
 
 
 def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path) -> None:
