@@ -49,9 +49,8 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     separate_toy = load("separate_toy")
-    levels, time, sigma = (0.1, 0.05), 4_000, 0.05
+    levels, time, sigma = (0.03, 0.01), 4_000, 0.05
     monkeypatch.setattr(separate_toy, "PAPER_SIGMAS", (0.359, 0.129, sigma))
-    monkeypatch.setattr(separate_toy, "PAPER_STEP_SIZE", 0.02)  # its bias of a variance: 1 to 2 %
     priors = gaussian_priors(*levels)
     sources = torch.zeros(1, 2, time)
     (result,) = separate_toy.algorithm_1(
@@ -65,6 +64,9 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
     assert result.trace.attrs["gradients"] == 300
     assert result.trace["posterior"].sizes == {"chain": 1, "draw": 20, "source": 2, "time": time}
     pull, covariance = gaussian_posterior(levels, Mixing.mean(2), sigma)
+    step_size, precision = separate_toy.PAPER_STEP_SIZE * sigma**2, torch.linalg.inv(covariance)
+    # The uncorrected chain's own law: a direction of curvature c has variance 1 / (c - eta c^2 / 2).
+    covariance = torch.linalg.inv(precision - step_size / 2 * precision @ precision)
     # E log p(x, m) over all instants; it spreads by sqrt(time) from run to run.
     lp = float(result.trace["sample_stats"]["lp"][0, -1])
     mean = pull * 0.05
@@ -74,7 +76,7 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
     residual = (0.05 - mean.mean()) ** 2 + covariance.mean()
     constant = (2 * torch.pi * scales).log().sum() + math.log(2 * math.pi * noise)
     expected = -0.5 * time * float(quadratic + residual / noise + constant)
-    assert abs(lp - expected) < 4 * math.sqrt(time) + 0.02 * time
+    assert abs(lp - expected) < 4.5 * math.sqrt(time)
 
 
 def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path) -> None:
