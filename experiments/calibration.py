@@ -4,13 +4,15 @@
     python experiments/calibration.py --sampler smc --sigma-min 0.3
     python experiments/calibration.py --sampler separate              # as a user meets it
 
-``langevin`` and ``smc`` are tested on the law that they claim to draw from. Tones s of the toy
-prior, noisy sources x = s + sigma_min n and a mixture m of the annealed likelihood have the joint
-law whose posterior p(x | m) is that of the last noise level, so that the ranks of functions of x
-among the draws are uniform where prior and sampler are right. With the oracle the prior is right,
-and the test is of the sampler. ``separate`` is given clean mixtures of clean tones, and the truth
-is sought among the clean draws of its trace: how far a user can trust their intervals. Draws of
-one chain depend on each other, and so do the ranks among them, which is part of the answer.
+``langevin``, ``corrected`` (whose steps pass a Metropolis test) and ``smc`` are tested on the law
+that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n and a
+mixture m of the annealed likelihood have the joint law whose posterior p(x | m) is that of the last
+noise level, so that the ranks of functions of x among the draws are uniform where prior and sampler
+are right. With the oracle the prior is right, and the test is of the sampler.
+
+``separate`` is given clean mixtures of clean tones, and the truth is sought among the clean draws
+of its trace: how far a user can trust their intervals. Draws of one chain depend on each other, and
+so do the ranks among them, which is part of the answer.
 
 Per source these functions are ranked: level in dB, centroid in Hz, log prior in nats (of noisy
 sources alone: a clean tone has no density) and the audio at three instants. After Talts et al. 2018
@@ -21,6 +23,7 @@ The tones are drawn with --seed; none is of the test split.
 import json
 import time as clock
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -35,9 +38,9 @@ from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
 from pyro_sep.files import save_json, written_whole
-from pyro_sep.inference.annealed import Annealing, anneal
+from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.annealed_smc import anneal_particles
-from pyro_sep.inference.langevin import Evaluation
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.inference.smc import systematic
 from pyro_sep.mixing import Mixing, frame_time
 from pyro_sep.plots import plot_calibration, save_figure
@@ -60,28 +63,16 @@ class Task(NamedTuple):
     steps: dict[str, int]  # empty where a sampler's own number holds
 
 
-class NoisyPosterior(AnnealedPosterior):
-    """The driver denoises the draws that it keeps; ranks need its positions as they are."""
-
-    def take(self, lanes: Tensor) -> "NoisyPosterior":
-        """The posterior of some lanes."""
-        return NoisyPosterior(self.mixture[lanes], self.priors, self.mixing)
-
-    def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
-        """The sources as they are."""
-        return sources
-
-
 def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
     """The annealed driver, a draw of each chain: chains share nothing."""
     settings = Annealing(**task.ladder, **task.steps, chains=task.draws, draws=1, **annealing)
     draws = anneal(
         mixtures,
-        lambda lanes: NoisyPosterior(lanes, tuple(task.priors.values()), task.mixing),
+        lambda lanes: AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing),
         settings,
         torch.Generator().manual_seed(seed),
     )
-    return draws.sources[:, :, 0]
+    return draws.noisy[:, :, 0]
 
 
 def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
@@ -97,11 +88,9 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     return torch.stack(kept)
 
 
-def separation(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
+def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     """Clean draws of all chains of :func:`pyro_sep.separation.separate_batch`."""
-    results = separate_batch(
-        mixtures, task.priors, seed=seed, **task.ladder, **task.steps, **annealing
-    )
+    results = separate_batch(mixtures, task.priors, seed=seed, **task.ladder, **task.steps)
     draws = [torch.from_numpy(result.trace["posterior"]["sources"].values) for result in results]
     return torch.stack(draws).flatten(1, 2)
 
@@ -110,6 +99,7 @@ def separation(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Ten
 #: sigma_min, clean ones of the samplers in CLEAN.
 SAMPLERS: dict[str, Callable[[Task, Tensor, int], Tensor]] = {
     "langevin": langevin,
+    "corrected": partial(langevin, corrected=True),
     "smc": particles,
     "separate": separation,
 }

@@ -168,7 +168,7 @@ def test_refusals() -> None:
         RankTest.simulate(5, 3, rng).p_value(np.zeros(4, dtype=int))
 
 
-@pytest.mark.parametrize("sampler", ["langevin", "smc"])
+@pytest.mark.parametrize("sampler", ["langevin", "corrected", "smc"])
 def test_samplers_give_noisy_draws_of_the_last_level(
     sampler: str, gaussian_priors: MakePriors, gaussian_posterior: Law
 ) -> None:
@@ -276,5 +276,7 @@ def test_the_verdict_names_what_is_off() -> None:
 
 
 def test_an_unknown_sampler_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="sampler: got 'gibbs', expected one of langevin, smc"):
+    with pytest.raises(
+        ValueError, match="sampler: got 'gibbs', expected one of langevin, corrected, smc"
+    ):
         load("calibration").main(sampler="gibbs", out=tmp_path)
