@@ -242,37 +242,29 @@ def report(batches: xr.Dataset, settings: dict[str, Any], out: Path) -> None:
     """Rank, test, draw and print."""
     generator = np.random.default_rng(settings["seed"])
     count, draws = batches.sizes["simulation"], batches.sizes["draw"]
-    found = batches["true"].copy(
-        data=ranks(batches["true"].values, batches["draws"].values, generator)
-    )
+    true, drawn = batches["true"], batches["draws"]
+    found = true.copy(data=ranks(true.values, drawn.values, generator))
     covered = xr.DataArray(
         coverage(found.values, draws, generator),
-        {"interval": list(NOMINAL), "source": found["source"], "function": found["function"]},
+        {"interval": list(NOMINAL), "source": true["source"], "function": true["function"]},
         ("interval", "source", "function"),
     )
     test = RankTest.simulate(count, draws, generator)
-    p_values = found[0].copy(data=test.p_value(found.values))
-    save_figure(plot_calibration(found, covered, test), out / "calibration.png")
-    errors, rows = coverage_error(count), []
-    print(
-        "coverage of the central "
-        + ", ".join(f"{p:.0%} (+-{error:.0%})" for p, error in zip(NOMINAL, errors, strict=True))
-        + " interval; p-value of the ranks"
-    )
-    for source in found["source"].values.tolist():
-        for function in found["function"].values.tolist():
-            cell = {"source": source, "function": function}
-            row = cell | {
-                "coverage": covered.sel(cell).values.tolist(),
-                "mean_rank": float(found.sel(cell).mean()) / draws,
-                "p_value": float(p_values.sel(cell)),
-            }
-            rows.append(row)
-            shares = "".join(f"{share:>7.0%}" for share in row["coverage"])
-            print(f"{source:<10}{function:<17}{shares}   p {row['p_value']:.3g}")
-    verdict = judge(rows)
+    p_values = true[0].copy(data=test.p_value(found.values))
+    rows = [
+        {
+            "source": source,
+            "function": function,
+            "coverage": covered.sel(source=source, function=function).values.tolist(),
+            "mean_rank": float(found.sel(source=source, function=function).mean()) / draws,
+            "p_value": float(p_values.sel(source=source, function=function)),
+        }
+        for source in true["source"].values.tolist()
+        for function in true["function"].values.tolist()
+    ]
+    verdict, errors = judge(rows), coverage_error(count)
     spent = float(batches["seconds"].mean())
-    summary = settings | {
+    summary = {
         "simulations": count,
         "seconds_per_simulation": spent,
         "ranks_up_to": draws,
@@ -281,7 +273,13 @@ def report(batches: xr.Dataset, settings: dict[str, Any], out: Path) -> None:
         "verdict": verdict,
         "functions": rows,
     }
-    save_json(summary, out / "summary.json")
+    save_json(settings | summary, out / "summary.json")
+    save_figure(plot_calibration(found, covered, test), out / "calibration.png")
+    titles = (f"{p:.0%} +-{error:.0%}" for p, error in zip(NOMINAL, errors, strict=True))
+    print(f"share of truths inside central intervals of {', '.join(titles)}; p-value of the ranks")
+    for row in rows:
+        shares = "".join(f"{share:>7.0%}" for share in row["coverage"])
+        print(f"{row['source']:<10}{row['function']:<17}{shares}   p {row['p_value']:.3g}")
     print(f"{count} simulations, {spent:.1f} s each: {verdict}\nResults: {out}")
 
 
