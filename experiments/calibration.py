@@ -112,6 +112,9 @@ def main(
     simulations: Annotated[int, typer.Option(min=1)] = 64,
     seconds: Annotated[float, typer.Option(min=0.016)] = 0.016,
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
+    sigma_max: Annotated[
+        float | None, typer.Option(min=0, help="First noise level; the driver's own by default.")
+    ] = None,
     sigma_min: Annotated[
         float | None, typer.Option(min=0, help="Last noise level; the driver's own by default.")
     ] = None,
@@ -134,9 +137,9 @@ def main(
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     chosen = choose_priors(load_priors(priors), sources)
     time = frame_time(chosen.values(), round(seconds * SAMPLE_RATE))
-    ladder = default_ladder(chosen, time)
-    if sigma_min is not None:
-        ladder["sigma_min"] = sigma_min
+    ends = {"sigma_max": sigma_max, "sigma_min": sigma_min}
+    given = {name: sigma for name, sigma in ends.items() if sigma is not None}
+    ladder = default_ladder(chosen, time) | given
     own_steps = {} if steps is None else {"steps": steps}
     task = Task(chosen, Mixing.mean(len(chosen)), ladder, draws, own_steps)
     out.mkdir(parents=True, exist_ok=True)

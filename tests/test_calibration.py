@@ -231,11 +231,13 @@ def test_the_experiment_goes_on_where_it_stopped(
     script, calls = load("calibration"), []
     sampler = script.SAMPLERS["langevin"]
     monkeypatch.setitem(script.SAMPLERS, "langevin", lambda *a: calls.append(a) or sampler(*a))
-    tiny = {"draws": 2, "steps": 1, "batch": 1, "sources": "sine,square"}
+    tiny = {"draws": 2, "steps": 1, "batch": 1, "sources": "sine,square", "sigma_min": 0.3}
     script.main(simulations=2, out=tmp_path / "whole", **tiny)
     files = ["simulations_0000_0001.nc", "simulations_0001_0002.nc"]
     names = ["calibration.png", *files, "summary.json"]
     assert sorted(os.listdir(tmp_path / "whole")) == names
+    ladder = calls[0][0].ladder
+    assert ladder["sigma_min"] == 0.3 < ladder["sigma_turn"] < ladder["sigma_max"]
     script.main(simulations=1, out=tmp_path / "halves", **tiny)
     assert len(calls) == 3
     script.main(simulations=2, out=tmp_path / "halves", **tiny)
