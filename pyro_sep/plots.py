@@ -1,4 +1,4 @@
-"""Pictures of a separation and of an audit of the priors, drawn without pyplot's global state."""
+"""Pictures of separations, audits and calibrations, drawn without pyplot's global state."""
 
 from os import PathLike
 from typing import Any
@@ -13,6 +13,7 @@ from matplotlib.mlab import psd
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from pyro_sep.calibration import RankTest, coverage_error
 from pyro_sep.files import written_whole
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
@@ -90,6 +91,45 @@ def plot_audit(table: xr.DataArray) -> Figure:
         ax.set_axis_off()
     mappable = ScalarMappable(norm, "RdBu_r")
     figure.colorbar(mappable, ax=axes.tolist(), label="excess / (nats per audio sample)")
+    return figure
+
+
+def plot_calibration(ranks: xr.DataArray, covered: xr.DataArray, test: RankTest) -> Figure:
+    """A row per source: distribution function of the ranks to the left, coverage to the right.
+
+    To the left uniform ranks are 0, and 95 % of them stay within the grey band with all of their
+    curve. To the right calibrated draws are on the diagonal; the grey band is two standard errors.
+
+    Args:
+        ranks: of the truth among the draws, dims ``simulation``, ``source`` and ``function``.
+        covered: share of the truths in each interval, dims ``interval``, ``source``, ``function``.
+        test: of these ranks.
+    """
+    names = ranks["source"].values.tolist()
+    points, nominal = test.points, covered["interval"].values
+    low, high = test.band()
+    error = 2 * coverage_error(test.simulations, nominal.tolist())
+    figure = Figure(figsize=(11, 0.6 + 3 * len(names)), layout="constrained")
+    axes = figure.subplots(len(names), 2, sharex="col", sharey="col", squeeze=False)
+    for (left, right), name in zip(axes, names, strict=True):
+        left.fill_between(points, low - points, high - points, color="0.88", label="95 % band")
+        lower, upper = np.clip([nominal - error, nominal + error], 0, 1)
+        right.fill_between(nominal, lower, upper, color="0.88")
+        right.plot(nominal, nominal, color="0.5", linewidth=1)
+        for function in ranks["function"].values.tolist():
+            cell = {"source": name, "function": function}
+            share = test.counts(ranks.sel(cell).values) / test.simulations
+            left.plot(points, share - points, marker=".", label=function)
+            right.plot(nominal, covered.sel(cell).values, marker="o", label=function)
+        left.axhline(0, color="0.5", linewidth=1)
+        left.set_title(name, loc="left", weight="bold")
+        left.set_ylabel("rank ECDF less uniform")
+        right.set_ylabel("share of truths inside")
+    axes[0, 0].set_xlim(0, 1)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    axes[-1, 0].set_xlabel("rank / (draws + 1)")
+    axes[-1, 1].set_xlabel("central interval")
     return figure
 
 

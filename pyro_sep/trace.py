@@ -79,8 +79,8 @@ def build_trace(
     }
     posterior = {
         "sources": (("chain", "draw", "source", "time"), draws),
-        "level": (("chain", "draw", "source"), _level(draws), {"units": "dB"}),
-        "centroid": (("chain", "draw", "source"), _centroid(draws, sample_rate), {"units": "Hz"}),
+        "level": (("chain", "draw", "source"), level(draws), {"units": "dB"}),
+        "centroid": (("chain", "draw", "source"), centroid(draws, sample_rate), {"units": "Hz"}),
         "log_prior": (
             ("chain", "draw", "source"),
             _array("log_prior", log_prior, (chain, draw, source)),
@@ -177,6 +177,20 @@ def to_arviz(tree: xr.DataTree) -> Any:
     return arviz.InferenceData.from_datatree(tree)
 
 
+def level(sources: NDArray[Any]) -> NDArray[Any]:
+    """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
+    power = np.square(sources).mean(-1)
+    return (10 * np.log10(np.maximum(power, TINY))).astype(np.float32)
+
+
+def centroid(sources: NDArray[Any], sample_rate: int) -> NDArray[Any]:
+    """Spectral centroid of audio ``(..., time)`` in Hz, as in :func:`build_trace`."""
+    magnitude = np.abs(np.fft.rfft(sources))
+    frequency = np.fft.rfftfreq(sources.shape[-1], 1 / sample_rate)
+    mean = magnitude @ frequency / np.maximum(magnitude.sum(-1), TINY)
+    return np.asarray(mean, dtype=np.float32)
+
+
 def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
     """Values in float32 (integers and truths as they are), checked against a shape (None: any)."""
     array = np.asarray(values)
@@ -206,18 +220,6 @@ def _stats(stats: Mapping[str, ArrayLike], shape: tuple[int | None, ...]) -> xr.
         {name: (("chain", "draw"), array) for name, array in variables.items()},
         {"chain": np.arange(chain or 0), "draw": np.arange(draw or 0)},
     )
-
-
-def _level(sources: NDArray[Any]) -> NDArray[Any]:
-    power = np.square(sources).mean(-1)
-    return (10 * np.log10(np.maximum(power, TINY))).astype(np.float32)
-
-
-def _centroid(sources: NDArray[Any], sample_rate: int) -> NDArray[Any]:
-    magnitude = np.abs(np.fft.rfft(sources))
-    frequency = np.fft.rfftfreq(sources.shape[-1], 1 / sample_rate)
-    centroid = magnitude @ frequency / np.maximum(magnitude.sum(-1), TINY)
-    return np.asarray(centroid, dtype=np.float32)
 
 
 def _plain(value: Any) -> str | int | float:

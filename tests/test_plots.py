@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pyro_sep.plots import plot_audit, plot_separation, save_figure
+from pyro_sep.calibration import RankTest
+from pyro_sep.plots import plot_audit, plot_calibration, plot_separation, save_figure
 from pyro_sep.trace import build_trace
 
 RATE = 16_000
@@ -128,3 +129,28 @@ def test_imports_without_torch_and_pyplot() -> None:
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_calibration_shows_ranks_and_coverage() -> None:
+    rng = np.random.default_rng(0)
+    test = RankTest.simulate(60, 4, rng)
+    names = {"source": ["saw", "sine"], "function": ["level", "centroid", "log_prior"]}
+    ranks = xr.DataArray(rng.integers(0, 5, (60, 2, 3)), names, ("simulation", *names))
+    covered = xr.DataArray(
+        rng.random((3, 2, 3)), {"interval": [0.5, 0.8, 0.95], **names}, ("interval", *names)
+    )
+    figure = plot_calibration(ranks, covered, test)
+    assert len(figure.axes) == 4
+    low, high = test.band()
+    for k, name in enumerate(names["source"]):
+        left, right = figure.axes[2 * k : 2 * k + 2]
+        assert left.get_title(loc="left") == name
+        curves = {str(line.get_label()): line.get_ydata() for line in left.lines}
+        shares = {str(line.get_label()): line.get_ydata() for line in right.lines}
+        for j, function in enumerate(names["function"]):
+            below = [(ranks.values[:, k, j] <= i).mean() - (i + 1) / 5 for i in range(4)]
+            np.testing.assert_allclose(curves[function], below, atol=1e-12)
+            np.testing.assert_array_equal(shares[function], covered.values[:, k, j])
+        corners = left.collections[0].get_paths()[0].vertices[:, 1]
+        assert corners.min() == pytest.approx((low - test.points).min())
+        assert corners.max() == pytest.approx((high - test.points).max())
