@@ -65,7 +65,7 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
     assert result.trace["posterior"].sizes == {"chain": 1, "draw": 20, "source": 2, "time": time}
     pull, covariance = gaussian_posterior(levels, Mixing.mean(2), sigma)
     step_size, precision = separate_toy.PAPER_STEP_SIZE * sigma**2, torch.linalg.inv(covariance)
-    # The uncorrected chain's own law: a direction of curvature c has variance 1 / (c - eta c^2 / 2).
+    # The uncorrected chain's own law: variance 1 / (c - eta c^2 / 2) where the curvature is c.
     covariance = torch.linalg.inv(precision - step_size / 2 * precision @ precision)
     # E log p(x, m) over all instants; it spreads by sqrt(time) from run to run.
     lp = float(result.trace["sample_stats"]["lp"][0, -1])
