@@ -14,8 +14,10 @@ that of the mixture under noise of twice the annealed variance,
           \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k) \, ds
 
 Between levels particles follow underdamped Langevin dynamics and, above ``sigma_turn``, exchange
-what two sources explain. Velocities survive with their particles. The dynamics is exact on
-Gaussians alone, so on other priors the evidence has a bias of its step size.
+what two sources explain. Velocities survive with their particles. Uncorrected steps are exact on
+Gaussians alone, so on other priors the evidence has a bias of their size; Metropolis-corrected ones
+(:mod:`~pyro_sep.inference.ghmc`) have none, and their size follows the acceptance from level to
+level.
 """
 
 import math
@@ -27,8 +29,9 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
+from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.permutation import draw_assignment, reassign
-from pyro_sep.inference.settings import Annealing
+from pyro_sep.inference.settings import PERSISTENT_ACCEPTANCE, Annealing
 from pyro_sep.inference.smc import Population, smc
 from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
@@ -44,6 +47,7 @@ def anneal_particles(
     generator: torch.Generator,
     steps: int = 2,
     share: float = 0.9,
+    corrected: bool = False,
     progress: bool = False,
 ) -> Population:
     """Particles ``(particle, source, frame)`` at the lowest noise level, and the log evidence.
@@ -56,9 +60,10 @@ def anneal_particles(
         generator: source of randomness, on the mixture's device.
         steps: Langevin steps between levels, one gradient each.
         share: see :func:`~pyro_sep.inference.smc.smc`.
+        corrected: by a Metropolis test of every step.
         progress: show a bar.
     """
-    path = _Path(target, sigma_max, sigma_turn, sigma_min, generator, steps)
+    path = _Path(target, sigma_max, sigma_turn, sigma_min, generator, steps, corrected)
     with tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}{elapsed}") as bar:
 
         def move(particles: Tensor, t: float) -> Tensor:
@@ -85,8 +90,10 @@ class _Path:
         sigma_min: float,
         generator: torch.Generator,
         steps: int,
+        corrected: bool,
     ) -> None:
         self.target, self.generator, self.steps = target, generator, steps
+        self.corrected, self.step_size = corrected, Annealing.step_size  # in units of sigma
         self.sigma_max, self.sigma_turn, self.sigma_min = sigma_max, sigma_turn, sigma_min
         levels = [prior.level for prior in target.priors]
         self.scales = target.mixture.new_tensor([[math.hypot(r, sigma_max)] for r in levels])
@@ -142,13 +149,20 @@ class _Path:
             position = reassign(position, assignment, self.target.mixing.weights(position))
         state = UnderdampedState(position, velocity, evaluate(position))
         for _ in range(self.steps):
-            state = underdamped_step(
-                state, evaluate, Annealing.step_size * sigma, Annealing.persistence, self.generator
-            )
+            how = (evaluate, self.step_size * sigma, Annealing.persistence, self.generator)
+            if self.corrected:
+                state, acceptance_rate = corrected_step(state, *how)
+                self.step_size *= math.exp(float(acceptance_rate.mean()) - PERSISTENT_ACCEPTANCE)
+            else:
+                state = underdamped_step(state, *how)
         return state.position, state.velocity
 
     def _evaluate_bridge(self, position: Tensor, share: float) -> Any:
         full = self.target.evaluate(position, self.sigma_max)
         pull = self.target.mixing.score(self.target.mixture, position, self.sigma_max)
         gaussian = pull - position / self.scales**2
-        return full._replace(gradient=gaussian + share * (full.gradient - gaussian))
+        log_gaussian = self._log_gaussian(position)
+        return full._replace(
+            log_density=log_gaussian + share * (full.log_density - log_gaussian),
+            gradient=gaussian + share * (full.gradient - gaussian),
+        )

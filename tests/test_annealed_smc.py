@@ -29,8 +29,9 @@ def variances() -> torch.Tensor:
     return torch.tensor([level**2 + SIGMA_MIN**2 for level in LEVELS], dtype=torch.float64)
 
 
+@pytest.mark.parametrize("corrected", [False, True])
 @pytest.mark.parametrize("time", [TIME, TIME - 2])  # frames of 8 samples, of which these are heard
-def test_evidence_and_posterior(gaussian_priors: MakePriors, time: int) -> None:
+def test_evidence_and_posterior(gaussian_priors: MakePriors, time: int, corrected: bool) -> None:
     heard = mixture(time)
     priors = tuple(gaussian_priors(*LEVELS).values())
     target = AnnealedPosterior(heard.expand(PARTICLES, -1), priors, MIXING)
@@ -43,7 +44,9 @@ def test_evidence_and_posterior(gaussian_priors: MakePriors, time: int) -> None:
     estimates, means, spreads = [], [], []
     for seed in range(RUNS):
         generator = torch.Generator().manual_seed(seed)
-        result = anneal_particles(target, SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, generator, steps=6)
+        result = anneal_particles(
+            target, SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, generator, steps=6, corrected=corrected
+        )
         weight = result.log_weight.exp()[:, None, None]
         estimates.append(result.log_evidence)
         error = result.position[..., :time] - mean
@@ -62,7 +65,8 @@ def test_the_start_is_a_posterior_of_known_evidence(gaussian_priors: MakePriors)
     """Gaussian priors are their own start: nothing is lost or gained along the bridge."""
     priors = tuple(gaussian_priors(*LEVELS).values())
     target = AnnealedPosterior(mixture().expand(20_000, -1), priors, MIXING)
-    path = _Path(target, SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, torch.Generator().manual_seed(0), 1)
+    generator = torch.Generator().manual_seed(0)
+    path = _Path(target, SIGMA_MAX, SIGMA_MAX, SIGMA_MIN, generator, 1, False)
     position = path.draw()
     difference = path.log_density(position, 0.0) - path.log_density(position, BRIDGE)
     assert torch.allclose(difference, torch.zeros_like(difference), atol=1e-9)
