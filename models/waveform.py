@@ -60,7 +60,7 @@ class WaveformConfig:
 
     waveform: str = "sine"
     sigma_min: float = 0.01
-    sigma_max: float = 5.0
+    sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
         if self.waveform not in WAVEFORMS:
