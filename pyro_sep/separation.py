@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from os import PathLike
 from statistics import mean
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.inference.annealed import Draws, Statistics, anneal
+from pyro_sep.inference.annealed import anneal
+from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
+from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
+from pyro_sep.store import TraceStore
 from pyro_sep.trace import build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
@@ -44,6 +51,8 @@ class Separation:
 def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
     """Separate one mixture ``(time,)``; options are those of :func:`separate_batch`.
 
+    ``true_sources`` are ``(source, time)``, and ``store`` is one path in place of ``stores``.
+
     Raises:
         ValueError: bad audio or settings, see :func:`separate_batch`.
     """
@@ -54,6 +63,8 @@ def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
     true_sources = options.pop("true_sources", None)
     if true_sources is not None:
         true_sources = true_sources[None]
+    if (store := options.pop("store", None)) is not None:
+        options["stores"] = [store]
     return separate_batch(mixture[None], priors, true_sources=true_sources, **options)[0]
 
 
@@ -68,6 +79,8 @@ def separate_batch(
     true_sources: Tensor | None = None,
     progress: bool = False,
     attrs: Mapping[str, Any] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    stores: Sequence[str | PathLike[str]] | None = None,
     **annealing: Any,
 ) -> list[Separation]:
     """Separate mixtures of one length, all chains of all of them at once.
@@ -84,12 +97,17 @@ def separate_batch(
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
         attrs: further attributes of the traces.
+        checkpoint: file that a long run writes its state to, and goes on from where it was killed,
+            to the very same draws; it stays when the run is done. Not written where None.
+        stores: a path per mixture, ``NAME.zarr``: draws go there as they are made, the traces are
+            opened there and read where they are used. All draws stay in memory where None.
         annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` other than their
             defaults; the ladder's ends follow from the frame and the priors.
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
-            not fit.
+            not fit; a checkpoint that is damaged or of another run; a store that is none.
+        OSError: a checkpoint or store that cannot be written.
     """
     check_mixtures(mixtures)
     mixing = (
@@ -107,27 +125,26 @@ def separate_batch(
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    draws = anneal(
+    run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint}
+    known = run | {"gains": mixing.gains, "stores": stores is not None} | asdict(settings)
+    traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
+    kept = Kept(traces, mixtures.shape[-1])
+    descent = anneal(
         mixtures,
         lambda lanes: AnnealedPosterior(
             lanes, tuple(priors.values()), mixing, constraint == "exact"
         ),
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
+        kept,
+        None
+        if checkpoint is None
+        else Checkpoint(checkpoint, known | _fingerprints(mixtures, priors)),
         progress,
     )
-    root = {
-        "seed": seed,
-        "noise_scale": noise_scale,
-        "constraint": constraint,
-        "settings": asdict(settings),
-        "gradients": draws.gradients,
-        **(attrs or {}),
-    }
-    return [
-        _result(draws, i, mixtures[i], priors, mixing, true_sources, root)
-        for i in range(len(mixtures))
-    ]
+    root = run | {"settings": asdict(settings), "gradients": descent.gradients, **(attrs or {})}
+    rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
+    return [Separation(mean, tuple(priors), rate, trace) for mean, trace in results]
 
 
 def default_ladder(priors: Priors, time: int) -> dict[str, float]:
@@ -157,36 +174,44 @@ def check_mixtures(mixtures: Tensor) -> None:
         raise ValueError("mixture: got silence, expected audio with sources in it")
 
 
-def _result(
-    draws: Draws,
-    index: int,
-    mixture: Tensor,
+def _traces(
+    mixtures: Tensor,
     priors: Priors,
     mixing: Mixing,
     true_sources: Tensor | None,
-    attrs: Mapping[str, Any],
-) -> Separation:
-    sources = draws.sources[index, ..., : mixture.shape[-1]].cpu()  # what was heard
-    kept, warmup = (_stats(part, index) for part in (draws.statistics, draws.warmup))
-    names = tuple(priors)
-    sample_rate = next(iter(priors.values())).sample_rate
-    trace = build_trace(
-        sources=sources.numpy(),
-        lp=kept.pop("lp"),
-        log_prior=kept.pop("log_prior"),
-        stats=kept,
-        warmup_stats={name: part for name, part in warmup.items() if name != "log_prior"},
-        mixture=mixture.cpu().numpy(),
-        gains=mixing.gains,
-        source_names=names,
-        sample_rate=sample_rate,
-        true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),
-        attrs=attrs,
-    )
-    best = draws.statistics.lp[index].mean(1).nan_to_num(nan=-torch.inf).argmax()
-    return Separation(sources[best].mean(0), names, sample_rate, trace)
+    stores: Sequence[str | PathLike[str]] | None,
+    settings: Annealing,
+) -> list[Trace]:
+    """A trace of each mixture, to be filled."""
+    builds = [
+        partial(
+            build_trace,
+            mixture=mixture.cpu(),
+            gains=mixing.gains,
+            source_names=tuple(priors),
+            sample_rate=next(iter(priors.values())).sample_rate,
+            true_sources=None if true_sources is None else true_sources[i].cpu(),
+        )
+        for i, mixture in enumerate(mixtures)
+    ]
+    if stores is None:
+        return [TraceInMemory(build) for build in builds]
+    if len(stores) != len(builds):
+        raise ValueError(f"stores: got {len(stores)} paths, expected {len(builds)}, one a mixture")
+    return [
+        TraceOnDisk(build, TraceStore(path, settings.draws))
+        for build, path in zip(builds, stores, strict=True)
+    ]
 
 
-def _stats(statistics: Statistics, index: int) -> dict[str, Any]:
-    """Arrays of one mixture, by name."""
-    return {name: part[index].cpu().numpy() for name, part in statistics._asdict().items()}
+def _fingerprints(mixtures: Tensor, priors: Priors) -> dict[str, Any]:
+    """By what mixtures and priors are known again: a hash, and what each prior says of them."""
+    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()
+    time = mixtures.shape[-1]
+    frames = F.pad(mixtures, (0, frame_time(priors.values(), time) - time))
+    laws = {
+        f"prior of {name}": prior.frame(frames.shape[-1]).condition(prior.sigmas[0])
+        for name, prior in priors.items()
+    }
+    densities = {name: float(law.log_prob(frames[:1])) for name, law in laws.items()}
+    return {"mixture": f"{digest[:12]} {tuple(mixtures.shape)}", **densities}

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,7 +9,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from tqdm import tqdm
 
-from pyro_sep.inference.annealed import Draws, _Walk, anneal, best_explorers
+from pyro_sep.inference.annealed import Descent, _Walk, anneal, best_explorers
+from pyro_sep.inference.checkpoint import Checkpoint
+from pyro_sep.inference.draws import Draws, Statistics
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing
@@ -81,28 +83,68 @@ class Recorder(AnnealedPosterior):
         return super().cross_log_prior(sources, sigma)
 
 
+class Collected:
+    """A sink: all blocks of draws."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Draws] = []
+
+    def add(self, draws: Draws, first: int) -> None:
+        assert first == sum(block.noisy.shape[2] for block in self.blocks)
+        self.blocks.append(draws)
+
+    def state(self) -> dict[str, Any]:
+        return {"blocks": [[b.sources, b.noisy, list(b.statistics)] for b in self.blocks]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.blocks = [Draws(s, n, Statistics._make(rest)) for s, n, rest in state["blocks"]]
+
+
+class Run(NamedTuple):
+    """All draws, and how they came about."""
+
+    sources: Tensor
+    noisy: Tensor
+    statistics: Statistics
+    warmup: Statistics
+    gradients: int
+
+
 def walk(
     mixtures: Tensor,
     priors: Sequence[GaussianPrior],
     mixing: Mixing,
     seed: int = 0,
     exact: bool = False,
+    checkpoint: Checkpoint | None = None,
     **settings: Any,
-) -> tuple[Draws, dict[str, Any]]:
-    """Draws, and the log of a Recorder."""
+) -> tuple[Run, dict[str, Any]]:
+    """A run, and the log of a Recorder."""
     log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
     annealing = Annealing(**(LADDER | settings))
     generator = torch.Generator().manual_seed(seed)
-    draws = anneal(
-        mixtures, lambda m: Recorder(m, priors, mixing, exact, log=log), annealing, generator
+    sink = Collected()
+    descent = anneal(
+        mixtures,
+        lambda m: Recorder(m, priors, mixing, exact, log=log),
+        annealing,
+        generator,
+        sink,
+        checkpoint,
     )
-    return draws, log
+    return gather(sink, descent), log
+
+
+def gather(sink: Collected, descent: Descent) -> Run:
+    sources, noisy, statistics = zip(*sink.blocks, strict=True)
+    parts = Statistics._make(torch.cat(part, 2) for part in zip(*statistics, strict=True))
+    return Run(torch.cat(sources, 2), torch.cat(noisy, 2), parts, *descent)
 
 
 SET = {"noise_level", "step_size", "acceptance_rate", "gradients"}  # the same for every seed
 
 
-def flat(draws: Draws) -> dict[str, Tensor]:
+def flat(draws: Run) -> dict[str, Tensor]:
     """Every tensor of a run, by name."""
     own = {name: getattr(draws, name) for name in ("sources", "noisy", "gradients")}
     for group in ("statistics", "warmup"):
@@ -484,6 +526,7 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
         lambda lanes: AnnealedPosterior(lanes, priors, mixing),
         annealing,
         generator,
+        Collected(),
         progress=True,
     )
     total = annealing.total_steps(count)
