@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
+from math import prod
 from os import PathLike
 from statistics import mean
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 
@@ -205,13 +205,14 @@ def _traces(
 
 
 def _fingerprints(mixtures: Tensor, priors: Priors) -> dict[str, Any]:
-    """By what mixtures and priors are known again: a hash, and what each prior says of them."""
-    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()
-    time = mixtures.shape[-1]
-    frames = F.pad(mixtures, (0, frame_time(priors.values(), time) - time))
-    laws = {
-        f"prior of {name}": prior.frame(frames.shape[-1]).condition(prior.sigmas[0])
+    """By what mixtures and priors are known again: a hash, and what a prior says of some noise."""
+    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
+    time = frame_time(priors.values(), mixtures.shape[-1])
+    noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)
+    densities = {
+        f"prior of {name}": float(
+            prior.frame(time).condition(prod(prior.sigmas) ** 0.5).log_prob(prior.level * noise)
+        )
         for name, prior in priors.items()
     }
-    densities = {name: float(law.log_prob(frames[:1])) for name, law in laws.items()}
-    return {"mixture": f"{digest[:12]} {tuple(mixtures.shape)}", **densities}
+    return {"mixture": f"{digest} {tuple(mixtures.shape)}"} | densities
