@@ -178,11 +178,8 @@ class _Walk:
         state = {name: getattr(self, name) for name in self.kept}
         state |= {"generator": self.generator.get_state(), "history": self.history.state()}
         if self.drawing:
-            state["drawing"] = [
-                self.drawing.position,
-                self.drawing.velocity,
-                *self.drawing.evaluation,
-            ]
+            position, velocity, evaluation = self.drawing
+            state["drawing"] = [position, velocity, *evaluation]
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
