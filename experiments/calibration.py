@@ -40,6 +40,7 @@ from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.annealed_smc import anneal_particles
+from pyro_sep.inference.draws import Collected
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.inference.smc import systematic
 from pyro_sep.mixing import Mixing, frame_time
@@ -66,13 +67,15 @@ class Task(NamedTuple):
 def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
     """The annealed driver, a draw of each chain: chains share nothing."""
     settings = Annealing(**task.ladder, **task.steps, chains=task.draws, draws=1, **annealing)
-    draws = anneal(
+    sink = Collected()
+    anneal(
         mixtures,
         lambda lanes: AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing),
         settings,
         torch.Generator().manual_seed(seed),
+        sink,
     )
-    return draws.noisy[:, :, 0]
+    return sink.draws.noisy[:, :, 0]
 
 
 def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:

@@ -39,6 +39,7 @@ from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.inference.annealed import anneal
+from pyro_sep.inference.draws import Collected
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr_improvement
@@ -102,12 +103,15 @@ def improvements(
     if fault == "paper's ladder":
         ladder |= {"sigma_max": PAPER_TOP, "sigma_turn": PAPER_TOP / 2}
     laws = tuple(WithoutLogDet(p) if fault == "no log-determinant" else p for p in priors.values())
-    draws = anneal(
+    sink = Collected()
+    anneal(
         mixtures,
         lambda lanes: Faulty(lanes, laws, Mixing.mean(len(laws)), fault=fault),
         Annealing(**ladder, steps=steps),
         torch.Generator().manual_seed(seed),
+        sink,
     )
+    draws = sink.draws
     best = draws.statistics.lp.mean(-1).nan_to_num(nan=-torch.inf).argmax(1)
     means = draws.sources[torch.arange(len(items)), best].mean(1).nan_to_num()
     return [

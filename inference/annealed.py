@@ -24,19 +24,24 @@ At the last level draws are kept, and each is denoised (Tweedie) and conditioned
 Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
 steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
 of each level adapts to the acceptance (dual averaging) and stays as it is for the draws.
+
+Draws leave in blocks. A run with a checkpoint writes its whole state after every stage of its plan
+and, once a minute, after a block of draws; killed, it goes on from there to the very same draws.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
 from math import exp, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_sep.inference.checkpoint import Checkpoint
+from pyro_sep.inference.draws import Draws, History, Sink, Statistics, by_chain
 from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import draw_assignment, reassign
@@ -44,25 +49,13 @@ from pyro_sep.inference.settings import COMPARED_STEPS, Annealing
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.posterior import AnnealedPosterior
 
-
-class Statistics(NamedTuple):
-    """Of every chain at every step or draw."""
-
-    lp: Tensor  # (mixture, chain, draw), log posterior of the noisy sources, nats
-    log_prior: Tensor  # (mixture, chain, draw, source), nats
-    grad_norm: Tensor  # (mixture, chain, draw)
-    acceptance_rate: Tensor  # (mixture, chain, draw), 1 where steps are not corrected
-    noise_level: Tensor  # (mixture, chain, draw), sigma
-    step_size: Tensor  # (mixture, chain, draw)
+BLOCK = 10  # draws that leave together
 
 
-class Draws(NamedTuple):
-    """Posterior draws of all chains on all mixtures, and how they came about."""
+class Descent(NamedTuple):
+    """How a run came to its draws, and what it cost."""
 
-    sources: Tensor  # (mixture, chain, draw, source, frame), clean
-    noisy: Tensor  # (mixture, chain, draw, source, frame), at the last noise level
-    statistics: Statistics
-    warmup: Statistics
+    warmup: Statistics  # of every step of the ladder
     gradients: int  # evaluations per mixture, those of explorers and tournaments included
 
 
@@ -71,8 +64,10 @@ def anneal(
     posterior: Callable[[Tensor], AnnealedPosterior],
     settings: Annealing,
     generator: torch.Generator,
+    sink: Sink,
+    checkpoint: Checkpoint | None = None,
     progress: bool = False,
-) -> Draws:
+) -> Descent:
     """Separate mixtures, all chains of all mixtures at once.
 
     Args:
@@ -80,27 +75,39 @@ def anneal(
         posterior: of lanes, given the mixture of each ``(lane, time)``.
         settings: ladder and budget.
         generator: source of randomness, on the mixtures' device.
+        sink: takes the draws.
+        checkpoint: where this run was cut off, it goes on; the file stays when it is done.
         progress: show a bar with noise level and log posterior.
+
+    Raises:
+        ValueError: a checkpoint that is damaged or of another run.
+        OSError: a checkpoint that cannot be written.
     """
     lanes = settings.chains * settings.explorers
     target = posterior(mixtures.repeat_interleave(lanes, 0))
-    count = len(target.priors)
-    with tqdm(total=settings.total_steps(count), unit="step", disable=not progress) as bar:
+    saved = None if checkpoint is None else checkpoint.load()
+    done = saved["walk"]["steps"] if saved else 0
+    total = settings.total_steps(len(target.priors))
+    with tqdm(total=total, initial=done, unit="step", disable=not progress) as bar:
         walk = _Walk(target, settings, generator, bar)
-        for stage in _plan(settings):
+        if saved:
+            walk.restore(saved["walk"])
+            sink.restore(saved["sink"])
+
+        def save() -> None:
+            if checkpoint is not None:
+                checkpoint.save({"walk": walk.state(), "sink": sink.state()})
+
+        for stage in _plan(settings)[walk.stage :]:
             stage(walk)
-        clean, noisy, kept = walk.draw()
-
-    def by_chain(values: Sequence[Tensor]) -> Tensor:
-        stacked = torch.stack(list(values), 1)
-        return stacked.reshape(len(mixtures), settings.chains, *stacked.shape[1:])
-
-    return Draws(
-        by_chain(clean),
-        by_chain(noisy),
-        Statistics._make(map(by_chain, zip(*kept.steps, strict=True))),
-        Statistics._make(map(by_chain, zip(*walk.history.steps, strict=True))),
-        walk.evaluations // len(mixtures),
+            walk.stage += 1
+            save()
+        for first, draws in walk.draw(len(mixtures)):
+            sink.add(draws, first)
+            if walk.drawn == settings.draws or (checkpoint is not None and checkpoint.due):
+                save()
+    return Descent(
+        walk.history.by_chain(len(mixtures), settings.chains), walk.evaluations // len(mixtures)
     )
 
 
@@ -142,33 +149,10 @@ def _orders(count: int) -> list[list[int]]:
     return orders
 
 
-class _History:
-    """Statistics of every lane at every step."""
-
-    def __init__(self) -> None:
-        self.steps: list[Statistics] = []
-
-    def add(
-        self, state: UnderdampedState, acceptance_rate: Tensor, sigma: float, step_size: float
-    ) -> None:
-        log_density = state.evaluation.log_density
-        self.steps.append(
-            Statistics(
-                log_density,
-                state.evaluation.parts,
-                state.evaluation.gradient.flatten(1).norm(dim=1),
-                acceptance_rate,
-                torch.full_like(log_density, sigma),
-                torch.full_like(log_density, step_size),
-            )
-        )
-
-    def take(self, lanes: Tensor) -> None:
-        self.steps = [Statistics._make(part[lanes] for part in step) for step in self.steps]
-
-
 class _Walk:
     """Lanes of chains on their way down the ladder."""
+
+    kept = ("stage", "steps", "evaluations", "explorers", "step_size", "lanes", "position", "drawn")
 
     def __init__(
         self,
@@ -178,11 +162,38 @@ class _Walk:
         bar: "tqdm[None]",
     ) -> None:
         self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
-        self.history = _History()
+        self.history = History()
+        self.stage = 0  # of the plan, the next one
+        self.steps = 0
         self.evaluations = 0  # of a lane's gradient
         self.explorers = settings.explorers
         self.step_size = settings.step_size  # in units of sigma
         self.position = target.start(settings.sigma_max, generator)
+        self.lanes = torch.arange(len(self.position), device=self.position.device)  # that are left
+        self.drawn = 0
+        self.drawing: UnderdampedState | None = None  # after the last draw
+
+    def state(self) -> dict[str, Any]:
+        """All that a walk goes on from, between two stages or two blocks of draws."""
+        state = {name: getattr(self, name) for name in self.kept}
+        state |= {"generator": self.generator.get_state(), "history": self.history.state()}
+        if self.drawing:
+            position, velocity, evaluation = self.drawing
+            state["drawing"] = [position, velocity, *evaluation]
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` gave."""
+        device = self.position.device
+        for name in self.kept:
+            value = state[name]
+            setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
+        self.generator.set_state(state["generator"])
+        self.history.restore([part.to(device) for part in state["history"]])
+        self.target = self.target.take(self.lanes)
+        if "drawing" in state:
+            position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
+            self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
 
     def settle(self, sigma: float, exchange: bool) -> None:
         """All steps of one level."""
@@ -208,6 +219,7 @@ class _Walk:
         best = best_explorers(last, self.explorers, count)
         self.explorers = count
         self.target, self.position = self.target.take(best), self.position[best]
+        self.lanes = self.lanes[best]
         self.history.take(best)
 
     def hold_tournament(self, sigma: float) -> None:
@@ -229,17 +241,24 @@ class _Walk:
         position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
         self.position = position[best_explorers(log_density, len(orders))]
 
-    def draw(self) -> tuple[list[Tensor], list[Tensor], _History]:
-        """Clean and noisy draws ``(lane, source, time)`` at the last level, their statistics."""
-        sigma, kept, clean, noisy = self.settings.sigma_min, _History(), [], []
-        state = self._start(self.target, self.position, sigma)
-        for step in range(1, self.settings.draws * self.settings.thin + 1):
-            state, acceptance_rate = self._step(self.target, state, sigma)
-            if step % self.settings.thin == 0:
-                kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
-                clean.append(self.target.denoise(state.position, state.evaluation, sigma))
-                noisy.append(state.position)
-        return clean, noisy, kept
+    def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
+        """Blocks of draws at the last level, and the number of the first draw of each."""
+        sigma, total, thin = self.settings.sigma_min, self.settings.draws, self.settings.thin
+        state = self.drawing or self._start(self.target, self.position, sigma)
+        while self.drawn < total:
+            first, kept, clean, noisy = self.drawn, History(), [], []
+            for step in range(1, min(BLOCK, total - first) * thin + 1):
+                state, acceptance_rate = self._step(self.target, state, sigma)
+                if step % thin == 0:
+                    kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
+                    clean.append(self.target.denoise(state.position, state.evaluation, sigma))
+                    noisy.append(state.position)
+            self.drawing, self.drawn = state, first + len(clean)
+            shape = (mixtures, self.settings.chains)
+            yield (
+                first,
+                Draws(by_chain(clean, *shape), by_chain(noisy, *shape), kept.by_chain(*shape)),
+            )
 
     def _run(
         self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
@@ -267,6 +286,7 @@ class _Walk:
         """One step and the probability ``(lane,)`` with which it was taken."""
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
         self.bar.update()
+        self.steps += 1
         evaluate = self._evaluate(target, sigma)
         how = (self.step_size * sigma, self.settings.persistence, self.generator, target.project)
         if self.settings.corrected:

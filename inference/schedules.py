@@ -15,9 +15,9 @@ from collections.abc import Callable
 START_NATS = 100.0
 
 
-def start_level(time: int, level: float) -> float:
-    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries 100 nats."""
-    return level * math.sqrt(time / (2 * START_NATS))
+def start_level(time: int, level: float, nats: float = START_NATS) -> float:
+    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries these nats."""
+    return level * math.sqrt(time / (2 * nats))
 
 
 def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ import torch
 import typer
 
 from pyro_sep.inference.settings import Annealing
-from pyro_sep.models.train import TrainConfig, TrainingDivergedError
+from pyro_sep.models.train import CHECKPOINT, TrainConfig, TrainingDivergedError
 
 app = typer.Typer(
     add_completion=False,
@@ -143,9 +143,13 @@ def separate_command(
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    draws: Annotated[int, typer.Option(min=1, help="Draws per chain.")] = Annealing.draws,
     device: str = "cpu",
 ) -> None:
-    """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json."""
+    """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json.
+
+    A run that was cut off goes on where it was, when it is started again.
+    """
     from pyro_sep.audio import load_audio
     from pyro_sep.checkpoints import load_priors
     from pyro_sep.outputs import check_writable, write_separation
@@ -167,8 +171,11 @@ def separate_command(
         explorers=explorers,
         levels=levels,
         steps=steps,
+        draws=draws,
+        checkpoint=out / CHECKPOINT,
     )
     write_separation(result, out, recording.original_rate, recording.original_time)
+    (out / CHECKPOINT).unlink()
     typer.echo(
         f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
         "separation.png, summary.json"

@@ -2,6 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import sha256
+from math import prod
+from os import PathLike
 from statistics import mean
 from typing import Any
 
@@ -10,15 +14,19 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_sep.inference.annealed import anneal
+from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
+from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.priors import Priors, WaveformPrior
+from pyro_sep.store import TraceStore
 from pyro_sep.trace import build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
+EXACT_NATS = (2.5, 40.0)  # evidence of a frame between which an exact prior chooses the modes
 TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
 CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
@@ -44,6 +52,8 @@ class Separation:
 def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
     """Separate one mixture ``(time,)``; options are those of :func:`separate_batch`.
 
+    ``true_sources`` are ``(source, time)``, and ``store`` is one path in place of ``stores``.
+
     Raises:
         ValueError: bad audio or settings, see :func:`separate_batch`.
     """
@@ -54,6 +64,8 @@ def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
     true_sources = options.pop("true_sources", None)
     if true_sources is not None:
         true_sources = true_sources[None]
+    if (store := options.pop("store", None)) is not None:
+        options["stores"] = [store]
     return separate_batch(mixture[None], priors, true_sources=true_sources, **options)[0]
 
 
@@ -68,6 +80,8 @@ def separate_batch(
     true_sources: Tensor | None = None,
     progress: bool = False,
     attrs: Mapping[str, Any] | None = None,
+    checkpoint: str | PathLike[str] | None = None,
+    stores: Sequence[str | PathLike[str]] | None = None,
     **annealing: Any,
 ) -> list[Separation]:
     """Separate mixtures of one length, all chains of all of them at once.
@@ -84,12 +98,17 @@ def separate_batch(
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
         attrs: further attributes of the traces.
+        checkpoint: file that a long run writes its state to, and goes on from where it was killed,
+            to the very same draws; it stays when the run is done. Not written where None.
+        stores: a path per mixture, ``NAME.zarr``: draws go there as they are made, the traces are
+            opened there and read where they are used. All draws stay in memory where None.
         annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` other than their
             defaults; the ladder's ends follow from the frame and the priors.
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
-            not fit.
+            not fit; a checkpoint that is damaged or of another run; a store that is none.
+        OSError: a checkpoint or store that cannot be written.
     """
     check_mixtures(mixtures)
     mixing = (
@@ -107,63 +126,26 @@ def separate_batch(
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    draws = anneal(
+    run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint}
+    known = run | {"gains": mixing.gains, "stores": stores is not None} | asdict(settings)
+    traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
+    kept = Kept(traces, mixtures.shape[-1])
+    descent = anneal(
         mixtures,
         lambda lanes: AnnealedPosterior(
             lanes, tuple(priors.values()), mixing, constraint == "exact"
         ),
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
+        kept,
+        None
+        if checkpoint is None
+        else Checkpoint(checkpoint, known | _fingerprints(mixtures, priors)),
         progress,
     )
-    root = {
-        "seed": seed,
-        "noise_scale": noise_scale,
-        "constraint": constraint,
-        "settings": asdict(settings),
-        "gradients": draws.gradients,
-        **(attrs or {}),
-    }
-    return [
-        _separation(
-            draws.sources[i],
-            {name: part[i] for name, part in draws.statistics._asdict().items()},
-            {name: part[i] for name, part in draws.warmup._asdict().items()},
-            mixtures[i],
-            priors,
-            mixing,
-            None if true_sources is None else true_sources[i],
-            root,
-        )
-        for i in range(len(mixtures))
-    ]
-
-
-def default_ladder(priors: Priors, time: int) -> dict[str, float]:
-    """Ends and turn of the ladder, from the frame and what the priors know."""
-    low = max(prior.sigmas[0] for prior in priors.values())
-    high = min(prior.sigmas[1] for prior in priors.values())
-    level = mean(prior.level for prior in priors.values())
-    return {
-        "sigma_max": min(start_level(time, level), high),
-        "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
-        "sigma_turn": TURN_SHARE * level,
-    }
-
-
-def check_mixtures(mixtures: Tensor) -> None:
-    """Raise ValueError unless mixtures ``(mixture, time)`` can be separated."""
-    if mixtures.dim() != 2:
-        raise ValueError(f"mixtures: got shape {tuple(mixtures.shape)}, expected (mixture, time)")
-    if mixtures.shape[-1] < MIN_TIME:
-        raise ValueError(
-            f"mixture: got {mixtures.shape[-1]} audio samples, expected at least {MIN_TIME}; "
-            "record a longer one"
-        )
-    if not bool(mixtures.isfinite().all()):
-        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
-    if bool((mixtures.abs().amax(-1) < 1e-6).any()):
-        raise ValueError("mixture: got silence, expected audio with sources in it")
+    root = run | {"settings": asdict(settings), "gradients": descent.gradients, **(attrs or {})}
+    rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
+    return [Separation(mean, tuple(priors), rate, trace) for mean, trace in results]
 
 
 def describe(
@@ -187,53 +169,102 @@ def describe(
         true_sources: ``(source, time)`` where known.
         attrs: attributes of the trace.
     """
-    chains, draws = noisy.shape[:2]
     lanes = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(lanes), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(lanes, sigma)
     clean = target.denoise(lanes, evaluation, sigma).reshape(noisy.shape)
-    return _separation(
-        clean,
-        {
-            "lp": evaluation.log_density.reshape(chains, draws),
-            "log_prior": evaluation.parts.reshape(chains, draws, -1),
-        },
-        {},
-        mixture,
-        priors,
-        mixing,
-        true_sources,
-        attrs or {},
+    clean = clean[..., : mixture.shape[-1]].cpu()  # what was heard
+    lp = evaluation.log_density.reshape(noisy.shape[:2]).cpu()
+    rate = next(iter(priors.values())).sample_rate
+    trace = build_trace(
+        sources=clean,
+        lp=lp,
+        log_prior=evaluation.parts.reshape(noisy.shape[:3]).cpu(),
+        stats={},
+        warmup_stats={},
+        mixture=mixture.cpu(),
+        gains=mixing.gains,
+        source_names=tuple(priors),
+        sample_rate=rate,
+        true_sources=None if true_sources is None else true_sources.cpu(),
+        attrs=attrs or {},
     )
+    return Separation(clean[int(lp.mean(1).argmax())].mean(0), tuple(priors), rate, trace)
 
 
-def _separation(
-    sources: Tensor,
-    statistics: dict[str, Tensor],
-    warmup: dict[str, Tensor],
-    mixture: Tensor,
+def default_ladder(priors: Priors, time: int) -> dict[str, float]:
+    """Ends and turn of the ladder, from the frame and what the priors know.
+
+    A learned prior knows little where the evidence of a frame is a few nats, and the ladder starts
+    lower. An exact one decides there, all at once, and the ladder is slow from before until after.
+    """
+    low = max(prior.sigmas[0] for prior in priors.values())
+    high = min(prior.sigmas[1] for prior in priors.values())
+    level = mean(prior.level for prior in priors.values())
+    start, turn = start_level(time, level), TURN_SHARE * level
+    if all(isinstance(prior, WaveformPrior) for prior in priors.values()):
+        start, turn = (start_level(time, level, nats) for nats in EXACT_NATS)
+    return {
+        "sigma_max": min(start, high),
+        "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
+        "sigma_turn": turn,
+    }
+
+
+def check_mixtures(mixtures: Tensor) -> None:
+    """Raise ValueError unless mixtures ``(mixture, time)`` can be separated."""
+    if mixtures.dim() != 2:
+        raise ValueError(f"mixtures: got shape {tuple(mixtures.shape)}, expected (mixture, time)")
+    if mixtures.shape[-1] < MIN_TIME:
+        raise ValueError(
+            f"mixture: got {mixtures.shape[-1]} audio samples, expected at least {MIN_TIME}; "
+            "record a longer one"
+        )
+    if not bool(mixtures.isfinite().all()):
+        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
+    if bool((mixtures.abs().amax(-1) < 1e-6).any()):
+        raise ValueError("mixture: got silence, expected audio with sources in it")
+
+
+def _traces(
+    mixtures: Tensor,
     priors: Priors,
     mixing: Mixing,
     true_sources: Tensor | None,
-    attrs: Mapping[str, Any],
-) -> Separation:
-    """Of clean draws and the statistics ``(chain, draw)`` of every chain."""
-    sources = sources[..., : mixture.shape[-1]].cpu()  # what was heard
-    kept = {name: value.cpu().numpy() for name, value in statistics.items()}
-    names = tuple(priors)
-    sample_rate = next(iter(priors.values())).sample_rate
-    trace = build_trace(
-        sources=sources.numpy(),
-        lp=kept.pop("lp"),
-        log_prior=kept.pop("log_prior"),
-        stats=kept,
-        warmup_stats={n: v.cpu().numpy() for n, v in warmup.items() if n != "log_prior"},
-        mixture=mixture.cpu().numpy(),
-        gains=mixing.gains,
-        source_names=names,
-        sample_rate=sample_rate,
-        true_sources=None if true_sources is None else true_sources.cpu().numpy(),
-        attrs=attrs,
-    )
-    best = statistics["lp"].mean(1).nan_to_num(nan=-torch.inf).argmax()
-    return Separation(sources[best].mean(0), names, sample_rate, trace)
+    stores: Sequence[str | PathLike[str]] | None,
+    settings: Annealing,
+) -> list[Trace]:
+    """A trace of each mixture, to be filled."""
+    builds = [
+        partial(
+            build_trace,
+            mixture=mixture.cpu(),
+            gains=mixing.gains,
+            source_names=tuple(priors),
+            sample_rate=next(iter(priors.values())).sample_rate,
+            true_sources=None if true_sources is None else true_sources[i].cpu(),
+        )
+        for i, mixture in enumerate(mixtures)
+    ]
+    if stores is None:
+        return [TraceInMemory(build) for build in builds]
+    if len(stores) != len(builds):
+        raise ValueError(f"stores: got {len(stores)} paths, expected {len(builds)}, one a mixture")
+    return [
+        TraceOnDisk(build, TraceStore(path, settings.draws))
+        for build, path in zip(builds, stores, strict=True)
+    ]
+
+
+def _fingerprints(mixtures: Tensor, priors: Priors) -> dict[str, Any]:
+    """By what mixtures and priors are known again: a hash, and what a prior says of some noise."""
+    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
+    time = frame_time(priors.values(), mixtures.shape[-1])
+    noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)
+    densities = {
+        f"prior of {name}": float(
+            prior.frame(time).condition(prod(prior.sigmas) ** 0.5).log_prob(prior.level * noise)
+        )
+        for name, prior in priors.items()
+    }
+    return {"mixture": f"{digest} {tuple(mixtures.shape)}"} | densities

@@ -1,4 +1,4 @@
-"""Posterior draws as an ``xarray.DataTree``, in ArviZ's groups, and their netCDF files.
+"""Posterior draws as an ``xarray.DataTree``, in ArviZ's groups, and their files.
 
 Needs NumPy and xarray only: a trace is read without torch. One seed gives one file, byte for byte:
 no time of day is written.
@@ -136,25 +136,36 @@ def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
 
 
 def load_trace(path: str | PathLike[str]) -> xr.DataTree:
-    """Read a trace into memory and close its file.
+    """Read a netCDF trace into memory and close its file, or open a Zarr store.
+
+    What a store holds is read where it is used.
 
     Args:
-        path: a file of :func:`save_trace`.
+        path: a file of :func:`save_trace`, or a store of :mod:`pyro_sep.store`, ``.zarr``.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not netCDF, damaged, or without a posterior.
+        FileNotFoundError: no such file or store.
+        ValueError: neither netCDF nor Zarr, damaged, unfinished, or without a posterior.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
+    stored = path.suffix == ".zarr"
+    if not (path.is_dir() if stored else path.is_file()):
+        raise FileNotFoundError(f"{path}: no such {'store' if stored else 'file'}; check the path")
     try:
-        with xr.open_datatree(path, engine="h5netcdf") as opened:
-            tree = opened.load()
+        if stored:
+            tree = xr.open_datatree(path, engine="zarr", consolidated=False)
+        else:
+            with xr.open_datatree(path, engine="h5netcdf") as opened:
+                tree = opened.load()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        kind = "Zarr store" if stored else "netCDF file"
         raise ValueError(
-            f"{path}: got no readable netCDF file, expected a trace; separate the mixture again"
+            f"{path}: got no readable {kind}, expected a trace; separate the mixture again"
         ) from error
+    if stored and "inference_library" not in tree.attrs:
+        raise ValueError(
+            f"{path}: got a trace that is not finished, expected all draws; run it to its end"
+        )
     if "posterior" not in tree.children:
         raise ValueError(
             f"{path}: got groups {sorted(tree.children)}, expected 'posterior' among them; "

@@ -1,7 +1,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 from tqdm import tqdm
 
-from pyro_sep.inference.annealed import Draws, _Walk, anneal, best_explorers
+from pyro_sep.inference import checkpoint
+from pyro_sep.inference.annealed import Descent, _Walk, anneal, best_explorers
+from pyro_sep.inference.checkpoint import Checkpoint
+from pyro_sep.inference.draws import Collected, Statistics
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing
@@ -63,7 +67,7 @@ class TwoModes(GaussianPrior):
 
 @dataclass(frozen=True)
 class Recorder(AnnealedPosterior):
-    """Notes (lanes, sigma) of all that is evaluated."""
+    """Notes (lanes, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
 
     log: dict[str, list[Any]] = field(kw_only=True)
 
@@ -71,6 +75,8 @@ class Recorder(AnnealedPosterior):
         return replace(self, mixture=self.mixture[lanes])
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
+        if len(self.log["evaluate"]) + 1 == self.log["killed_at"]:
+            raise KeyboardInterrupt
         evaluation = super().evaluate(sources, sigma)
         self.log["evaluate"].append((len(sources), sigma))
         self.log["evaluation"].append(evaluation)
@@ -81,28 +87,51 @@ class Recorder(AnnealedPosterior):
         return super().cross_log_prior(sources, sigma)
 
 
+class Run(NamedTuple):
+    """All draws, and how they came about."""
+
+    sources: Tensor
+    noisy: Tensor
+    statistics: Statistics
+    warmup: Statistics
+    gradients: int
+
+
 def walk(
     mixtures: Tensor,
     priors: Sequence[GaussianPrior],
     mixing: Mixing,
     seed: int = 0,
     exact: bool = False,
+    checkpoint: Checkpoint | None = None,
+    killed_at: int | None = None,
     **settings: Any,
-) -> tuple[Draws, dict[str, Any]]:
-    """Draws, and the log of a Recorder."""
+) -> tuple[Run, dict[str, Any]]:
+    """A run, and the log of a Recorder."""
     log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
+    log["killed_at"] = killed_at
     annealing = Annealing(**(LADDER | settings))
     generator = torch.Generator().manual_seed(seed)
-    draws = anneal(
-        mixtures, lambda m: Recorder(m, priors, mixing, exact, log=log), annealing, generator
+    sink = Collected()
+    descent = anneal(
+        mixtures,
+        lambda m: Recorder(m, priors, mixing, exact, log=log),
+        annealing,
+        generator,
+        sink,
+        checkpoint,
     )
-    return draws, log
+    return gather(sink, descent), log
+
+
+def gather(sink: Collected, descent: Descent) -> Run:
+    return Run(*sink.draws, *descent)
 
 
 SET = {"noise_level", "step_size", "acceptance_rate", "gradients"}  # the same for every seed
 
 
-def flat(draws: Draws) -> dict[str, Tensor]:
+def flat(draws: Run) -> dict[str, Tensor]:
     """Every tensor of a run, by name."""
     own = {name: getattr(draws, name) for name in ("sources", "noisy", "gradients")}
     for group in ("statistics", "warmup"):
@@ -474,6 +503,93 @@ def test_every_step_is_one_evaluation() -> None:
     assert min(sigma for _, sigma in log["exchange"]) >= annealing.sigma_turn
 
 
+LONG: dict[str, Any] = {
+    "mixtures": torch.sin(torch.arange(60) / torch.tensor([[7.0], [3.0]])),
+    "priors": [GaussianPrior(level) for level in (0.5, 0.25, 0.7)],
+    "mixing": Mixing((0.7, 1.2, 0.4)),
+    "steps": 6,
+    "explorers": 4,
+    "draws": 25,  # in three blocks
+    "exchange_every": 3,
+}
+
+
+def resume(path: Path, killed_at: int | None = None, **options: Any) -> tuple[Run, dict[str, Any]]:
+    return walk(**LONG, **options, checkpoint=Checkpoint(path, {}), killed_at=killed_at)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint after every block."""
+    monkeypatch.setattr(checkpoint, "SECONDS", -1.0)
+
+
+def assert_same(a: Run, b: Run) -> None:
+    for (name, one), other in zip(flat(a).items(), flat(b).values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+#: Evaluation that is not made any more, and how many a checkpoint holds by then.
+KILLS = {
+    "before any checkpoint": (5, 0),
+    "second level": (14, 9),
+    "when explorers have gone": (30, 27),
+    "tournament": (50, 36),
+    "below the turn": (70, 65),
+    "second tournament": (90, 79),
+    "first block": (115, 108),
+    "second block": (140, 129),
+    "last draw": (159, 149),
+}
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("place", KILLS)
+@pytest.mark.parametrize("options", [{}, {"corrected": True}, {"exact": True}])
+def test_a_killed_run_goes_on_exactly(tmp_path: Path, options: Any, place: str) -> None:
+    killed_at, held = KILLS[place]
+    whole, log = walk(**LONG, **options)
+    assert len(log["evaluate"]) == 159
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "run.pt", killed_at, **options)
+    torch.manual_seed(77)  # another process: its global generator is elsewhere
+    again, rest = resume(tmp_path / "run.pt", **options)
+    assert_same(again, whole)
+    assert rest["evaluate"] == log["evaluate"][held:]
+
+
+@pytest.mark.usefixtures("always")
+def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
+    whole, _ = walk(**LONG)
+    kills = 0
+    while True:
+        try:
+            again, _ = resume(tmp_path / "run.pt", killed_at=40)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills >= 3
+    assert_same(again, whole)
+
+
+def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
+    whole, _ = resume(tmp_path / "run.pt")
+    before = (tmp_path / "run.pt").read_bytes()
+    again, log = resume(tmp_path / "run.pt")
+    assert_same(again, whole)
+    assert log["evaluate"] == []
+    assert (tmp_path / "run.pt").read_bytes() == before
+
+
+def test_within_a_minute_draws_are_not_written(tmp_path: Path) -> None:
+    _, log = walk(**LONG)
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "run.pt", killed_at=len(log["evaluate"]))
+    saved = Checkpoint(tmp_path / "run.pt", {}).load()
+    assert saved is not None
+    assert (saved["walk"]["drawn"], saved["sink"]["blocks"]) == (0, [])
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     annealing = Annealing(**LADDER, steps=7, draws=5, thin=2)
@@ -484,6 +600,7 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
         lambda lanes: AnnealedPosterior(lanes, priors, mixing),
         annealing,
         generator,
+        Collected(),
         progress=True,
     )
     total = annealing.total_steps(count)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,14 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file, save_file
 
-from pyro_sep import cli
+from pyro_sep import cli, outputs
 from pyro_sep.checkpoints import load_prior, load_priors, save_prior
 from pyro_sep.diagnostics import diagnose, format_diagnosis
 from pyro_sep.models.family import FAMILIES
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.train import SERIAL_SIGMAS, TrainingDivergedError
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import PRIORS, FloWaveNetPrior, WaveNetPrior
 from pyro_sep.trace import load_trace, save_trace
 
@@ -164,6 +166,60 @@ def test_separate_adds_up_at_the_priors_own_rate(
     stems = [soundfile.read(tmp_path / "out" / f"{name}.wav")[0] for name in ("sine", "saw")]
     assert [len(stem) for stem in stems] == [300, 300]
     assert np.abs(np.mean(stems, 0) - mixture).max() < 1e-2
+
+
+def test_draws(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    arguments = ("--priors", priors, "--out", tmp_path, *BUDGET, "--draws", "7")
+    assert call("separate", stereo, *arguments).code == 0
+    assert load_trace(tmp_path / "trace.nc")["posterior"].sizes["draw"] == 7
+
+
+def test_what_could_not_be_written_is_not_drawn_again(
+    call, priors: Path, stereo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    use = ("separate", stereo, "--priors", priors, *BUDGET, "--out")
+    assert call(*use, whole).code == 0
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_separation", full)
+        assert call(*use, cut).code == 2
+    assert os.listdir(cut) == ["checkpoint.pt"]
+    other = call(*use, cut, "--seed", "5")
+    assert lines(other.err)[2:] == [
+        f"pyro-sep: {cut / 'checkpoint.pt'}: got the checkpoint of a run of seed 0, "
+        "expected seed 5; give another place, or delete it"
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(AnnealedPosterior, "evaluate", None)
+        assert call(*use, cut).code == 0
+    assert_separated(cut)
+    assert (cut / "trace.nc").read_bytes() == (whole / "trace.nc").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_exactly(priors: Path, stereo: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    use = command("separate", stereo, "--priors", priors, *BUDGET, "--steps", "50", "--out")
+    subprocess.run([*use, whole], env=ENV, capture_output=True, check=True)
+    with subprocess.Popen([*use, cut], env=ENV, stderr=subprocess.DEVNULL) as process:
+        while not (cut / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert "trace.nc" not in os.listdir(cut)
+    done = subprocess.run([*use, cut], env=ENV, capture_output=True, text=True, check=True)
+    assert "400/400" in done.stderr
+    assert "  0%" not in done.stderr  # it did not begin anew
+    assert_separated(cut)
+    assert (cut / "trace.nc").read_bytes() == (whole / "trace.nc").read_bytes()
+    for name in ("sine.wav", "saw.wav"):  # a WAV file holds the time of day
+        stems = [soundfile.read(folder / name)[0] for folder in (cut, whole)]
+        assert np.array_equal(*stems)
 
 
 def write_bad(folder: Path, case: str) -> Path:

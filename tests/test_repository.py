@@ -52,7 +52,17 @@ GRAPH = {
 }
 LATE = {
     f"pyro_sep.{name}"
-    for name in ("separation", "outputs", "cli", "trace", "diagnostics", "plots", "metrics")
+    for name in (
+        "separation",
+        "kept",
+        "outputs",
+        "cli",
+        "trace",
+        "store",
+        "diagnostics",
+        "plots",
+        "metrics",
+    )
 }
 LEARNED = {f"pyro_sep.{name}" for name in ("priors", "checkpoints", "mixing", "posterior", "audit")}
 

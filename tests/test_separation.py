@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
+from pyro_sep.inference.draws import Draws
 from pyro_sep.inference.schedules import START_NATS
 from pyro_sep.inference.settings import Annealing
+from pyro_sep.kept import Kept
 from pyro_sep.metrics import si_sdr_improvement
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
@@ -99,14 +101,12 @@ def test_the_result_is_the_mean_of_the_most_probable_chain(result: Separation) -
 def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     from pyro_sep import separation
 
-    anneal = separation.anneal
+    class Rigged(Kept):
+        def add(self, draws: Draws, first: int) -> None:
+            lp = torch.tensor([[[5.0] + [-9.0] * 5, [0.0] * 6]])
+            super().add(draws._replace(statistics=draws.statistics._replace(lp=lp)), first)
 
-    def rigged(*args: Any) -> Any:
-        draws = anneal(*args)
-        lp = torch.tensor([[[5.0, -9.0, -9.0, -9.0, -9.0, -9.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-        return draws._replace(statistics=draws.statistics._replace(lp=lp))
-
-    monkeypatch.setattr(separation, "anneal", rigged)
+    monkeypatch.setattr(separation, "Kept", Rigged)
     result = separate(tones().mean(0), PRIORS, **BUDGET)
     second = result.trace["posterior"]["sources"].values[1].mean(0)
     assert np.allclose(result.sources.numpy(), second, atol=1e-6)

@@ -1,0 +1,86 @@
+"""Checkpoints: the whole state of a run in one file, from which a killed run goes on exactly."""
+
+import math
+import time as clock
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+import torch
+
+from pyro_sep.files import written_whole
+
+SECONDS = 60.0  # between checkpoints that are not worth one by themselves
+DENSITY_ERROR = 1e-5  # relative: another number of threads adds up in another order
+
+
+class Checkpoint:
+    """The file of one run.
+
+    Args:
+        path: of the file; it need not exist.
+        run: what tells this run from others, plain values by name.
+    """
+
+    def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
+        self.path, self.run = Path(path), dict(run)
+        self._saved_at = clock.monotonic()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one was written more than :data:`SECONDS` ago."""
+        return clock.monotonic() - self._saved_at > SECONDS
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state of tensors, numbers, and lists and dicts of them, whole or not at all.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        with written_whole(self.path) as partial:
+            torch.save({"run": self.run, "state": dict(state)}, partial)
+        self._saved_at = clock.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state that was saved last, on the CPU, or None where there is no file yet.
+
+        Raises:
+            FileNotFoundError: no folder for the file.
+            ValueError: a damaged file, or the checkpoint of another run.
+        """
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"{self.path}: there is no folder {self.path.parent}; create it first"
+            )
+        if not self.path.exists():
+            return None
+        try:
+            with ZipFile(self.path) as archive:
+                if archive.testzip() is not None:  # torch does not look at the checksums
+                    raise BadZipFile
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            run, state = dict(content["run"]), dict(content["state"])
+        except Exception as error:  # there is no end to what foreign bytes raise
+            raise ValueError(
+                f"{self.path}: got no readable checkpoint, expected that of a separation; "
+                "delete it to start anew"
+            ) from error
+        names = [name for name in self.run | run if not _same(run.get(name), self.run.get(name))]
+        if names:
+            got, expected = (
+                ", ".join(f"{name} {values.get(name)}" for name in names)
+                for values in (run, self.run)
+            )
+            raise ValueError(
+                f"{self.path}: got the checkpoint of a run of {got}, expected {expected}; "
+                "give another place, or delete it"
+            )
+        return state
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=DENSITY_ERROR)
+    return bool(a == b)

@@ -1,0 +1,155 @@
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from pyro_sep.store import DRAWN, TraceStore
+from pyro_sep.trace import build_trace, load_trace, save_trace, to_arviz
+
+RATE, DRAWS = 8000, 30
+RNG = np.random.default_rng(0)
+SOURCES = RNG.normal(size=(2, DRAWS, 2, 80))
+LP = RNG.normal(size=(2, DRAWS)).astype(np.float32)
+LOG_PRIOR = RNG.normal(size=(2, DRAWS, 2))
+
+
+def trace(first: int = 0, end: int = DRAWS, **changes: Any) -> xr.DataTree:
+    """Draws ``first`` to ``end`` of one run."""
+    part = slice(first, end)
+    return build_trace(
+        **{
+            "sources": SOURCES[:, part],
+            "lp": LP[:, part],
+            "log_prior": LOG_PRIOR[:, part],
+            "stats": {"step_size": LP[:, part] ** 2, "taken": np.ones_like(LP[:, part], dtype=int)},
+            "warmup_stats": {"noise_level": np.ones((2, 7))},
+            "mixture": SOURCES[0, 0, 0],
+            "gains": (0.5, 0.25),
+            "source_names": ["bass", "Süßes"],
+            "sample_rate": RATE,
+            "true_sources": SOURCES[0, 0],
+            "attrs": {"seed": 3, "settings": {"levels": 6}, "rate": 0.1},
+            **changes,
+        }
+    )
+
+
+def write(store: TraceStore, *starts: int, size: int = 8) -> TraceStore:
+    for first in starts:
+        store.add(trace(first, min(first + size, DRAWS), warmup_stats={}, attrs={}), first)
+    return store
+
+
+def finished(path: Path) -> Path:
+    write(TraceStore(path, DRAWS), 0, 8, 16, 24).finish(trace(DRAWS - 1))
+    return path
+
+
+def test_blocks_on_disk_are_the_trace_in_memory(tmp_path: Path) -> None:
+    stored = load_trace(finished(tmp_path / "a.zarr"))
+    assert list(stored["posterior"]["draw"].values) == list(range(DRAWS))
+    xr.testing.assert_identical(stored.load(), trace())
+    for name, group in trace().children.items():
+        for key, part in group.to_dataset().variables.items():
+            assert stored[name].to_dataset().variables[key].dtype == part.dtype
+
+
+def test_nothing_is_read_before_it_is_used(tmp_path: Path) -> None:
+    stored = load_trace(finished(tmp_path / "a.zarr"))
+    assert not stored["posterior/sources"].variable._in_memory
+    np.testing.assert_array_equal(stored["posterior/sources"][1, 17], np.float32(SOURCES[1, 17]))
+    assert not stored["posterior/sources"].variable._in_memory
+
+
+def test_a_block_may_come_again(tmp_path: Path) -> None:
+    store = write(TraceStore(tmp_path / "a.zarr", DRAWS), 0, 8, 16)
+    again = write(TraceStore(store.path, DRAWS), 8, 16, 24)
+    again.finish(trace(DRAWS - 1))
+    xr.testing.assert_identical(load_trace(store.path).load(), trace())
+
+
+def test_the_first_block_replaces_an_older_store(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.zarr")
+    write(TraceStore(path, 12), 0, size=12)
+    with pytest.raises(ValueError, match="got a trace that is not finished"):
+        load_trace(path)
+    short = trace(0, 12, true_sources=None, warmup_stats={})
+    TraceStore(path, 12).finish(short)
+    xr.testing.assert_identical(load_trace(path).load(), short)
+
+
+def test_arviz_takes_the_store(tmp_path: Path) -> None:
+    data = to_arviz(load_trace(finished(tmp_path / "a.zarr")))
+    names = ["level", "centroid", "log_prior"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+
+        table = arviz.summary(data, var_names=names, round_to=4)
+        same = arviz.summary(to_arviz(trace()), var_names=names, round_to=4)
+    assert table.equals(same)
+    assert "level[Süßes]" in table.index
+
+
+def test_a_store_becomes_a_file(tmp_path: Path) -> None:
+    save_trace(load_trace(finished(tmp_path / "a.zarr")), tmp_path / "a.nc")
+    xr.testing.assert_identical(load_trace(tmp_path / "a.nc"), trace())
+
+
+def test_chunks_hold_a_block_of_one_source(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.zarr")
+    array = json.loads((path / "posterior" / "sources" / ".zarray").read_text())
+    assert (array["shape"], array["chunks"]) == ([2, DRAWS, 2, 80], [1, 8, 1, 80])
+
+
+def test_a_store_is_known_by_its_last_draw(tmp_path: Path) -> None:
+    store = write(TraceStore(tmp_path / "a.zarr", DRAWS), 0, 8)
+    store.check(LP[:, 15], 15)
+    for lp, draw in ((LP[:, 14], 15), (LP[:, 16], 16), (LP[:, 15], DRAWS)):
+        message = rf"a\.zarr without the draws of its checkpoint, expected {draw + 1} of them"
+        with pytest.raises(ValueError, match=message) as caught:
+            store.check(lp, draw)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="without the draws of its checkpoint"):
+        TraceStore(tmp_path / "b.zarr", DRAWS).check(LP[:, 0], 0)
+
+
+def test_what_is_no_store_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "photos.zarr"
+    folder.mkdir()
+    (folder / "a.jpg").write_text("kept")
+    with pytest.raises(ValueError, match=r"photos\.zarr, which is there and is no Zarr store"):
+        TraceStore(folder, DRAWS)
+    with pytest.raises(ValueError, match=r"got .*photos, expected a name that ends in \.zarr"):
+        TraceStore(tmp_path / "photos", DRAWS)
+    assert os.listdir(folder) == ["a.jpg"]
+
+
+def test_bad_stores_are_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    with pytest.raises(FileNotFoundError, match=r"a\.zarr: no such store"):
+        load_trace(path)
+    path.mkdir()
+    with pytest.raises(ValueError, match=r"a\.zarr: got no readable Zarr store") as caught:
+        load_trace(path)
+    assert "\n" not in str(caught.value)
+    xr.DataTree.from_dict({"/": xr.Dataset(attrs={"inference_library": "x"})}).to_zarr(path)
+    with pytest.raises(ValueError, match=r"got groups \[\], expected 'posterior'"):
+        load_trace(path)
+
+
+def test_only_the_draws_grow(tmp_path: Path) -> None:
+    write(TraceStore(tmp_path / "a.zarr", DRAWS), 0)
+    assert {path.name for path in (tmp_path / "a.zarr").iterdir() if path.is_dir()} == set(DRAWN)
+
+
+def test_imports_without_torch() -> None:
+    code = "import sys, pyro_sep.store; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
