@@ -14,7 +14,8 @@ mode:
 * tournaments, with more than two sources: wrong modes are tones in the wrong hands. At the turn,
   and again where overtones stand out of the noise, every exchange of two sources is tried beside
   the sources as they are. All candidates are noised again, just as far as overtones can still
-  change hands, and annealed alike, so that none is ahead; the best by mean log posterior goes on.
+  change hands, and annealed alike, so that none is ahead; the best by mean log posterior goes on,
+  into another tournament where it is an exchange.
 
 Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
 that of the chain at the last level, started in the mode that was found.
@@ -135,7 +136,8 @@ def _plan(settings: Annealing) -> list[Callable[["_Walk"], None]]:
         if sigma == turn:
             stages.append(partial(_Walk.keep_best, count=1))
         if sigma in (turn, settings.sigma_refine):
-            stages += [partial(_Walk.hold_tournament, sigma=sigma)] * settings.tournaments
+            for i in range(settings.tournaments):
+                stages.append(partial(_Walk.hold_tournament, sigma=sigma, first=i == 0))
     return stages
 
 
@@ -152,7 +154,10 @@ def _orders(count: int) -> list[list[int]]:
 class _Walk:
     """Lanes of chains on their way down the ladder."""
 
-    kept = ("stage", "steps", "evaluations", "explorers", "step_size", "lanes", "position", "drawn")
+    kept = (
+        *("stage", "steps", "evaluations", "explorers", "step_size", "drawn"),
+        *("lanes", "open", "position"),
+    )
 
     def __init__(
         self,
@@ -170,6 +175,7 @@ class _Walk:
         self.step_size = settings.step_size  # in units of sigma
         self.position = target.start(settings.sigma_max, generator)
         self.lanes = torch.arange(len(self.position), device=self.position.device)  # that are left
+        self.open = self.lanes[:0]  # which a tournament has just changed
         self.drawn = 0
         self.drawing: UnderdampedState | None = None  # after the last draw
 
@@ -222,16 +228,23 @@ class _Walk:
         self.lanes = self.lanes[best]
         self.history.take(best)
 
-    def hold_tournament(self, sigma: float) -> None:
-        """Where there are more than two sources, try every exchange, and go on with the best."""
+    def hold_tournament(self, sigma: float, first: bool) -> None:
+        """Where there are more than two sources, try every exchange, and go on with the best.
+
+        The first at a level is held for all lanes, others for those that the last one changed.
+        """
         count = len(self.target.priors)
-        if count < 3:
+        if first:
+            self.open = torch.arange(len(self.position), device=self.position.device)
+        if count < 3 or not len(self.open):
+            skipped = self.settings.tournament_steps if count > 2 else 0
+            self.steps += skipped
+            self.bar.update(skipped)
             return
         orders = _orders(count)
-        lanes = torch.arange(len(self.position), device=self.position.device)
-        lanes = lanes.repeat_interleave(len(orders))
+        lanes = self.open.repeat_interleave(len(orders))
         target, position = self.target.take(lanes), self.position[lanes]
-        assignment = torch.tensor(orders, device=position.device).repeat(len(self.position), 1)
+        assignment = torch.tensor(orders, device=position.device).repeat(len(self.open), 1)
         position = reassign(position, assignment, target.mixing.weights(position))
         sigmas = self.settings.renoised(sigma)
         noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
@@ -239,7 +252,9 @@ class _Walk:
         for level in sigmas:
             position, _ = self._run(target, position, level, self.settings.renoised_steps)
         position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        self.position = position[best_explorers(log_density, len(orders))]
+        best = best_explorers(log_density, len(orders))
+        self.position = self.position.index_copy(0, self.open, position[best])
+        self.open = self.open[best % len(orders) != 0]
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""

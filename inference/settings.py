@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
 from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 
-RENOISE = 2.5  # candidates are noised to this multiple of the level where they are compared
+RENOISE = 2.5  # candidates are noised to this multiple of sigma_turn before they are compared there
+REFINE_RENOISE = 4.0  # and to this one of sigma_refine
 RENOISE_LEVELS = 6  # on their way back
 COMPARED_STEPS = 10  # whose mean log posterior decides
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
@@ -21,7 +22,8 @@ class Annealing:
         sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
             The better half of the explorers goes on from 1.5 times this level.
         sigma_min: last noise level, where draws are kept.
-        tournaments: at each of the two levels, where there are more than two sources.
+        tournaments: at most, at each of the two levels, where there are more than two sources; a
+            chain holds no more once one has left it as it was.
         levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
         chains: independent chains per mixture.
@@ -38,7 +40,7 @@ class Annealing:
     sigma_max: float
     sigma_turn: float
     sigma_min: float
-    tournaments: int = 1
+    tournaments: int = 3
     levels: int = 22
     steps: int = 30
     chains: int = 2
@@ -78,16 +80,23 @@ class Annealing:
 
     def renoised(self, sigma: float) -> tuple[float, ...]:
         """Ladder of a tournament at ``sigma``."""
-        return geometric_ladder(min(self.sigma_max, RENOISE * sigma), sigma, RENOISE_LEVELS)
+        start = sigma * (RENOISE if sigma == self.sigma_turn else REFINE_RENOISE)
+        return geometric_ladder(min(self.sigma_max, start), sigma, RENOISE_LEVELS)
 
     @property
     def renoised_steps(self) -> int:
         """Steps per level of that ladder."""
         return max(1, self.steps // 3)
 
+    @property
+    def tournament_steps(self) -> int:
+        """Steps of a candidate."""
+        return RENOISE_LEVELS * self.renoised_steps + COMPARED_STEPS
+
     def total_steps(self, count: int) -> int:
-        """Steps per chain with ``count`` sources."""
-        tournament = RENOISE_LEVELS * self.renoised_steps + COMPARED_STEPS
+        """Steps per chain with ``count`` sources, if all tournaments are held."""
         places = {self.sigma_turn, self.sigma_refine}
         tournaments = len(places) * self.tournaments if count > 2 else 0
-        return self.levels * self.steps + tournaments * tournament + self.draws * self.thin
+        return (
+            self.levels * self.steps + tournaments * self.tournament_steps + self.draws * self.thin
+        )

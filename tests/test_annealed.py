@@ -361,8 +361,8 @@ def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
     walker = _Walk(target, Annealing(**LADDER, **settings), generator, tqdm(disable=True))
     noise = SIGMA * torch.randn(lanes, 3, 20, generator=generator)
     walker.position = places[list(order)][:, None] + noise
-    for _ in range(settings.get("tournaments", Annealing.tournaments)):
-        walker.hold_tournament(SIGMA)
+    for i in range(settings.get("tournaments", Annealing.tournaments)):
+        walker.hold_tournament(SIGMA, first=i == 0)
     return walker.position.mean(-1)
 
 
@@ -372,7 +372,7 @@ def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
         ((0, 1, 2), {}, PLACES),  # right already: nothing changes hands
         ((2, 1, 0), {}, PLACES),
         ((1, 0, 2), {}, PLACES),
-        ((1, 2, 0), {"tournaments": 2}, PLACES),  # a cycle takes two exchanges
+        ((1, 2, 0), {}, PLACES),  # a cycle takes two exchanges
     ],
 )
 def test_tournaments_put_sources_in_each_other_s_place(
@@ -383,8 +383,30 @@ def test_tournaments_put_sources_in_each_other_s_place(
     assert torch.allclose(means, torch.tensor(expected).expand(8, 3), atol=0.2)
 
 
+def test_who_is_in_place_holds_no_further_tournament() -> None:
+    target = AnnealedPosterior(
+        torch.tensor(PLACES).mean().expand(3, 20), [Placed(p) for p in PLACES], Mixing.mean(3)
+    )
+    generator = torch.Generator().manual_seed(0)
+    walker = _Walk(target, Annealing(**LADDER), generator, tqdm(disable=True))
+    orders = torch.tensor([[0, 1, 2], [1, 0, 2], [1, 2, 0]])
+    noise = SIGMA * torch.randn(3, 3, 20, generator=generator)
+    walker.position = torch.tensor(PLACES)[orders][..., None] + noise
+    held = []
+    for i in range(4):
+        before, steps = walker.evaluations, walker.steps
+        kept = walker.position.clone()
+        walker.hold_tournament(SIGMA, first=i == 0)
+        held.append(walker.open.tolist())
+        if i == 3:
+            assert torch.equal(walker.position, kept)
+            assert walker.evaluations == before
+        assert walker.steps - steps == walker.settings.tournament_steps
+    assert held == [[1, 2], [2], [], []]
+
+
 def test_a_cycle_is_not_undone_by_one_exchange() -> None:
-    means = after_tournaments((1, 2, 0))
+    means = after_tournaments((1, 2, 0), tournaments=1)
     right = (means - torch.tensor(PLACES)).abs() < 0.2
     assert (right.sum(1) == 1).all()
 
@@ -504,6 +526,7 @@ def test_every_step_is_one_evaluation() -> None:
 
 
 LONG: dict[str, Any] = {
+    "tournaments": 1,
     "mixtures": torch.sin(torch.arange(60) / torch.tensor([[7.0], [3.0]])),
     "priors": [GaussianPrior(level) for level in (0.5, 0.25, 0.7)],
     "mixing": Mixing((0.7, 1.2, 0.4)),
