@@ -14,7 +14,8 @@ from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.presence import SpikeAndSlab, presence_of_draws
+from pyro_sep.priors import Prior, Priors
 from pyro_sep.trace import build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
@@ -33,12 +34,16 @@ class Separation:
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace`.
+        presence: where it was inferred, the posterior probability that each source is present
+            ``(source,)``, by the draws of that same chain. Modes differ by tens of nats or more,
+            so a mean over chains weighted by their posterior is that of the best one.
     """
 
     sources: Tensor
     names: tuple[str, ...]
     sample_rate: int
     trace: xr.DataTree
+    presence: Tensor | None = None
 
 
 def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
@@ -64,6 +69,7 @@ def separate_batch(
     gains: Sequence[float] | None = None,
     noise_scale: float = NOISE_SCALE,
     constraint: str = "gaussian",
+    absent: str | None = None,
     seed: int = 0,
     true_sources: Tensor | None = None,
     progress: bool = False,
@@ -75,11 +81,14 @@ def separate_batch(
     Args:
         mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
-        gains: a_k; all 1/N where None, the mixture is then the mean of its sources.
+        gains: a_k; all 1/N where None, the mixture is then the mean of its sources, silent ones
+            included.
         noise_scale: gamma, std of the mixture's own noise.
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
             :class:`~pyro_sep.posterior.AnnealedPosterior`.
+        absent: ``"infer"`` where each source may be silent, which its prior then allows for with
+            probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
         seed: of all randomness.
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
@@ -102,24 +111,32 @@ def separate_batch(
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
         )
+    if absent not in (None, "infer"):
+        raise ValueError(
+            f"absent: got {absent!r}, expected 'infer', or None where all sources are present"
+        )
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    silenced = [SpikeAndSlab(prior) for prior in priors.values()] if absent else []
+    laws: Sequence[Prior] = silenced or tuple(priors.values())
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     draws = anneal(
         mixtures,
-        lambda lanes: AnnealedPosterior(
-            lanes, tuple(priors.values()), mixing, constraint == "exact"
-        ),
+        lambda lanes: AnnealedPosterior(lanes, laws, mixing, constraint == "exact"),
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         progress,
     )
+    statistics = draws.statistics._asdict()
+    if silenced:
+        statistics["presence"] = presence_of_draws(silenced, draws.noisy, settings.sigma_min)
     root = {
         "seed": seed,
         "noise_scale": noise_scale,
         "constraint": constraint,
+        "absent": absent,
         "settings": asdict(settings),
         "gradients": draws.gradients,
         **(attrs or {}),
@@ -127,7 +144,7 @@ def separate_batch(
     return [
         _separation(
             draws.sources[i],
-            {name: part[i] for name, part in draws.statistics._asdict().items()},
+            {name: part[i] for name, part in statistics.items()},
             {name: part[i] for name, part in draws.warmup._asdict().items()},
             mixtures[i],
             priors,
@@ -226,6 +243,7 @@ def _separation(
         sources=sources.numpy(),
         lp=kept.pop("lp"),
         log_prior=kept.pop("log_prior"),
+        presence=kept.pop("presence", None),
         stats=kept,
         warmup_stats={n: v.cpu().numpy() for n, v in warmup.items() if n != "log_prior"},
         mixture=mixture.cpu().numpy(),
@@ -236,4 +254,5 @@ def _separation(
         attrs=attrs,
     )
     best = statistics["lp"].mean(1).nan_to_num(nan=-torch.inf).argmax()
-    return Separation(sources[best].mean(0), names, sample_rate, trace)
+    presence = statistics["presence"][best].mean(0).cpu() if "presence" in statistics else None
+    return Separation(sources[best].mean(0), names, sample_rate, trace, presence)
