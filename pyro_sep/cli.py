@@ -144,6 +144,9 @@ def separate_command(
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     draws: Annotated[int, typer.Option(min=1, help="Draws per chain.")] = Annealing.draws,
+    absent: Annotated[
+        str | None, typer.Option(help="infer: sources may be absent; say which are there.")
+    ] = None,
     device: str = "cpu",
 ) -> None:
     """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json.
@@ -155,6 +158,8 @@ def separate_command(
     from pyro_sep.outputs import check_writable, write_separation
     from pyro_sep.separation import check_mixtures, separate
 
+    if absent is not None:
+        _one_of("absent", absent, ("infer",))
     loaded = load_priors(priors, torch_device(device))
     recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
     for note in recording.notes:
@@ -164,6 +169,7 @@ def separate_command(
     result = separate(
         recording.samples.to(device),
         loaded,
+        absent=absent,
         seed=seed,
         progress=True,
         attrs={"mixture": mixture.name, "notes": list(recording.notes)},
@@ -180,6 +186,10 @@ def separate_command(
         f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
         "separation.png, summary.json"
     )
+    if result.presence is not None:
+        pairs = zip(result.names, result.presence.tolist(), strict=True)
+        cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
+        typer.echo(f"probability of presence: {cells}")
 
 
 @app.command("diagnose")

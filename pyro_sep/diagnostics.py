@@ -169,7 +169,8 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
               {\sum_t \bigl(\overline{s_{c,t}^2} + \overline{s_{d,t}^2}\bigr)}
 
     with means over the draws of chains c and d. 1: the same audio; 0: nothing in common; below 0:
-    polarity is opposite. Draws that spread count as alike where their means are.
+    polarity is opposite. Draws that spread count as alike where their means are. A source that all
+    chains hold absent has no audio to compare, only what is left of the mixture: there it is 1.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
@@ -188,7 +189,11 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
     ]
     if not pairs:
         return power.isel(chain=0) * np.nan
-    return xr.concat(pairs, "pair").min("pair", skipna=False)
+    agreement = xr.concat(pairs, "pair").min("pair", skipna=False)
+    if "presence" not in tree["posterior"]:
+        return agreement
+    presence = tree["posterior"].to_dataset()["presence"].mean("draw", skipna=False)
+    return agreement.where(~(presence < 0.5).all("chain"), 1.0)
 
 
 def prior_excess(tree: xr.DataTree) -> xr.DataArray:

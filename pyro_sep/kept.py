@@ -14,12 +14,15 @@ from pyro_sep.trace import load_trace
 #: :func:`pyro_sep.trace.build_trace` of a mixture; draws, warm-up and attributes are still to come.
 Build = Callable[..., xr.DataTree]
 
+#: Further variables of the posterior, ``(mixture, chain, draw, ...)`` each, of a block of draws.
+Extras = Callable[[Draws], dict[str, Tensor]]
+
 
 class Trace(Protocol):
     """A trace of one mixture that grows."""
 
-    def add(self, sources: Tensor, statistics: Statistics, first: int) -> None:
-        """Some draws ``(chain, draw, source, time)``, the first of which has this number."""
+    def add(self, block: dict[str, Any], first: int) -> None:
+        """Some draws as :func:`pyro_sep.trace.build_trace` takes them, and the first's number."""
 
     def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
         """The whole trace."""
@@ -36,28 +39,23 @@ class TraceInMemory:
 
     def __init__(self, build: Build) -> None:
         self.build = build
-        self.sources: list[Tensor] = []
-        self.statistics: list[Statistics] = []
+        self.blocks: list[dict[str, Any]] = []
 
-    def add(self, sources: Tensor, statistics: Statistics, first: int) -> None:
+    def add(self, block: dict[str, Any], first: int) -> None:
         """Keep some draws."""
-        self.sources.append(sources)
-        self.statistics.append(statistics)
+        self.blocks.append(block)
 
     def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
         """The whole trace."""
-        sources = torch.cat(self.sources, 1)
-        statistics = Statistics._make(torch.cat(p, 1) for p in zip(*self.statistics, strict=True))
-        return self.build(**_drawn(sources, statistics), warmup_stats=_scalars(warmup), attrs=attrs)
+        return self.build(**_joined(self.blocks), warmup_stats=_scalars(warmup), attrs=attrs)
 
     def state(self) -> list[Any]:
         """All draws."""
-        return [self.sources, [list(block) for block in self.statistics]]
+        return self.blocks
 
     def restore(self, state: list[Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.sources, blocks = state
-        self.statistics = [Statistics._make(block) for block in blocks]
+        self.blocks = state
 
 
 class TraceOnDisk:
@@ -65,19 +63,17 @@ class TraceOnDisk:
 
     def __init__(self, build: Build, store: TraceStore) -> None:
         self.build, self.store = build, store
-        self.last: list[Any] = []  # number of the last draw, its log posterior, its sources
+        self.last: list[Any] = []  # number of the last draw, and the draw
 
-    def add(self, sources: Tensor, statistics: Statistics, first: int) -> None:
+    def add(self, block: dict[str, Any], first: int) -> None:
         """Write some draws."""
-        block = self.build(**_drawn(sources, statistics), warmup_stats={}, attrs={})
-        self.store.add(block, first)
-        self.last = [first + sources.shape[1] - 1, statistics.lp[:, -1], sources[:, -1:].clone()]
+        self.store.add(self.build(**block, warmup_stats={}, attrs={}), first)
+        self.last = [first + block["sources"].shape[1] - 1, _last(block)]
 
     def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
         """The whole trace, opened."""
-        last = Statistics._make(part[:, -1:] for part in warmup)  # of the last draw's shape
-        rest = _drawn(self.last[2], last)
-        self.store.finish(self.build(**rest, warmup_stats=_scalars(warmup), attrs=attrs))
+        rest = self.build(**self.last[1], warmup_stats=_scalars(warmup), attrs=attrs)
+        self.store.finish(rest)
         return load_trace(self.store.path)
 
     def state(self) -> list[Any]:
@@ -91,7 +87,7 @@ class TraceOnDisk:
             ValueError: the store does not hold those draws.
         """
         if state:
-            self.store.check(state[1], state[0])
+            self.store.check(state[1]["lp"][:, 0], state[0])
         self.last = state
 
 
@@ -101,13 +97,15 @@ class Kept:
     Args:
         traces: one per mixture.
         time: audio samples of the mixtures; what of a frame is beyond them is dropped.
+        extras: what else there is to say of the draws.
     """
 
-    def __init__(self, traces: Sequence[Trace], time: int) -> None:
-        self.traces, self.time = traces, time
+    def __init__(self, traces: Sequence[Trace], time: int, extras: Extras | None = None) -> None:
+        self.traces, self.time, self.extras = traces, time, extras
         self.count = 0  # of draws
         self.sources: Any = 0.0  # their sum, (mixture, chain, source, time)
         self.lp: Any = 0.0  # (mixture, chain)
+        self.sums: dict[str, Tensor] = {}  # of the extras
 
     def add(self, draws: Draws, first: int) -> None:
         """Keep a block of draws."""
@@ -116,27 +114,39 @@ class Kept:
         self.count += sources.shape[2]
         self.sources = self.sources + sources.double().sum(2)
         self.lp = self.lp + statistics.lp.double().sum(2)
+        extras = {} if self.extras is None else self.extras(draws)
+        for name, values in extras.items():
+            extras[name] = values.cpu()
+            self.sums[name] = self.sums.get(name, 0.0) + extras[name].double().sum(2)
         for i, trace in enumerate(self.traces):
-            trace.add(sources[i], _of(i, statistics), first)
+            stats = _of(i, statistics)._asdict()
+            lp, log_prior = stats.pop("lp"), stats.pop("log_prior")
+            block = {"sources": sources[i], "lp": lp, "log_prior": log_prior, "stats": stats}
+            trace.add(block | {name: values[i] for name, values in extras.items()}, first)
 
     def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> list[xr.DataTree]:
         """The trace of each mixture."""
         parts = Statistics._make(part.cpu() for part in warmup)
         return [trace.finish(_of(i, parts), attrs) for i, trace in enumerate(self.traces)]
 
-    def means(self) -> list[Tensor]:
-        """Mean of the chain of the highest mean log posterior, ``(source, time)`` a mixture."""
+    def means(self) -> list[dict[str, Tensor]]:
+        """Means over the chain of the highest mean log posterior, by name, of each mixture."""
         best = self.lp.nan_to_num(nan=-torch.inf).argmax(1)
-        return [(own[k] / self.count).float() for own, k in zip(self.sources, best, strict=True)]
+        sums = {"sources": self.sources} | self.sums
+        return [
+            {name: (total[i, k] / self.count).float() for name, total in sums.items()}
+            for i, k in enumerate(best.tolist())
+        ]
 
     def state(self) -> dict[str, Any]:
         """Sums, and what the traces need."""
-        traces = [trace.state() for trace in self.traces]
-        return {"count": self.count, "sources": self.sources, "lp": self.lp, "traces": traces}
+        own = {"count": self.count, "sources": self.sources, "lp": self.lp, "sums": self.sums}
+        return own | {"traces": [trace.state() for trace in self.traces]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
         self.count, self.sources, self.lp = state["count"], state["sources"], state["lp"]
+        self.sums = state["sums"]
         for trace, part in zip(self.traces, state["traces"], strict=True):
             trace.restore(part)
 
@@ -145,11 +155,22 @@ def _of(mixture: int, statistics: Statistics) -> Statistics:
     return Statistics._make(part[mixture] for part in statistics)
 
 
-def _drawn(sources: Tensor, statistics: Statistics) -> dict[str, Any]:
-    """Draws of one mixture as :func:`pyro_sep.trace.build_trace` takes them."""
-    stats = statistics._asdict()
-    lp, log_prior = stats.pop("lp"), stats.pop("log_prior")
-    return {"sources": sources, "lp": lp, "log_prior": log_prior, "stats": stats}
+def _joined(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One block of all, draw after draw."""
+    return {
+        name: _joined([block[name] for block in blocks])
+        if isinstance(value, dict)
+        else torch.cat([block[name] for block in blocks], 1)
+        for name, value in blocks[0].items()
+    }
+
+
+def _last(block: dict[str, Any]) -> dict[str, Any]:
+    """The last draw of a block, by itself."""
+    return {
+        name: _last(value) if isinstance(value, dict) else value[:, -1:].clone()
+        for name, value in block.items()
+    }
 
 
 def _scalars(statistics: Statistics) -> dict[str, Tensor]:

@@ -45,6 +45,11 @@ def write_separation(
         "ess_bulk": _by_source(agreement["ess_bulk"]),
         "settings": dict(result.trace.attrs),
     }
+    if result.presence is not None:
+        summary["presence"] = {
+            name: round(float(value), 3)
+            for name, value in zip(result.names, result.presence, strict=True)
+        }
     save_json(summary, folder / "summary.json")
 
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.checkpoint import Checkpoint
+from pyro_sep.inference.draws import Draws
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
 from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors, WaveformPrior
+from pyro_sep.presence import SpikeAndSlab, presence_of_draws
+from pyro_sep.priors import Prior, Priors, WaveformPrior
 from pyro_sep.store import TraceStore
 from pyro_sep.trace import build_trace
 
@@ -41,12 +43,16 @@ class Separation:
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace`.
+        presence: where it was inferred, the posterior probability that each source is present
+            ``(source,)``, by the draws of that same chain. Modes differ by tens of nats or more,
+            so a mean over chains weighted by their posterior is that of the best one.
     """
 
     sources: Tensor
     names: tuple[str, ...]
     sample_rate: int
     trace: xr.DataTree
+    presence: Tensor | None = None
 
 
 def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
@@ -76,6 +82,7 @@ def separate_batch(
     gains: Sequence[float] | None = None,
     noise_scale: float = NOISE_SCALE,
     constraint: str = "gaussian",
+    absent: str | None = None,
     seed: int = 0,
     true_sources: Tensor | None = None,
     progress: bool = False,
@@ -89,11 +96,14 @@ def separate_batch(
     Args:
         mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
-        gains: a_k; all 1/N where None, the mixture is then the mean of its sources.
+        gains: a_k; all 1/N where None, the mixture is then the mean of its sources, silent ones
+            included.
         noise_scale: gamma, std of the mixture's own noise.
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
             :class:`~pyro_sep.posterior.AnnealedPosterior`.
+        absent: ``"infer"`` where each source may be silent, which its prior then allows for with
+            probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
         seed: of all randomness.
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
@@ -121,20 +131,28 @@ def separate_batch(
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
         )
+    if absent not in (None, "infer"):
+        raise ValueError(
+            f"absent: got {absent!r}, expected 'infer', or None where all sources are present"
+        )
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    silenced = [SpikeAndSlab(prior) for prior in priors.values()] if absent else []
+    laws: Sequence[Prior] = silenced or tuple(priors.values())
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint}
+    run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint, "absent": absent}
     known = run | {"gains": mixing.gains, "stores": stores is not None} | asdict(settings)
     traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
-    kept = Kept(traces, mixtures.shape[-1])
+
+    def presence(draws: Draws) -> dict[str, Tensor]:
+        return {"presence": presence_of_draws(silenced, draws.noisy, settings.sigma_min)}
+
+    kept = Kept(traces, mixtures.shape[-1], presence if silenced else None)
     descent = anneal(
         mixtures,
-        lambda lanes: AnnealedPosterior(
-            lanes, tuple(priors.values()), mixing, constraint == "exact"
-        ),
+        lambda lanes: AnnealedPosterior(lanes, laws, mixing, constraint == "exact"),
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         kept,
@@ -145,7 +163,10 @@ def separate_batch(
     )
     root = run | {"settings": asdict(settings), "gradients": descent.gradients, **(attrs or {})}
     rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
-    return [Separation(mean, tuple(priors), rate, trace) for mean, trace in results]
+    return [
+        Separation(mean["sources"], tuple(priors), rate, trace, mean.get("presence"))
+        for mean, trace in results
+    ]
 
 
 def describe(

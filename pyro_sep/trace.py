@@ -36,6 +36,7 @@ def build_trace(
     sample_rate: int,
     true_sources: ArrayLike | None,
     attrs: Mapping[str, Any],
+    presence: ArrayLike | None = None,
 ) -> xr.DataTree:
     r"""Gather the draws of all chains, what is known of the mixture, and how it was run.
 
@@ -59,6 +60,8 @@ def build_trace(
         sample_rate: in Hz.
         true_sources: ``(source, time)``, or None where unknown.
         attrs: settings of the run; what is no string or number is kept as JSON.
+        presence: probability that each source is present ``(chain, draw, source)``; a variable of
+            the posterior where it was inferred.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -86,6 +89,11 @@ def build_trace(
             _array("log_prior", log_prior, (chain, draw, source)),
         ),
     }
+    if presence is not None:
+        posterior["presence"] = (
+            ("chain", "draw", "source"),
+            _array("presence", presence, (chain, draw, source)),
+        )
     predictive = np.einsum("k,cdkt->cdt", weights, draws)
     constant: dict[str, Any] = {"gains": ("source", weights), "sample_rate": sample_rate}
     if true_sources is not None:

@@ -152,6 +152,22 @@ def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     assert [settings[key] for key in ("levels", "steps", "chains", "explorers")] == [6, 2, 1, 2]
 
 
+def test_separate_says_which_sources_are_there(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    arguments = ("separate", stereo, "--priors", priors, "--out", tmp_path / "out", *BUDGET)
+    outcome = call(*arguments, "--absent", "infer")
+    assert outcome.code == 0
+    presence = json.loads((tmp_path / "out" / "summary.json").read_text())["presence"]
+    assert list(presence) == ["sine", "saw"]
+    drawn = load_trace(tmp_path / "out" / "trace.nc")["posterior"]["presence"].values
+    assert list(presence.values()) == pytest.approx(drawn.mean((0, 1)).tolist(), abs=6e-4)
+    last = outcome.out.splitlines()[-1]
+    sine, saw = drawn.mean((0, 1))
+    assert last == f"probability of presence: sine {sine:.2f}, saw {saw:.2f}"
+    refused(call(*arguments, "--absent", "maybe"), "absent: got 'maybe', expected one of infer")
+
+
 @pytest.mark.parametrize("kind", ["priors", "both_families"])
 def test_separate_adds_up_at_the_priors_own_rate(
     call, request: pytest.FixtureRequest, tmp_path: Path, kind: str

@@ -153,6 +153,18 @@ def test_chains_that_exchanged_two_tones() -> None:
     assert agreement == pytest.approx([1, 0, 0], abs=0.01)  # tones are orthogonal
 
 
+def test_chains_agree_on_a_source_that_all_hold_absent() -> None:
+    sources = spread(2, 300)
+    sources[1] = sources[1][:, [0, 2, 1]]
+    presence = np.broadcast_to([[[1.0, 0.1, 0.1]], [[1.0, 0.2, 0.9]]], sources.shape[:3])
+    diagnosis = judged(separated(sources, presence=presence))
+    agreement = [row.agreement for row in diagnosis.sources]
+    assert agreement == pytest.approx([1, 1, 0], abs=0.01)
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.MODES, ("high",))
+    unknown = np.full(sources.shape[:3], np.nan)
+    assert judged(separated(sources, presence=unknown)).sources[1].agreement < 0.1
+
+
 @pytest.mark.parametrize("draws", [3, 30])
 def test_correlated_draws_of_one_mode(draws: int) -> None:
     diagnosis = judged(separated(spread(2, draws, rho=0.95)))

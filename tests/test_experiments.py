@@ -298,3 +298,61 @@ def test_flow_ablation_trains_every_variant(
     assert header == "| variant | CPU min | 0.01 | 0.077 | 0.359 | 1 |"
     assert first.startswith("| a, b | ")
     assert second.endswith(f"| {table['wavenet']['1.0']} |")
+
+
+def test_presence_judges_every_source_and_goes_on(
+    priors: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = load("presence")
+    monkeypatch.setattr(module, "BATCH", 2)
+    quick = functools.partial(module.separate_batch, levels=6, draws=2)
+    monkeypatch.setattr(module, "separate_batch", quick)
+    run = functools.partial(
+        module.main, mixtures=3, first=4, seconds=0.03, priors=str(priors), out=tmp_path, steps=1
+    )
+    run(chains=2, explorers=1)
+    assert sorted(os.listdir(tmp_path)) == [
+        "batch_0004_2.json",
+        "batch_0006_1.json",
+        "presence.png",
+        "summary.json",
+    ]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = summary["mixtures"]
+    assert [row["index"] for row in rows] == [4, 5, 6]
+    truth = np.array([row["present"] for row in rows])
+    assert set(truth.sum(1)) <= {2, 3}
+    best = np.array([row["probability"][int(np.argmax(row["lp"]))] for row in rows])
+    assert np.shape(rows[0]["probability"]) == (2, 4)
+    right = truth == (best > 0.5)
+    assert summary["sources_right"] == pytest.approx(right.mean())
+    assert summary["mixtures_right"] == pytest.approx(right.all(1).mean())
+    assert summary["present_found"] == pytest.approx(right[truth].mean())
+    assert summary["absent_found"] == pytest.approx(right[~truth].mean())
+    assert summary["brier"] == pytest.approx(np.square(best - truth).mean())
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].startswith("mixture    4: sine ")
+    assert f"3 mixtures: right at 1/2 are {right.mean():.1%} of the sources" in printed
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("separated again")
+
+    monkeypatch.setattr(module, "separate_batch", refuse)
+    run(chains=2, explorers=1)
+    assert capsys.readouterr().out == printed
+    with pytest.raises(ValueError, match=r"batch_0004_2.json: got figures of .*give another --out"):
+        run(chains=1, explorers=1)
+
+
+def test_presence_holds_a_part_of_the_tones() -> None:
+    module = load("presence")
+    held = [module.subset(index, WAVEFORMS) for index in range(200)]
+    assert held == [module.subset(index, WAVEFORMS) for index in range(200)]
+    assert {len(set(names)) for names in held} == {2, 3}
+    assert len({frozenset(names) for names in held}) == 6 + 4
+    sources, item = module.partial_sources(3, WAVEFORMS, 300), toy_mixture("test", 3, time=300)
+    for name, source, tone in zip(WAVEFORMS, sources, item.sources, strict=True):
+        assert torch.equal(source, tone if name in held[3] else torch.zeros(300))

@@ -20,7 +20,7 @@ RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
 FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]
 
 
-def make_result(chains: int = 2, draws: int = 8) -> Separation:
+def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None) -> Separation:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def make_result(chains: int = 2, draws: int = 8) -> Separation:
         true_sources=None,
         attrs={"seed": 4, "settings": {"chains": chains}},
     )
-    return Separation(samples[-1].mean(0), NAMES, RATE, trace)
+    return Separation(samples[-1].mean(0), NAMES, RATE, trace, presence)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,14 @@ def test_the_summary_adds_up(result: Separation, tmp_path: Path) -> None:
             assert list(row) == ["level", "centroid", "log_prior"]
             assert all(value > 0 for value in row.values())
     assert summary["settings"]["seed"] == 4
+
+
+def test_the_summary_says_which_sources_are_there(result: Separation, tmp_path: Path) -> None:
+    write_separation(make_result(presence=torch.tensor([0.98765, 0.0])), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["presence"] == {"oboe": 0.988, "flute": 0.0}
+    write_separation(result, tmp_path)
+    assert "presence" not in json.loads((tmp_path / "summary.json").read_text())
 
 
 def test_a_summary_without_r_hat_is_still_json(tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_groups_dims_and_values() -> None:
     assert {v.dtype for v in floats} == {np.dtype("float32")}
 
 
+def test_presence_is_a_variable_where_it_is_known() -> None:
+    presence = np.random.default_rng(1).random(SHAPE[:3])
+    posterior = build_trace(**arguments(presence=presence))["posterior"]
+    assert posterior["presence"].dims == ("chain", "draw", "source")
+    np.testing.assert_allclose(posterior["presence"], presence, rtol=1e-6)
+    assert "presence" not in build_trace(**arguments())["posterior"]
+    with pytest.raises(ValueError, match=r"presence: got shape \(30, 2\), expected \(2, 30, 2\)"):
+        build_trace(**arguments(presence=presence[0]))
+
+
 def test_coordinates() -> None:
     posterior = build_trace(**arguments())["posterior"]
     assert posterior["source"].values.tolist() == ["bass", "Süßes"]

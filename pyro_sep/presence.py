@@ -1,0 +1,132 @@
+r"""Which sources are present: a prior that may be silent.
+
+With probability q, the absence, the clean source is exact silence, otherwise it is drawn from its
+prior: a spike and a slab (Mitchell & Beauchamp 1988, Bayesian variable selection in linear
+regression). At noise level sigma both are densities,
+
+.. math:: p_\sigma(x) = (1 - q) \, p_{k,\sigma}(x) + q \, \mathcal{N}(x; 0, \sigma^2 I)
+
+so every sampler takes it as it takes any prior, and the posterior probability that source k is
+present is the mean, over posterior draws of the noisy x, of the slab's share in this sum.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from pyro.distributions import Normal, TorchDistribution, constraints
+from torch import Size, Tensor
+
+from pyro_sep.priors import Prior
+
+ABSENCE = 0.5  # neither is favoured beforehand
+
+
+class SpikeAndSlab(TorchDistribution):
+    """The law of a source that may be silent, plus white noise.
+
+    ``event_shape`` is the wrapped prior's, ``batch_shape`` that of ``sigma``.
+
+    Args:
+        prior: of the source where it is present, a Pyro distribution.
+        absence: q, the probability that it is silent.
+        sigma: noise level, scalar or a batch; the lowest that the prior knows where None.
+
+    Raises:
+        ValueError: an absence that is not between 0 and 1; a noise level that the prior refuses.
+    """
+
+    arg_constraints = {"sigma": constraints.positive}  # noqa: RUF012
+    support = constraints.real_vector
+    has_rsample = False
+
+    def __init__(
+        self, prior: Prior, absence: float = ABSENCE, sigma: float | Tensor | None = None
+    ) -> None:
+        if not 0 < absence < 1:
+            raise ValueError(
+                f"absence: got {absence}, expected above 0, below 1; "
+                "where it is known, take the prior itself, or leave the source out"
+            )
+        level = prior.sigmas[0] if sigma is None else sigma
+        self.prior, self.absence = prior.condition(level), absence
+        self.sigma = torch.as_tensor(level)
+        self.name, self.sample_rate = prior.name, prior.sample_rate
+        event_shape = cast(TorchDistribution, prior).event_shape
+        super().__init__(self.sigma.shape, event_shape, validate_args=False)
+
+    @property
+    def sigmas(self) -> tuple[float, float]:
+        """Lowest and highest noise level that the prior knows."""
+        return self.prior.sigmas
+
+    @property
+    def level(self) -> float:
+        """RMS of the clean source where it is present, full scale 1."""
+        return self.prior.level
+
+    @property
+    def multiple(self) -> int:
+        """A frame's audio samples are a multiple of this."""
+        return self.prior.multiple
+
+    def condition(self, sigma: float | Tensor) -> "SpikeAndSlab":
+        """The law at noise level ``sigma``."""
+        return SpikeAndSlab(self.prior, self.absence, sigma)
+
+    def frame(self, time: int) -> "SpikeAndSlab":
+        """The law of a frame of ``time`` audio samples."""
+        return SpikeAndSlab(self.prior.frame(time), self.absence, self.sigma)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SpikeAndSlab":
+        """The same law over a larger batch."""
+        return self.condition(self.sigma.expand(Size(batch_shape)))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw noisy audio ``sample_shape + batch + (time,)``, each frame present or silent."""
+        present = cast(TorchDistribution, self.prior).sample(Size(sample_shape))
+        silent = self.sigma.to(present)[..., None] * torch.randn_like(present)
+        absent = torch.rand_like(present[..., :1]) < self.absence
+        return torch.where(absent, silent, present)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch."""
+        return torch.logaddexp(*self._joint(value))
+
+    def log_odds(self, value: Tensor) -> Tensor:
+        r"""Log posterior odds that the source of noisy audio is present, of ``log_prob``'s shape.
+
+        .. math:: \log \frac{(1 - q) \, p_{k,\sigma}(x)}{q \, \mathcal{N}(x; 0, \sigma^2 I)}
+        """
+        present, absent = self._joint(value)
+        return present - absent
+
+    def presence(self, value: Tensor) -> Tensor:
+        """Posterior probability that the source of noisy audio is present."""
+        return self.log_odds(value).sigmoid()
+
+    def _joint(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Log densities of noisy audio and that the source is present, or absent."""
+        noise = Normal(0.0, self.sigma.to(value)[..., None], validate_args=False)
+        return (
+            math.log1p(-self.absence) + self.prior.log_prob(value),
+            math.log(self.absence) + noise.log_prob(value).sum(-1),
+        )
+
+
+@torch.no_grad()
+def presence_of_draws(priors: Sequence[SpikeAndSlab], noisy: Tensor, sigma: float) -> Tensor:
+    """Probability that each source is present, at every draw: ``(..., draw, source)``.
+
+    Args:
+        priors: one per source.
+        noisy: draws of the sources at noise level ``sigma``, ``(..., draw, source, frame)``.
+        sigma: their noise level.
+    """
+    laws = [prior.frame(noisy.shape[-1]).condition(sigma) for prior in priors]
+    draws = [  # one by one: together they need the memory of all draws at once
+        torch.stack([law.presence(draw[..., k, :]) for k, law in enumerate(laws)], -1)
+        for draw in noisy.unbind(-3)
+    ]
+    return torch.stack(draws, -2)
