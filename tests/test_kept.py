@@ -39,8 +39,8 @@ def killed(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for kind in (TraceInMemory, TraceOnDisk):
 
-            def add(self: Any, sources: Tensor, statistics: Any, first: int, add: Any = kind.add):
-                add(self, sources, statistics, first)
+            def add(self: Any, block: dict[str, Any], first: int, add: Any = kind.add):
+                add(self, block, first)
                 if first == at:
                     raise KeyboardInterrupt
 
