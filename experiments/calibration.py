@@ -4,7 +4,7 @@
     python experiments/calibration.py --sampler smc --sigma-min 0.3
     python experiments/calibration.py --sampler separate              # as a user meets it
 
-``langevin``, ``corrected`` (whose steps pass a Metropolis test) and ``smc`` are tested on the law
+``langevin``, ``corrected`` (whose steps pass a Metropolis test) and ``smc`` (whose steps do, too) are tested on the law
 that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n and a
 mixture m of the annealed likelihood have the joint law whose posterior p(x | m) is that of the last
 noise level, so that the ranks of functions of x among the draws are uniform where prior and sampler
@@ -85,7 +85,9 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     for mixture in mixtures:
         lanes = mixture.expand(count, -1)
         target = AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing)
-        population = anneal_particles(target, **task.ladder, **task.steps, generator=generator)
+        population = anneal_particles(
+            target, **task.ladder, **task.steps, generator=generator, corrected=True
+        )
         survivors = systematic(population.log_weight, generator)
         kept.append(population.position[survivors[thin(count, task.draws)]])
     return torch.stack(kept)
