@@ -4,11 +4,11 @@
     python experiments/calibration.py --sampler smc --sigma-min 0.3
     python experiments/calibration.py --sampler separate              # as a user meets it
 
-``langevin``, ``corrected`` (whose steps pass a Metropolis test) and ``smc`` (whose steps do, too) are tested on the law
-that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n and a
-mixture m of the annealed likelihood have the joint law whose posterior p(x | m) is that of the last
-noise level, so that the ranks of functions of x among the draws are uniform where prior and sampler
-are right. With the oracle the prior is right, and the test is of the sampler.
+``langevin``, ``corrected`` and ``smc``, both of whose steps pass a Metropolis test, are tested on
+the law that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n
+and a mixture m of the annealed likelihood have the joint law whose posterior p(x | m) is that of
+the last noise level, so that the ranks of functions of x among the draws are uniform where prior
+and sampler are right. With the oracle the prior is right, and the test is of the sampler.
 
 ``separate`` is given clean mixtures of clean tones, and the truth is sought among the clean draws
 of its trace: how far a user can trust their intervals. Draws of one chain depend on each other, and
