@@ -21,6 +21,9 @@ that of the chain at the last level, started in the mode that was found.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 
+Unknown gains and noise belong to the lane and are updated beside its sources at every step
+(:mod:`~pyro_sep.inference.gains`); from the turn on gains are traded for amplitudes.
+
 Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
 steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
 of each level adapts to the acceptance (dual averaging) and stays as it is for the draws.
@@ -37,11 +40,14 @@ from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_sep.inference.gains import RESCALE_EVERY, rescale, update
 from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.permutation import draw_assignment, reassign
+from pyro_sep.inference.permutation import draw_assignment
 from pyro_sep.inference.settings import COMPARED_STEPS, Annealing
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.latent_mixing import LatentMixing
+from pyro_sep.mixing import LinearMixing
 from pyro_sep.posterior import AnnealedPosterior
 
 
@@ -64,6 +70,8 @@ class Draws(NamedTuple):
     statistics: Statistics
     warmup: Statistics
     gradients: int  # evaluations per mixture, those of explorers and tournaments included
+    gains: Tensor  # (mixture, chain, draw, source)
+    noise_scale: Tensor  # (mixture, chain, draw)
 
 
 def anneal(
@@ -89,7 +97,8 @@ def anneal(
         walk = _Walk(target, settings, generator, bar)
         for stage in _plan(settings):
             stage(walk)
-        clean, noisy, kept = walk.draw()
+        clean, noisy, kept, mixings = walk.draw()
+    like = clean[0]
 
     def by_chain(values: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(values), 1)
@@ -101,6 +110,8 @@ def anneal(
         Statistics._make(map(by_chain, zip(*kept.steps, strict=True))),
         Statistics._make(map(by_chain, zip(*walk.history.steps, strict=True))),
         walk.evaluations // len(mixtures),
+        by_chain([own.weights(like)[..., 0].expand(like.shape[:2]) for own in mixings]),
+        by_chain([own.noise(like).expand(len(like)) for own in mixings]),
     )
 
 
@@ -187,15 +198,18 @@ class _Walk:
     def settle(self, sigma: float, exchange: bool) -> None:
         """All steps of one level."""
         state = self._start(self.target, self.position, sigma)
+        shares = self._shares(state, sigma)
         adaptation = DualAveraging(prox_center=log(self.step_size))
         for step in range(1, self.settings.steps + 1):
-            state, acceptance_rate = self._step(self.target, state, sigma)
+            self.target, state, acceptance_rate = self._step(self.target, state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
             if self.settings.corrected:
                 adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
                 self.step_size = exp(adaptation.get_state()[0])
             if exchange and step % self.settings.exchange_every == 0:
                 state = self._exchange(state, sigma)
+            elif not exchange and step % RESCALE_EVERY == 0:
+                state = self._rescale(state, shares, sigma)
         if self.settings.corrected:
             self.step_size = exp(adaptation.get_state()[1])
         self.position = state.position
@@ -220,36 +234,41 @@ class _Walk:
         lanes = lanes.repeat_interleave(len(orders))
         target, position = self.target.take(lanes), self.position[lanes]
         assignment = torch.tensor(orders, device=position.device).repeat(len(self.position), 1)
-        position = reassign(position, assignment, target.mixing.weights(position))
+        target, position = target.reassign(position, assignment)
         sigmas = self.settings.renoised(sigma)
         noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
         position = position + (sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
         for level in sigmas:
-            position, _ = self._run(target, position, level, self.settings.renoised_steps)
-        position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        self.position = position[best_explorers(log_density, len(orders))]
+            target, position, _ = self._run(target, position, level, self.settings.renoised_steps)
+        target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
+        best = best_explorers(log_density, len(orders))
+        self.target, self.position = target.take(best), position[best]
 
-    def draw(self) -> tuple[list[Tensor], list[Tensor], _History]:
-        """Clean and noisy draws ``(lane, source, time)`` at the last level, their statistics."""
-        sigma, kept, clean, noisy = self.settings.sigma_min, _History(), [], []
+    def draw(self) -> tuple[list[Tensor], list[Tensor], _History, list[LinearMixing]]:
+        """Clean and noisy draws ``(lane, source, time)`` at the last level, and what is theirs."""
+        sigma, kept, clean, noisy, mixings = self.settings.sigma_min, _History(), [], [], []
         state = self._start(self.target, self.position, sigma)
+        shares = self._shares(state, sigma)
         for step in range(1, self.settings.draws * self.settings.thin + 1):
-            state, acceptance_rate = self._step(self.target, state, sigma)
+            self.target, state, acceptance_rate = self._step(self.target, state, sigma)
+            if step % RESCALE_EVERY == 0:
+                state = self._rescale(state, shares, sigma)
             if step % self.settings.thin == 0:
                 kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
                 clean.append(self.target.denoise(state.position, state.evaluation, sigma))
                 noisy.append(state.position)
-        return clean, noisy, kept
+                mixings.append(self.target.mixing)
+        return clean, noisy, kept, mixings
 
     def _run(
         self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[AnnealedPosterior, Tensor, Tensor]:
         """Some steps at one level: the position, and the log density ``(step, lane)``."""
         state, log_density = self._start(target, position, sigma), []
         for _ in range(steps):
-            state, _ = self._step(target, state, sigma)
+            target, state, _ = self._step(target, state, sigma)
             log_density.append(state.evaluation.log_density)
-        return state.position, torch.stack(log_density)
+        return target, state.position, torch.stack(log_density)
 
     def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
         return init(position, self._evaluate(target, sigma), self.generator, target.project)
@@ -263,21 +282,44 @@ class _Walk:
 
     def _step(
         self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
-    ) -> tuple[UnderdampedState, Tensor]:
-        """One step and the probability ``(lane,)`` with which it was taken."""
+    ) -> tuple[AnnealedPosterior, UnderdampedState, Tensor]:
+        """One step, of unknown gains and noise too, and its probability ``(lane,)``."""
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
         self.bar.update()
         evaluate = self._evaluate(target, sigma)
         how = (self.step_size * sigma, self.settings.persistence, self.generator, target.project)
         if self.settings.corrected:
-            return corrected_step(state, evaluate, *how)
-        state = underdamped_step(state, evaluate, *how)
-        return state, torch.ones_like(state.evaluation.log_density)
+            state, acceptance_rate = corrected_step(state, evaluate, *how)
+        else:
+            state = underdamped_step(state, evaluate, *how)
+            acceptance_rate = torch.ones_like(state.evaluation.log_density)
+        if isinstance(target.mixing, LatentMixing):
+            mixing = update(target.mixing, target.mixture, state.position, sigma, self.generator)
+            target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
+            state = state._replace(evaluation=evaluation)
+        return target, state, acceptance_rate
 
     def _exchange(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
         cross = self.target.cross_log_prior(state.position, sigma)
-        gains = self.target.mixing.weights(state.position)
-        position = reassign(state.position, draw_assignment(cross, self.generator), gains)
+        assignment = draw_assignment(cross, self.generator)
+        self.target, position = self.target.reassign(state.position, assignment)
         return state._replace(
             position=position, evaluation=self._evaluate(self.target, sigma)(position)
         )
+
+    def _shares(self, state: UnderdampedState, sigma: float) -> Tensor:
+        """What the sources are in the mixture, as it seems now."""
+        clean = self.target.denoise(state.position, state.evaluation, sigma)
+        return self.target.mixing.weights(clean) * clean
+
+    def _rescale(self, state: UnderdampedState, shares: Tensor, sigma: float) -> UnderdampedState:
+        """Trade gains for amplitudes, where gains are unknown."""
+        mixing = self.target.mixing
+        if not (isinstance(mixing, LatentMixing) and mixing.infer_gains):
+            return state
+
+        def evaluate(target: AnnealedPosterior, position: Tensor) -> Evaluation:
+            return self._evaluate(target, sigma)(position)
+
+        self.target, state = rescale(self.target, mixing, state, shares, evaluate, self.generator)
+        return state

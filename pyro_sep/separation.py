@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_sep.inference.annealed import Draws, Statistics, anneal
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count
+from pyro_sep.latent_mixing import Infer, known_mixing, start_mixing
+from pyro_sep.mixing import NOISE_SCALE, Mixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 from pyro_sep.trace import build_trace
@@ -61,8 +62,8 @@ def separate_batch(
     mixtures: Tensor,
     priors: Priors,
     *,
-    gains: Sequence[float] | None = None,
-    noise_scale: float = NOISE_SCALE,
+    gains: Sequence[float] | Infer | None = None,
+    noise_scale: float | Infer = NOISE_SCALE,
     constraint: str = "gaussian",
     seed: int = 0,
     true_sources: Tensor | None = None,
@@ -75,8 +76,9 @@ def separate_batch(
     Args:
         mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
-        gains: a_k; all 1/N where None, the mixture is then the mean of its sources.
-        noise_scale: gamma, std of the mixture's own noise.
+        gains: a_k; all 1/N where None, the mixture is then the mean of its sources; unknown where
+            "infer", each between 0.2 and 2, see :mod:`pyro_sep.latent_mixing`.
+        noise_scale: gamma, std of the mixture's own noise; unknown where "infer".
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
             :class:`~pyro_sep.posterior.AnnealedPosterior`.
@@ -92,30 +94,29 @@ def separate_batch(
             not fit.
     """
     check_mixtures(mixtures)
-    mixing = (
-        Mixing.mean(len(priors), noise_scale)
-        if gains is None
-        else Mixing(tuple(float(gain) for gain in gains), noise_scale)
-    )
-    check_count(priors, mixing)
+    mixing = known_mixing(priors, gains, noise_scale)
+    inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint not in CONSTRAINTS:
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
+        )
+    if constraint == "exact" and any(inferred):
+        raise ValueError(
+            "constraint: got 'exact' with gains or noise_scale to infer, expected 'gaussian'; "
+            "give their numbers for an exact mixture"
         )
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    draws = anneal(
-        mixtures,
-        lambda lanes: AnnealedPosterior(
-            lanes, tuple(priors.values()), mixing, constraint == "exact"
-        ),
-        settings,
-        torch.Generator(mixtures.device).manual_seed(seed),
-        progress,
-    )
+    generator = torch.Generator(mixtures.device).manual_seed(seed)
+
+    def posterior(lanes: Tensor) -> AnnealedPosterior:
+        own = start_mixing(lanes, priors, mixing, *inferred, generator) if any(inferred) else mixing
+        return AnnealedPosterior(lanes, tuple(priors.values()), own, constraint == "exact")
+
+    draws = anneal(mixtures, posterior, settings, generator, progress)
     root = {
         "seed": seed,
         "noise_scale": noise_scale,
@@ -125,7 +126,7 @@ def separate_batch(
         **(attrs or {}),
     }
     return [
-        _result(draws, i, mixtures[i], priors, mixing, true_sources, root)
+        _result(draws, i, mixtures[i], priors, mixing, inferred, true_sources, root)
         for i in range(len(mixtures))
     ]
 
@@ -163,6 +164,7 @@ def _result(
     mixture: Tensor,
     priors: Priors,
     mixing: Mixing,
+    inferred: tuple[bool, bool],
     true_sources: Tensor | None,
     attrs: Mapping[str, Any],
 ) -> Separation:
@@ -177,7 +179,8 @@ def _result(
         stats=kept,
         warmup_stats={name: part for name, part in warmup.items() if name != "log_prior"},
         mixture=mixture.cpu().numpy(),
-        gains=mixing.gains,
+        gains=draws.gains[index].cpu().numpy() if inferred[0] else mixing.gains,
+        noise_scale=draws.noise_scale[index].cpu().numpy() if inferred[1] else None,
         source_names=names,
         sample_rate=sample_rate,
         true_sources=None if true_sources is None else true_sources[index].cpu().numpy(),

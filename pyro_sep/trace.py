@@ -36,6 +36,7 @@ def build_trace(
     sample_rate: int,
     true_sources: ArrayLike | None,
     attrs: Mapping[str, Any],
+    noise_scale: ArrayLike | None = None,
 ) -> xr.DataTree:
     r"""Gather the draws of all chains, what is known of the mixture, and how it was run.
 
@@ -54,11 +55,13 @@ def build_trace(
         stats: further statistics of the sampler, each ``(chain, draw)``.
         warmup_stats: the same before the first draw, each ``(chain, warm-up draw)``.
         mixture: the audio that was separated, ``(time,)``.
-        gains: a_k, ``(source,)``.
+        gains: a_k, ``(source,)``; or, where they were inferred, draws ``(chain, draw, source)``,
+            which go to the posterior too, and their means to the constants.
         source_names: a name per source.
         sample_rate: in Hz.
         true_sources: ``(source, time)``, or None where unknown.
         attrs: settings of the run; what is no string or number is kept as JSON.
+        noise_scale: draws of gamma ``(chain, draw)``, or None where it is known.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -70,14 +73,15 @@ def build_trace(
     draws = _array("sources", sources, (None, None, len(source_names), None))
     chain, draw, source, time = draws.shape
     observed = _array("mixture", mixture, (time,))
-    weights = _array("gains", gains, (source,))
+    inferred = np.ndim(gains) == 3
+    weights = _array("gains", gains, (chain, draw, source) if inferred else (source,))
     coords = {
         "chain": np.arange(chain),
         "draw": np.arange(draw),
         "source": np.array(source_names, dtype=str),
         "time": xr.Variable("time", np.arange(time) / sample_rate, {"units": "s"}),
     }
-    posterior = {
+    posterior: dict[str, Any] = {
         "sources": (("chain", "draw", "source", "time"), draws),
         "level": (("chain", "draw", "source"), _level(draws), {"units": "dB"}),
         "centroid": (("chain", "draw", "source"), _centroid(draws, sample_rate), {"units": "Hz"}),
@@ -86,8 +90,14 @@ def build_trace(
             _array("log_prior", log_prior, (chain, draw, source)),
         ),
     }
-    predictive = np.einsum("k,cdkt->cdt", weights, draws)
-    constant: dict[str, Any] = {"gains": ("source", weights), "sample_rate": sample_rate}
+    if inferred:
+        posterior["gains"] = (("chain", "draw", "source"), weights)
+    if noise_scale is not None:
+        gamma = _array("noise_scale", noise_scale, (chain, draw))
+        posterior["noise_scale"] = (("chain", "draw"), gamma)
+    predictive = np.einsum("...k,...kt->...t", weights, draws)
+    expected = weights.mean((0, 1)) if inferred else weights
+    constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
     if true_sources is not None:
         constant["true_sources"] = (
             ("source", "time"),
