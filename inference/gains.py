@@ -1,11 +1,11 @@
 r"""Unknown gains and noise, updated in blocks of their own beside the sources.
 
 Given noisy sources x the likelihood of :mod:`pyro_sep.latent_mixing` is nearly Gaussian in the
-gains: with :math:`G = X X^\top` and the variance v of the present gains, of mean :math:`G^{-1} X m`
-and covariance :math:`v G^{-1}`. :func:`update` proposes all gains at once from that Gaussian, cut
-off at the range of the gains one gain after the other, and takes them by the Metropolis-Hastings
-ratio, in which v is that of either end. The noise is drawn by slice sampling (Neal 2003, Ann.
-Statist. 31), which needs no step size.
+gains, of precision :math:`X X^\top / v`, with v the variance of the mixture, which depends on the
+gains too. :func:`update` draws along the axes of that Gaussian, one after the other, so that gains
+which the sources leave open together move together. It draws by slice sampling, of all of the line
+within the range of the gains, and so it does the noise (Neal 2003, Ann. Statist. 31): there is no
+step size, and no gain gets stuck where v is far from that of the mode.
 
 Such gains move by as little as noisy sources leave open, while what the mixture leaves open is
 wide: twice the gain with half the source. :func:`rescale` goes along it. With fixed reference
@@ -26,7 +26,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.underdamped import UnderdampedState
@@ -53,11 +52,11 @@ def update(
     exact = replace(
         mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double()
     )  # in float32 ratios drown
-    problem = _LeastSquares(mixture.double(), sources[..., : mixture.shape[-1]].double(), sigma)
+    fit = _Fit(mixture.double(), sources[..., : mixture.shape[-1]].double(), sigma)
     if mixing.infer_gains:
-        exact = _update_gains(exact, problem, generator)
+        exact = _update_gains(exact, fit, generator)
     if mixing.infer_noise:
-        exact = _update_noise(exact, problem, generator)
+        exact = _update_noise(exact, fit, generator)
     return replace(
         mixing, gains=exact.gains.to(mixing.gains), noise_scale=exact.noise_scale.to(mixing.gains)
     )
@@ -98,17 +97,14 @@ def rescale(
     )
 
 
-class _LeastSquares:
+class _Fit:
     """What sources say of the gains of their mixture, in float64."""
 
     def __init__(self, mixture: Tensor, heard: Tensor, sigma: float) -> None:
         self.mixture, self.sigma, self.time = mixture, sigma, mixture.shape[-1]
-        self.gram = heard @ heard.mT
+        self.gram = (heard @ heard.mT).nan_to_num()  # a lane that diverged must not stop the others
         self.with_mixture = (heard @ mixture[..., None])[..., 0]
         self.power = mixture.square().sum(-1)
-        inverse = torch.linalg.inv_ex(self.gram).inverse
-        self.factor = torch.linalg.cholesky_ex(inverse).L
-        self.mean = (inverse @ self.with_mixture[..., None])[..., 0]
 
     def log_density(self, mixing: LatentMixing) -> Tensor:
         """Of gains and noise ``(lane,)``, up to a constant."""
@@ -118,69 +114,51 @@ class _LeastSquares:
         normal = -(self.power + fit) / (2 * scale**2) - self.time * scale.log()
         return normal + mixing.log_weight(self.mixture, self.sigma) + mixing.log_prior()
 
-    def walk(self, scale: Tensor, choose: Callable[[int, Normal], Tensor]) -> tuple[Tensor, Tensor]:
-        """Gains one after the other, and the log density of proposing them.
 
-        The law of each given those before it is the Gaussian's, its mean moved into the range and
-        its tails cut off at its ends.
+def _update_gains(mixing: LatentMixing, fit: _Fit, generator: torch.Generator) -> LatentMixing:
+    for axis in torch.linalg.eigh(fit.gram).eigenvectors.unbind(-1):
+        start = mixing
+        ends = torch.stack([(end - start.gains) / axis for end in GAIN_RANGE])
+        low, high = ends.amin(0).amax(-1), ends.amax(0).amin(-1)
 
-        Args:
-            scale: of the mixture given sources, ``(lane, 1)``.
-            choose: the k-th gain ``(lane,)``, given its law before the tails are cut off.
-        """
-        low, high = GAIN_RANGE
-        factor = scale[..., None] * self.factor
-        errors: list[Tensor] = []
-        gains: list[Tensor] = []
-        total = torch.zeros_like(self.power)
-        for k in range(self.mean.shape[-1]):
-            centre = self.mean[:, k]
-            for j, error in enumerate(errors):
-                centre = centre + factor[:, k, j] * error
-            law = Normal(centre.clamp(low, high), factor[:, k, k], validate_args=False)
-            gain = choose(k, law)
-            inside = law.cdf(centre.new_tensor(high)) - law.cdf(centre.new_tensor(low))
-            total = total + law.log_prob(gain) - inside.log()
-            errors.append((gain - centre) / factor[:, k, k])
-            gains.append(gain)
-        return torch.stack(gains, -1), total
+        def moved(t: Tensor, start: LatentMixing = start, axis: Tensor = axis) -> LatentMixing:
+            return replace(start, gains=start.gains + t[:, None] * axis)
+
+        def log_density(t: Tensor, moved: Callable[[Tensor], LatentMixing] = moved) -> Tensor:
+            return fit.log_density(moved(t))
+
+        mixing = moved(_slice(log_density, torch.zeros_like(low), low, high, generator))
+    return mixing
 
 
-def _update_gains(
-    mixing: LatentMixing, problem: _LeastSquares, generator: torch.Generator
-) -> LatentMixing:
-    low, high = GAIN_RANGE
+def _update_noise(mixing: LatentMixing, fit: _Fit, generator: torch.Generator) -> LatentMixing:
+    def log_density(noise_scale: Tensor) -> Tensor:
+        return fit.log_density(replace(mixing, noise_scale=noise_scale))
 
-    def draw(_: int, law: Normal) -> Tensor:
-        below, above = (law.cdf(law.mean.new_tensor(end)) for end in (low, high))
-        uniform = torch.empty_like(law.mean).uniform_(generator=generator)
-        return law.icdf(below + (above - below) * uniform)
-
-    gains, there = problem.walk(mixing.scale_at(problem.sigma), draw)
-    proposed = replace(mixing, gains=gains)
-    _, back = problem.walk(proposed.scale_at(problem.sigma), lambda k, _: mixing.gains[:, k])
-    log_ratio = problem.log_density(proposed) - problem.log_density(mixing) + back - there
-    taken = _decide(log_ratio, generator)
-    return replace(mixing, gains=torch.where(taken[:, None], gains, mixing.gains))
+    low = torch.zeros_like(mixing.noise_scale)
+    drawn = _slice(log_density, mixing.noise_scale, low, low + MAX_NOISE, generator)
+    return replace(mixing, noise_scale=drawn)
 
 
-def _update_noise(
-    mixing: LatentMixing, problem: _LeastSquares, generator: torch.Generator
-) -> LatentMixing:
-    present = mixing.noise_scale
-    uniform = torch.empty_like(present).uniform_(generator=generator)
-    height = problem.log_density(mixing) + uniform.log()
-    low, high = torch.zeros_like(present), torch.full_like(present, MAX_NOISE)
+def _slice(
+    log_density: Callable[[Tensor], Tensor],
+    present: Tensor,
+    low: Tensor,
+    high: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """One draw of every lane, started from the whole of its line; its ends close in on it."""
+    height = log_density(present) + torch.empty_like(present).uniform_(generator=generator).log()
     drawn, found = present, torch.zeros_like(present, dtype=torch.bool)
     for _ in range(SLICE_STEPS):
+        trial = low + (high - low) * torch.empty_like(present).uniform_(generator=generator)
+        hit = ~found & (log_density(trial) >= height)
+        drawn, found = torch.where(hit, trial, drawn), found | hit
         if bool(found.all()):
             break
-        trial = low + (high - low) * torch.empty_like(present).uniform_(generator=generator)
-        hit = ~found & (problem.log_density(replace(mixing, noise_scale=trial)) >= height)
-        drawn, found = torch.where(hit, trial, drawn), found | hit
-        low = torch.where(~found & (trial < present), trial, low)
-        high = torch.where(~found & (trial >= present), trial, high)
-    return replace(mixing, noise_scale=drawn)
+        low = torch.where(trial < present, trial, low)
+        high = torch.where(trial < present, high, trial)
+    return drawn
 
 
 def _decide(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
