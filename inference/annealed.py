@@ -21,8 +21,9 @@ that of the chain at the last level, started in the mode that was found.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 
-Unknown gains and noise belong to the lane and are updated beside its sources at every step
-(:mod:`~pyro_sep.inference.gains`); from the turn on gains are traded for amplitudes.
+Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike down
+to the turn: above it priors do not mind quiet sources, so one of a large gain would take the whole
+mixture. Below it they are updated beside the sources, and traded for amplitudes.
 
 Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
 steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
@@ -283,7 +284,7 @@ class _Walk:
     def _step(
         self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
     ) -> tuple[AnnealedPosterior, UnderdampedState, Tensor]:
-        """One step, of unknown gains and noise too, and its probability ``(lane,)``."""
+        """One step, then of unknown gains and noise, and its probability ``(lane,)``."""
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
         self.bar.update()
         evaluate = self._evaluate(target, sigma)
@@ -293,7 +294,7 @@ class _Walk:
         else:
             state = underdamped_step(state, evaluate, *how)
             acceptance_rate = torch.ones_like(state.evaluation.log_density)
-        if isinstance(target.mixing, LatentMixing):
+        if isinstance(target.mixing, LatentMixing) and sigma < self.settings.sigma_turn:
             mixing = update(target.mixing, target.mixture, state.position, sigma, self.generator)
             target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
             state = state._replace(evaluation=evaluation)

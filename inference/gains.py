@@ -49,9 +49,8 @@ def update(
         sigma: their noise level.
         generator: source of randomness.
     """
-    exact = replace(
-        mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double()
-    )  # in float32 ratios drown
+    # In float32 differences drown.
+    exact = replace(mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double())
     fit = _Fit(mixture.double(), sources[..., : mixture.shape[-1]].double(), sigma)
     if mixing.infer_gains:
         exact = _update_gains(exact, fit, generator)
@@ -101,7 +100,7 @@ class _Fit:
     """What sources say of the gains of their mixture, in float64."""
 
     def __init__(self, mixture: Tensor, heard: Tensor, sigma: float) -> None:
-        self.mixture, self.sigma, self.time = mixture, sigma, mixture.shape[-1]
+        self.sigma, self.time = sigma, mixture.shape[-1]
         self.gram = (heard @ heard.mT).nan_to_num()  # a lane that diverged must not stop the others
         self.with_mixture = (heard @ mixture[..., None])[..., 0]
         self.power = mixture.square().sum(-1)
@@ -112,7 +111,7 @@ class _Fit:
         fit = (a * (self.gram @ a[..., None])[..., 0] - 2 * a * self.with_mixture).sum(-1)
         scale = mixing.scale_at(self.sigma)[..., 0]
         normal = -(self.power + fit) / (2 * scale**2) - self.time * scale.log()
-        return normal + mixing.log_weight(self.mixture, self.sigma) + mixing.log_prior()
+        return normal + mixing.log_prior()
 
 
 def _update_gains(mixing: LatentMixing, fit: _Fit, generator: torch.Generator) -> LatentMixing:

@@ -159,10 +159,10 @@ def separate_command(
 
     mixing: dict[str, Any] = {}
     if gains is not None:
-        numbers = [_number_or_infer("gains", gain) for gain in gains.split(",")]
-        mixing["gains"] = "infer" if numbers == ["infer"] else numbers
+        mixing["gains"] = gains if gains == "infer" else _numbers("gains", gains)
     if noise_scale is not None:
-        mixing["noise_scale"] = _number_or_infer("noise_scale", noise_scale)
+        known = noise_scale != "infer"
+        mixing["noise_scale"] = _numbers("noise_scale", noise_scale)[0] if known else noise_scale
     loaded = load_priors(priors, torch_device(device))
     recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
     for note in recording.notes:
@@ -204,11 +204,11 @@ def _one_of(option: str, value: str, choices: Collection[str]) -> None:
         raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(choices)}")
 
 
-def _number_or_infer(option: str, value: str) -> float | str:
+def _numbers(option: str, value: str) -> list[float]:
     try:
-        return value if value == "infer" else float(value)
+        return [float(part) for part in value.split(",")]
     except ValueError:
-        raise ValueError(f"{option}: got {value!r}, expected a number or infer") from None
+        raise ValueError(f"{option}: got {value!r}, expected numbers or infer") from None
 
 
 def torch_device(name: str) -> torch.device:

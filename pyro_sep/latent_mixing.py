@@ -8,26 +8,22 @@ A gain is log-uniform on a range, alike for all sources; the noise's std is half
 The mixture tells the shares :math:`a_k s_k`. So a gain is known as well as the prior knows the
 amplitude of its source: amplitudes uniform on 0.8 to 1 leave it open to 25 %.
 
-At noise level sigma the mixture of the noisy sources carries their noise, of variance
-:math:`\sigma^2 E` with :math:`E = \sum_k a_k^2`. Were :math:`\mathcal{N}(m; \sum_k a_k x_k,
-(\sigma^2 E + \gamma^2) I)` the likelihood of unknown gains, then small ones would have little noise
-to account for, :math:`-\tfrac{T}{2} \log(2 \sigma^2 E + \gamma^2)` nats of it, far more than a
-prior's amplitudes weigh; and known noise would be counted twice. The likelihood is instead
+At noise level sigma the mixture of noisy sources carries their noise, of variance :math:`\sigma^2
+\sum_k a_k^2`. Were the likelihood's variance :math:`\sigma^2 \sum_k a_k^2 + \gamma^2`, as with
+known numbers, small gains would have less noise to account for, by more nats than a prior's
+amplitudes weigh, and noise of the sources would count as noise of the mixture. Here the two
+together have a variance V that gains do not change:
 
-.. math:: \ell_\sigma(m \mid x, a, \gamma) = (V_\sigma / W_\sigma)^{T/2}
-          \, \mathcal{N}\bigl(m; \textstyle\sum_k a_k x_k, v_\sigma I\bigr), \quad
-          v_\sigma = V_\sigma - \sigma^2 E, \quad V_\sigma = \max(\gamma^2, 2 \sigma^2 E)
+.. math:: \ell_\sigma(m \mid x, a, \gamma) = \mathcal{N}\bigl(m; \textstyle\sum_k a_k x_k,
+          v_\sigma I\bigr), \qquad v_\sigma = V_\sigma - \sigma^2 \textstyle\sum_k a_k^2,
+          \qquad V_\sigma = \max(\gamma^2, 3 \sigma^2 E)
 
-with :math:`W_\sigma = \max(\gamma^2, 2 \sigma^2 E_0)` and :math:`E_0` the energy of gains that the
-power of the mixture speaks for, a constant. Given clean sources s, the mean over the noise of x is
-
-.. math:: (2 \pi W_\sigma)^{-T/2} \exp\bigl(-\lVert m - \textstyle\sum_k a_k s_k \rVert^2
-          / 2 V_\sigma\bigr),
-
-the plain likelihood :math:`\mathcal{N}(m; \sum_k a_k s_k, \gamma^2 I)` wherever gamma is above the
-floor :math:`\sigma \sqrt{2 E}`. Below it the mixture is heard with noise of that floor, no gain is
-favoured for its size, and gamma has its prior: all that can be said is that it is below. As sigma
-goes to 0 so does the floor.
+with E the sum of squared gains that the power of the mixture speaks for, a constant. The mean of
+this over the noise of x, given clean sources s, is :math:`\mathcal{N}(m; \sum_k a_k s_k, V_\sigma
+I)`. So noise above the floor :math:`\sigma \sqrt{3 E}` is known as it would be from clean sources;
+of noise below it all that can be said is that it is below, and there it has its prior. The floor
+goes to 0 with sigma. Where gains are so large that v would be less than a quarter of the sources'
+noise, which Langevin steps do not bear, it is that quarter.
 """
 
 import math
@@ -48,6 +44,7 @@ from pyro_sep.priors import Priors
 
 GAIN_RANGE = (0.2, 2.0)
 NOISE_SPREAD = 0.1  # gamma_0, full scale 1: noise 20 dB below full scale is nothing unusual
+FLOOR = 3.0  # V over sigma^2 E: room for gains of one quiet source that has all of the power
 MAX_NOISE = 1.0  # full scale
 Infer = Literal["infer"]
 
@@ -73,14 +70,14 @@ class LatentMixing(LinearMixing):
     Attributes:
         gains: a_k, ``(*lane, source)``.
         noise_scale: gamma, ``(*lane,)``.
-        level: RMS expected of a source, full scale 1.
+        energy: E, ``(*lane,)``.
         infer_gains: whether the gains are unknown.
         infer_noise: whether the noise is.
     """
 
     gains: Tensor
     noise_scale: Tensor
-    level: float
+    energy: Tensor
     infer_gains: bool = True
     infer_noise: bool = True
 
@@ -104,20 +101,9 @@ class LatentMixing(LinearMixing):
 
     def scale_at(self, sigma: float) -> Tensor:
         """Square root of v, ``(*lane, 1)``."""
-        return (self._heard_variance(sigma) - sigma**2 * self.gain_energy).sqrt()
-
-    def _heard_variance(self, sigma: float) -> Tensor:
-        """V, ``(*lane, 1)``."""
-        return torch.maximum(self.noise_scale[..., None] ** 2, 2 * sigma**2 * self.gain_energy)
-
-    def log_weight(self, mixture: Tensor, sigma: float) -> Tensor:
-        """Log of the level's V / W to the T / 2, ``(*lane,)``; 0 where gains are known."""
-        energy = self.gain_energy
-        if self.infer_gains:
-            energy = mixture.square().mean(-1, keepdim=True) / self.level**2
-        floor = torch.maximum(self.noise_scale[..., None] ** 2, 2 * sigma**2 * energy)
-        ratio = self._heard_variance(sigma) / floor
-        return mixture.shape[-1] / 2 * ratio.log()[..., 0]
+        total = torch.maximum(self.noise_scale**2, FLOOR * sigma**2 * self.energy)[..., None]
+        own = sigma**2 * self.gain_energy
+        return torch.maximum(total - own, own / 4).sqrt()
 
     def log_prior(self) -> Tensor:
         """Log density of what is unknown, up to a constant, ``(*lane,)``."""
@@ -132,7 +118,12 @@ class LatentMixing(LinearMixing):
 
     def take(self, lanes: Tensor) -> Self:
         """That of some lanes."""
-        return replace(self, gains=self.gains[lanes], noise_scale=self.noise_scale[lanes])
+        return replace(
+            self,
+            gains=self.gains[lanes],
+            noise_scale=self.noise_scale[lanes],
+            energy=self.energy[lanes],
+        )
 
     def fixed_weights(self, like: Tensor) -> Tensor:
         """Ones ``(source, 1)``: gains go along; or the gains, which lanes share where known."""
@@ -173,9 +164,8 @@ def start_mixing(
     known: Mixing,
     infer_gains: bool,
     infer_noise: bool,
-    generator: torch.Generator,
 ) -> LatentMixing:
-    """Gains and noise of lanes, drawn from their priors where they are unknown.
+    """Where lanes start: gains alike, of the energy E, and noise of its prior's width.
 
     Args:
         mixture: of the lanes, ``(lane, time)``.
@@ -183,26 +173,25 @@ def start_mixing(
         known: what is not inferred.
         infer_gains: whether gains are.
         infer_noise: whether the noise is.
-        generator: source of randomness.
     """
+    energy = _energy(mixture, priors, known, infer_gains)
     gains = mixture.new_tensor(known.gains).repeat(len(mixture), 1)
-    noise_scale = mixture.new_full((len(mixture),), known.noise_scale)
     if infer_gains:
-        low, high = (math.log(end) for end in GAIN_RANGE)
-        gains = gains.uniform_(low, high, generator=generator).exp()
-    if infer_noise:
-        noise_scale = NOISE_SPREAD * noise_scale.normal_(generator=generator).abs()
-    return LatentMixing(gains, noise_scale, _level(priors), infer_gains, infer_noise)
+        alike = (energy / known.count).sqrt().clamp(*GAIN_RANGE)
+        gains = alike[:, None].repeat(1, known.count)
+    noise_scale = torch.full_like(energy, NOISE_SPREAD if infer_noise else known.noise_scale)
+    return LatentMixing(gains, noise_scale, energy, infer_gains, infer_noise)
 
 
 def draw_mixing(
-    priors: Priors, gains: Sequence[float] | Infer, noise_scale: float | Infer
+    mixture: Tensor, priors: Priors, gains: Sequence[float] | Infer, noise_scale: float | Infer
 ) -> LatentMixing:
     """Gains and noise in a Pyro model: sites ``gains`` and ``noise_scale`` where to be inferred.
 
     It is the ``mixing`` of :func:`pyro_sep.mixing.model`.
 
     Args:
+        mixture: observed audio ``(time,)``.
         priors: of the sources.
         gains: a_k, or "infer".
         noise_scale: gamma, or "infer".
@@ -218,8 +207,13 @@ def draw_mixing(
         a = pyro.sample("gains", LogUniform(low, high).to_event(1))
     if infer_noise:
         gamma = pyro.sample("noise_scale", dist.HalfNormal(torch.tensor(NOISE_SPREAD)))
-    return LatentMixing(a, gamma, _level(priors), infer_gains, infer_noise)
+    energy = _energy(mixture, priors, known, infer_gains)
+    return LatentMixing(a, gamma, energy, infer_gains, infer_noise)
 
 
-def _level(priors: Priors) -> float:
-    return math.sqrt(mean(prior.level**2 for prior in priors.values()))
+def _energy(mixture: Tensor, priors: Priors, known: Mixing, infer_gains: bool) -> Tensor:
+    """E of lanes: of known gains, or of gains that give the mixture its power."""
+    power = mixture.square().mean(-1)
+    if infer_gains:
+        return power / mean(prior.level**2 for prior in priors.values())
+    return torch.full_like(power, known.gain_energy)

@@ -65,10 +65,6 @@ class LinearMixing(ABC):
         """Log density ``(*lane,)`` of what is unknown of gains and noise, in nats."""
         return 0.0
 
-    def log_weight(self, mixture: Tensor, sigma: float) -> float | Tensor:
-        """What the likelihood at noise level ``sigma`` has beside its normal law, in nats."""
-        return 0.0
-
     def fixed_weights(self, like: Tensor) -> Tensor:
         """Gains ``(source, 1)`` of the places that sources exchange; 1 where gains go along."""
         return self.weights(like)
@@ -84,8 +80,7 @@ class LinearMixing(ABC):
     def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
         """Log p(mixture | sources at noise level sigma), summed over time, in nats."""
         heard = self.mix(sources)[..., : mixture.shape[-1]]
-        normal = dist.Normal(heard, self.scale_at(sigma)).log_prob(mixture).sum(-1)
-        return normal + self.log_weight(mixture, sigma)
+        return dist.Normal(heard, self.scale_at(sigma)).log_prob(mixture).sum(-1)
 
     def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
         r"""Gradient of :meth:`log_likelihood` by the sources, of their shape.
@@ -191,9 +186,6 @@ def model(
     scale = mixing.scale_at(sigma or 0.0)
     heard = mixing.mix(sources)[:time]
     pyro.sample("mixture", dist.Normal(heard, scale).to_event(1), obs=mixture)
-    weight = mixing.log_weight(mixture, sigma or 0.0)
-    if isinstance(weight, Tensor):
-        pyro.factor("level_weight", weight)
     return sources
 
 

@@ -113,7 +113,7 @@ def separate_batch(
     generator = torch.Generator(mixtures.device).manual_seed(seed)
 
     def posterior(lanes: Tensor) -> AnnealedPosterior:
-        own = start_mixing(lanes, priors, mixing, *inferred, generator) if any(inferred) else mixing
+        own = start_mixing(lanes, priors, mixing, *inferred) if any(inferred) else mixing
         return AnnealedPosterior(lanes, tuple(priors.values()), own, constraint == "exact")
 
     draws = anneal(mixtures, posterior, settings, generator, progress)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pyro_sep.inference.annealed import Draws, _Walk, anneal, best_explorers
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.settings import Annealing
+from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, start_mixing
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.separation import separate_batch
@@ -490,6 +491,66 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
     assert f"{total}/{total}" in capsys.readouterr().err
     # There are tournaments from the third source on.
     assert (total == 6 * 7 + 5 * 2) == (count < 3)
+
+
+class Band(GaussianPrior):
+    """Noise of the first or the second half of every frame, of RMS ``level`` over the frame."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        time = value.shape[-1]
+        inside = (torch.arange(time) < time // 2) == (self.name == "first")
+        std = torch.where(inside, math.hypot(self.level * 2**0.5, self.sigma), self.sigma)
+        return torch.distributions.Normal(0.0, std).log_prob(value).sum(-1)
+
+
+def latent_walk(mixture: Tensor, infer_noise: bool, sigma: float, chains: int) -> Draws:
+    priors = {name: Band(0.5, name) for name in ("first", "second")}
+    known = Mixing.mean(2, 0.02)
+
+    def posterior(lanes: Tensor) -> AnnealedPosterior:
+        latent = start_mixing(lanes, priors, known, True, infer_noise)
+        return AnnealedPosterior(lanes, list(priors.values()), latent)
+
+    # A short step: gains must not change what a long one makes of the velocity.
+    budget = {"steps": 60, "explorers": 1, "draws": 1, "thin": 400, "step_size": 0.4}
+    settings = Annealing(**(LADDER | {"sigma_min": sigma, "chains": chains} | budget))
+    return anneal(mixture[None], posterior, settings, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("infer_noise", "noise", "sigma"), [(False, 0.02, 0.05), (True, 0.6, 0.1)])
+def test_unequal_gains_and_noise_follow_the_law_on_a_grid(
+    infer_noise: bool, noise: float, sigma: float
+) -> None:
+    truth, half, chains = (0.3, 1.5), 32, 200
+    unit = torch.randn(2 * half, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    unit = unit / unit.reshape(2, half).square().mean(1).sqrt().repeat_interleave(half)
+    gains = torch.tensor(truth).double().repeat_interleave(half)
+    mixture = (0.5 * gains.square() + noise**2).sqrt() * unit
+    draws = latent_walk(mixture.float(), infer_noise, sigma, chains)
+
+    low, high = GAIN_RANGE
+    axis = low + (high - low) * (torch.arange(120).double() + 0.5) / 120
+    gamma = torch.tensor([noise]).double()
+    if infer_noise:
+        gamma = (torch.arange(160).double() + 0.5) / 160
+    a, b, c = torch.meshgrid(axis, axis, gamma, indexing="ij")
+    floor = (c**2).clamp(min=3 * sigma**2 * float(mixture.square().mean()) / 0.25)
+    logs = -(a * b).log() - infer_noise * (c / NOISE_SPREAD) ** 2 / 2
+    for gain, heard in zip((a, b), mixture.reshape(2, half), strict=True):
+        variance = 0.5 * gain**2 + floor
+        logs = logs - half / 2 * (variance.log() + heard.square().mean() / variance)
+    weights = logs.flatten().softmax(0)
+    drawn = [draws.gains[0, :, 0, 0], draws.gains[0, :, 0, 1], draws.noise_scale[0, :, 0]]
+    for values, grid in zip(drawn[: 2 + infer_noise], (a, b, c), strict=False):
+        mean = float(weights @ grid.flatten())
+        spread = float(weights @ grid.flatten().square()) - mean**2
+        z = (float(values.double().mean()) - mean) / math.sqrt(spread / chains)
+        assert abs(z) < 4.5
+        ratio = float((values.double() - mean).square().mean()) / spread
+        assert abs(ratio - 1) < 4.5 * math.sqrt(4 / chains)  # of a kurtosis up to 5
+    for values, true in zip(drawn[:2], truth, strict=True):
+        inner = values.quantile(torch.tensor([0.005, 0.995]))
+        assert inner[0] < true < inner[1]
 
 
 def test_the_sampler_never_sees_the_true_sources() -> None:

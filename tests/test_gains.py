@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, LatentMixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 
-LANES, TIME, SIGMA, LEVEL = 2_000, 6, 0.3, 0.6
+LANES, TIME, SIGMA, LEVEL, ENERGY = 2_000, 6, 0.3, 0.6, 1.5
 MakePriors = Callable[..., Priors]
 
 
@@ -32,14 +31,12 @@ INSIDE = TRUTH @ SOURCES + 0.1 * normal(TIME, seed=5)
 AT_THE_EDGES = torch.tensor([0.05, 2.6]).double() @ SOURCES  # least squares is outside the range
 
 
-def log_target(mixture: Tensor, gains: Tensor, noise: Tensor) -> Tensor:
+def log_target(mixture: Tensor, gains: Tensor, noise: Tensor, energy: float = ENERGY) -> Tensor:
     """Gains and noise given SOURCES, by hand; everything of the shape of the grid."""
-    energy = gains.square().sum(-1)
-    heard = torch.maximum(noise**2, 2 * SIGMA**2 * energy)
-    floor = torch.maximum(noise**2, 2 * SIGMA**2 * mixture.square().mean() / LEVEL**2)
-    error = mixture - gains @ SOURCES
-    scale = (heard - SIGMA**2 * energy).sqrt()[..., None]
-    likelihood = Normal(0.0, scale).log_prob(error).sum(-1) + TIME / 2 * (heard / floor).log()
+    own = SIGMA**2 * gains.square().sum(-1)
+    variance = (noise**2).clamp(min=3 * SIGMA**2 * energy) - own
+    scale = torch.maximum(variance, own / 4).sqrt()[..., None]
+    likelihood = Normal(0.0, scale).log_prob(mixture - gains @ SOURCES).sum(-1)
     return likelihood - gains.log().sum(-1) - (noise / NOISE_SPREAD) ** 2 / 2
 
 
@@ -61,7 +58,7 @@ def lanes(infer_gains: bool, infer_noise: bool, noise_scale: float) -> LatentMix
     if infer_gains:
         gains = low + (high - low) * torch.rand(LANES, 2, generator=generator(9)).double()
     noise = torch.full((LANES,), noise_scale, dtype=torch.float64)
-    return LatentMixing(gains, noise, LEVEL, infer_gains, infer_noise)
+    return LatentMixing(gains, noise, torch.full_like(noise, ENERGY), infer_gains, infer_noise)
 
 
 def run(mixing: LatentMixing, mixture: Tensor, steps: int) -> LatentMixing:
@@ -94,11 +91,7 @@ def test_gains_follow_the_law_on_a_grid(mixture: Tensor, noise: float) -> None:
 def test_the_noise_follows_the_law_on_a_grid(scale: float) -> None:
     mixture = TRUTH @ SOURCES + scale * normal(TIME, seed=6)
     axis = (torch.arange(4_000).double() + 0.5) / 4_000
-    energy = TRUTH.square().sum()
-    heard = torch.maximum(axis**2, 2 * SIGMA**2 * energy)
-    error = (mixture - TRUTH @ SOURCES).square().sum()
-    variance = heard - SIGMA**2 * energy
-    logs = -error / (2 * variance) - TIME / 2 * variance.log() - (axis / NOISE_SPREAD) ** 2 / 2
+    logs = log_target(mixture, TRUTH.expand(4_000, 2), axis)
     drawn = run(lanes(False, True, 0.5), mixture, 25)
     assert torch.equal(drawn.gains, TRUTH.expand(LANES, -1))
     assert_moments(drawn.noise_scale, moments(axis, logs.softmax(0)))
@@ -146,7 +139,7 @@ def test_trading_gains_for_amplitudes_leaves_the_posterior(gaussian_priors: Make
 
     def posterior(a: Tensor) -> AnnealedPosterior:
         noise = torch.full_like(a, 1e-3)
-        mixing = LatentMixing(a[:, None], noise, LEVEL, True, False)
+        mixing = LatentMixing(a[:, None], noise, torch.ones_like(a), True, False)
         return AnnealedPosterior(mixture.expand(len(a), 1), priors, mixing)
 
     weights = posterior(a).log_density(x[:, None, None], SIGMA).softmax(0)
@@ -173,7 +166,7 @@ def test_trading_gains_for_amplitudes_leaves_the_posterior(gaussian_priors: Make
 def test_a_trade_keeps_shares_and_noise(gaussian_priors: MakePriors) -> None:
     priors = list(gaussian_priors(LEVEL, LEVEL).values())
     mixing = lanes(True, False, 1e-3).take(torch.arange(200))
-    target = AnnealedPosterior(INSIDE.repeat(200, 1), priors, replace(mixing))
+    target = AnnealedPosterior(INSIDE.repeat(200, 1), priors, mixing)
     shares = mixing.weights(SOURCES) * SOURCES
     noise = SIGMA * normal(200, 2, TIME, seed=8)
     position = SOURCES + noise
