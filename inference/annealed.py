@@ -22,6 +22,10 @@ that of the chain at the last level, started in the mode that was found.
 
 At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
 
+Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike down
+to the turn: above it priors do not mind quiet sources, so one of a large gain would take the whole
+mixture. Below it they are updated beside the sources, and traded for amplitudes.
+
 Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
 steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
 of each level adapts to the acceptance (dual averaging) and stays as it is for the draws.
@@ -43,11 +47,13 @@ from tqdm import tqdm
 
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Draws, History, Sink, Statistics, by_chain
+from pyro_sep.inference.gains import RESCALE_EVERY, rescale, update
 from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.permutation import draw_assignment, reassign
+from pyro_sep.inference.permutation import draw_assignment
 from pyro_sep.inference.settings import COMPARED_STEPS, Annealing
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.latent_mixing import LatentMixing
 from pyro_sep.posterior import AnnealedPosterior
 
 BLOCK = 10  # draws that leave together
@@ -156,7 +162,7 @@ class _Walk:
 
     kept = (
         *("stage", "steps", "evaluations", "explorers", "step_size", "drawn"),
-        *("lanes", "open", "position"),
+        *("lanes", "open", "position", "shares"),
     )
 
     def __init__(
@@ -178,11 +184,13 @@ class _Walk:
         self.open = self.lanes[:0]  # which a tournament has just changed
         self.drawn = 0
         self.drawing: UnderdampedState | None = None  # after the last draw
+        self.shares: Tensor | None = None  # of the sources in the mixture, before the draws
 
     def state(self) -> dict[str, Any]:
         """All that a walk goes on from, between two stages or two blocks of draws."""
         state = {name: getattr(self, name) for name in self.kept}
         state |= {"generator": self.generator.get_state(), "history": self.history.state()}
+        state["mixing"] = self.target.mixing.unknown()
         if self.drawing:
             position, velocity, evaluation = self.drawing
             state["drawing"] = [position, velocity, *evaluation]
@@ -196,7 +204,8 @@ class _Walk:
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
         self.generator.set_state(state["generator"])
         self.history.restore([part.to(device) for part in state["history"]])
-        self.target = self.target.take(self.lanes)
+        target = self.target.take(self.lanes)
+        self.target = target.know({name: part.to(device) for name, part in state["mixing"].items()})
         if "drawing" in state:
             position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
             self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
@@ -204,15 +213,18 @@ class _Walk:
     def settle(self, sigma: float, exchange: bool) -> None:
         """All steps of one level."""
         state = self._start(self.target, self.position, sigma)
+        shares = self._shares(state, sigma)
         adaptation = DualAveraging(prox_center=log(self.step_size))
         for step in range(1, self.settings.steps + 1):
-            state, acceptance_rate = self._step(self.target, state, sigma)
+            self.target, state, acceptance_rate = self._step(self.target, state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
             if self.settings.corrected:
                 adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
                 self.step_size = exp(adaptation.get_state()[0])
             if exchange and step % self.settings.exchange_every == 0:
                 state = self._exchange(state, sigma)
+            elif not exchange and step % RESCALE_EVERY == 0:
+                state = self._rescale(state, shares, sigma)
         if self.settings.corrected:
             self.step_size = exp(adaptation.get_state()[1])
         self.position = state.position
@@ -245,14 +257,15 @@ class _Walk:
         lanes = self.open.repeat_interleave(len(orders))
         target, position = self.target.take(lanes), self.position[lanes]
         assignment = torch.tensor(orders, device=position.device).repeat(len(self.open), 1)
-        position = reassign(position, assignment, target.mixing.weights(position))
+        target, position = target.reassign(position, assignment)
         sigmas = self.settings.renoised(sigma)
         noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
         position = position + (sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
         for level in sigmas:
-            position, _ = self._run(target, position, level, self.settings.renoised_steps)
-        position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
+            target, position, _ = self._run(target, position, level, self.settings.renoised_steps)
+        target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
         best = best_explorers(log_density, len(orders))
+        self.target = self.target.put(self.open, target.take(best))
         self.position = self.position.index_copy(0, self.open, position[best])
         self.open = self.open[best % len(orders) != 0]
 
@@ -260,30 +273,41 @@ class _Walk:
         """Blocks of draws at the last level, and the number of the first draw of each."""
         sigma, total, thin = self.settings.sigma_min, self.settings.draws, self.settings.thin
         state = self.drawing or self._start(self.target, self.position, sigma)
+        if self.shares is None:
+            self.shares = self._shares(state, sigma)
         while self.drawn < total:
-            first, kept, clean, noisy = self.drawn, History(), [], []
+            first, kept, clean, noisy, mixing = self.drawn, History(), [], [], []
             for step in range(1, min(BLOCK, total - first) * thin + 1):
-                state, acceptance_rate = self._step(self.target, state, sigma)
+                self.target, state, acceptance_rate = self._step(self.target, state, sigma)
+                if step % RESCALE_EVERY == 0:
+                    state = self._rescale(state, self.shares, sigma)
                 if step % thin == 0:
                     kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
                     clean.append(self.target.denoise(state.position, state.evaluation, sigma))
                     noisy.append(state.position)
+                    mixing.append(self.target.mixing.unknown())
             self.drawing, self.drawn = state, first + len(clean)
             shape = (mixtures, self.settings.chains)
+            unknown = {n: by_chain([part[n] for part in mixing], *shape) for n in mixing[0]}
             yield (
                 first,
-                Draws(by_chain(clean, *shape), by_chain(noisy, *shape), kept.by_chain(*shape)),
+                Draws(
+                    by_chain(clean, *shape),
+                    by_chain(noisy, *shape),
+                    kept.by_chain(*shape),
+                    unknown,
+                ),
             )
 
     def _run(
         self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[AnnealedPosterior, Tensor, Tensor]:
         """Some steps at one level: the position, and the log density ``(step, lane)``."""
         state, log_density = self._start(target, position, sigma), []
         for _ in range(steps):
-            state, _ = self._step(target, state, sigma)
+            target, state, _ = self._step(target, state, sigma)
             log_density.append(state.evaluation.log_density)
-        return state.position, torch.stack(log_density)
+        return target, state.position, torch.stack(log_density)
 
     def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
         return init(position, self._evaluate(target, sigma), self.generator, target.project)
@@ -297,22 +321,45 @@ class _Walk:
 
     def _step(
         self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
-    ) -> tuple[UnderdampedState, Tensor]:
-        """One step and the probability ``(lane,)`` with which it was taken."""
+    ) -> tuple[AnnealedPosterior, UnderdampedState, Tensor]:
+        """One step, then of unknown gains and noise, and its probability ``(lane,)``."""
         self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
         self.bar.update()
         self.steps += 1
         evaluate = self._evaluate(target, sigma)
         how = (self.step_size * sigma, self.settings.persistence, self.generator, target.project)
         if self.settings.corrected:
-            return corrected_step(state, evaluate, *how)
-        state = underdamped_step(state, evaluate, *how)
-        return state, torch.ones_like(state.evaluation.log_density)
+            state, acceptance_rate = corrected_step(state, evaluate, *how)
+        else:
+            state = underdamped_step(state, evaluate, *how)
+            acceptance_rate = torch.ones_like(state.evaluation.log_density)
+        if isinstance(target.mixing, LatentMixing) and sigma < self.settings.sigma_turn:
+            mixing = update(target.mixing, target.mixture, state.position, sigma, self.generator)
+            target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
+            state = state._replace(evaluation=evaluation)
+        return target, state, acceptance_rate
 
     def _exchange(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
         cross = self.target.cross_log_prior(state.position, sigma)
-        gains = self.target.mixing.weights(state.position)
-        position = reassign(state.position, draw_assignment(cross, self.generator), gains)
+        assignment = draw_assignment(cross, self.generator)
+        self.target, position = self.target.reassign(state.position, assignment)
         return state._replace(
             position=position, evaluation=self._evaluate(self.target, sigma)(position)
         )
+
+    def _shares(self, state: UnderdampedState, sigma: float) -> Tensor:
+        """What the sources are in the mixture, as it seems now."""
+        clean = self.target.denoise(state.position, state.evaluation, sigma)
+        return self.target.mixing.weights(clean) * clean
+
+    def _rescale(self, state: UnderdampedState, shares: Tensor, sigma: float) -> UnderdampedState:
+        """Trade gains for amplitudes, where gains are unknown."""
+        mixing = self.target.mixing
+        if not (isinstance(mixing, LatentMixing) and mixing.infer_gains):
+            return state
+
+        def evaluate(target: AnnealedPosterior, position: Tensor) -> Evaluation:
+            return self._evaluate(target, sigma)(position)
+
+        self.target, state = rescale(self.target, mixing, state, shares, evaluate, self.generator)
+        return state

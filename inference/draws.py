@@ -29,6 +29,7 @@ class Draws(NamedTuple):
     sources: Tensor  # (mixture, chain, draw, source, frame), clean
     noisy: Tensor  # (mixture, chain, draw, source, frame), at the last noise level
     statistics: Statistics
+    mixing: dict[str, Tensor]  # of gains and noise what is unknown, (mixture, chain, draw, ...)
 
 
 class Sink(Protocol):
@@ -57,17 +58,18 @@ class Collected:
     @property
     def draws(self) -> Draws:
         """All of them."""
-        sources, noisy, statistics = zip(*self.blocks, strict=True)
+        sources, noisy, statistics, mixing = zip(*self.blocks, strict=True)
         parts = (torch.cat(part, 2) for part in zip(*statistics, strict=True))
-        return Draws(torch.cat(sources, 2), torch.cat(noisy, 2), Statistics._make(parts))
+        unknown = {name: torch.cat([block[name] for block in mixing], 2) for name in mixing[0]}
+        return Draws(torch.cat(sources, 2), torch.cat(noisy, 2), Statistics._make(parts), unknown)
 
     def state(self) -> dict[str, Any]:
         """All blocks."""
-        return {"blocks": [[*block[:2], list(block.statistics)] for block in self.blocks]}
+        return {"blocks": [[*b[:2], list(b.statistics), b.mixing] for b in self.blocks]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.blocks = [Draws(s, n, Statistics._make(rest)) for s, n, rest in state["blocks"]]
+        self.blocks = [Draws(s, n, Statistics._make(p), m) for s, n, p, m in state["blocks"]]
 
 
 class History:

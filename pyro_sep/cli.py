@@ -8,7 +8,7 @@ import time as clock
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
@@ -138,6 +138,12 @@ def separate_command(
     mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture, any rate.")],
     out: Annotated[Path, typer.Option(help="Folder for stems, trace, picture and summary.")],
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
+    gains: Annotated[
+        str | None, typer.Option(help="One per source, by commas, or infer; 1/N by default.")
+    ] = None,
+    noise_scale: Annotated[
+        str | None, typer.Option(help="Std of the mixture's own noise, a number or infer.")
+    ] = None,
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
@@ -160,6 +166,12 @@ def separate_command(
 
     if absent is not None:
         _one_of("absent", absent, ("infer",))
+    mixing: dict[str, Any] = {}
+    if gains is not None:
+        mixing["gains"] = gains if gains == "infer" else _numbers("gains", gains)
+    if noise_scale is not None:
+        known = noise_scale != "infer"
+        mixing["noise_scale"] = _numbers("noise_scale", noise_scale)[0] if known else noise_scale
     loaded = load_priors(priors, torch_device(device))
     recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
     for note in recording.notes:
@@ -179,6 +191,7 @@ def separate_command(
         steps=steps,
         draws=draws,
         checkpoint=out / CHECKPOINT,
+        **mixing,
     )
     write_separation(result, out, recording.original_rate, recording.original_time)
     (out / CHECKPOINT).unlink()
@@ -206,6 +219,13 @@ def diagnose_command(
 def _one_of(option: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(choices)}")
+
+
+def _numbers(option: str, value: str) -> list[float]:
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise ValueError(f"{option}: got {value!r}, expected numbers or infer") from None
 
 
 def torch_device(name: str) -> torch.device:

@@ -100,7 +100,7 @@ class Kept:
         extras: what else there is to say of the draws.
     """
 
-    def __init__(self, traces: Sequence[Trace], time: int, extras: Extras | None = None) -> None:
+    def __init__(self, traces: Sequence[Trace], time: int, extras: Extras) -> None:
         self.traces, self.time, self.extras = traces, time, extras
         self.count = 0  # of draws
         self.sources: Any = 0.0  # their sum, (mixture, chain, source, time)
@@ -114,10 +114,9 @@ class Kept:
         self.count += sources.shape[2]
         self.sources = self.sources + sources.double().sum(2)
         self.lp = self.lp + statistics.lp.double().sum(2)
-        extras = {} if self.extras is None else self.extras(draws)
+        extras = {name: values.cpu() for name, values in self.extras(draws).items()}
         for name, values in extras.items():
-            extras[name] = values.cpu()
-            self.sums[name] = self.sums.get(name, 0.0) + extras[name].double().sum(2)
+            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
         for i, trace in enumerate(self.traces):
             stats = _of(i, statistics)._asdict()
             lp, log_prior = stats.pop("lp"), stats.pop("log_prior")

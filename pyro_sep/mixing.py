@@ -11,8 +11,10 @@ beyond its end is not heard, and its likelihood does not depend on it.
 """
 
 import math
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import pyro
 import pyro.distributions as dist
@@ -26,9 +28,105 @@ from pyro_sep.priors import Prior, Priors
 NOISE_SCALE = 1e-3
 
 
+class LinearMixing(ABC):
+    """What follows from gains and noise.
+
+    Known ones are :class:`Mixing`, the same in all lanes; of unknown ones,
+    :class:`~pyro_sep.latent_mixing.LatentMixing`, every lane has its own.
+    """
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Sources that are mixed."""
+
+    @property
+    @abstractmethod
+    def gain_energy(self) -> float | Tensor:
+        """Sum of the squared gains: a number, or a column ``(*lane, 1)``."""
+
+    @abstractmethod
+    def weights(self, like: Tensor) -> Tensor:
+        """Gains as a column ``(*lane, source, 1)`` of a tensor's dtype and device."""
+
+    @abstractmethod
+    def scale_at(self, sigma: float) -> float | Tensor:
+        """Std of the mixture given sources at noise level ``sigma``, as :attr:`gain_energy`."""
+
+    @abstractmethod
+    def noise(self, like: Tensor) -> Tensor:
+        """The noise's std, ``(*lane,)``, of a tensor's dtype and device."""
+
+    def take(self, lanes: Tensor) -> Self:
+        """That of some lanes."""
+        return self
+
+    def put(self, lanes: Tensor, other: Self) -> Self:
+        """With those of another in some lanes."""
+        return self
+
+    def unknown(self) -> dict[str, Tensor]:
+        """What is unknown of gains and noise, by name, ``(*lane, ...)``."""
+        return {}
+
+    def know(self, unknown: Mapping[str, Tensor]) -> Self:
+        """With these values of :meth:`unknown`."""
+        return self
+
+    def log_prior(self) -> float | Tensor:
+        """Log density ``(*lane,)`` of what is unknown of gains and noise, in nats."""
+        return 0.0
+
+    def fixed_weights(self, like: Tensor) -> Tensor:
+        """Gains ``(source, 1)`` of the places that sources exchange; 1 where gains go along."""
+        return self.weights(like)
+
+    def reassign(self, assignment: Tensor) -> Self:
+        """After an exchange, see :func:`~pyro_sep.inference.permutation.draw_assignment`."""
+        return self
+
+    def mix(self, sources: Tensor) -> Tensor:
+        """Noise-free mixture ``(..., time)`` of sources ``(..., source, time)``."""
+        return (self.weights(sources) * sources).sum(-2)
+
+    def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        """Log p(mixture | sources at noise level sigma), summed over time, in nats."""
+        heard = self.mix(sources)[..., : mixture.shape[-1]]
+        return dist.Normal(heard, self.scale_at(sigma)).log_prob(mixture).sum(-1)
+
+    def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        r"""Gradient of :meth:`log_likelihood` by the sources, of their shape.
+
+        .. math:: a_k (m - \textstyle\sum_j a_j x_j) / v_\sigma
+
+        with v the square of :meth:`scale_at`.
+        """
+        residual = self.residual(mixture, sources) / self.scale_at(sigma) ** 2
+        return self.weights(sources) * residual[..., None, :]
+
+    def residual(self, mixture: Tensor, sources: Tensor) -> Tensor:
+        """What the sources leave unexplained ``(..., time)``, 0 where the mixture has ended."""
+        heard = mixture.shape[-1]
+        mixed = self.mix(sources)
+        return F.pad(mixture - mixed[..., :heard], (0, mixed.shape[-1] - heard))
+
+    def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
+        r"""Mean of sources known up to white errors of std ``scale``, given their mixture.
+
+        .. math:: s_k + \frac{\tau^2 a_k}{\tau^2 \sum_j a_j^2 + \gamma^2}
+                  \bigl(m - \textstyle\sum_j a_j s_j\bigr), \qquad \tau = \mathrm{scale}
+
+        Gaussian conditioning; as gamma goes to 0 it is the mixture-consistent projection of
+        Wisdom et al. 2019 (arXiv 1811.08521).
+        """
+        variance = scale**2 * self.gain_energy + self.noise(sources)[..., None] ** 2
+        residual = scale**2 / variance * self.residual(mixture, sources)
+        return sources + self.weights(sources) * residual[..., None, :]
+
+
 @dataclass(frozen=True)
-class Mixing:
-    """Gains and noise of a mixture; the one place that holds them.
+class Mixing(LinearMixing):
+    """Known gains and noise of a mixture; the one place that holds them.
 
     Attributes:
         gains: a_k, one per source.
@@ -50,6 +148,11 @@ class Mixing:
         return cls((1 / count,) * count, noise_scale)
 
     @property
+    def count(self) -> int:
+        """Sources that are mixed."""
+        return len(self.gains)
+
+    @property
     def gain_energy(self) -> float:
         """Sum of the squared gains."""
         return sum(gain**2 for gain in self.gains)
@@ -58,54 +161,27 @@ class Mixing:
         """Gains as a column ``(source, 1)`` of a tensor's dtype and device."""
         return torch.tensor(self.gains, dtype=like.dtype, device=like.device)[:, None]
 
-    def mix(self, sources: Tensor) -> Tensor:
-        """Noise-free mixture ``(..., time)`` of sources ``(..., source, time)``."""
-        return (self.weights(sources) * sources).sum(-2)
-
     def scale_at(self, sigma: float) -> float:
         """Std of the mixture given sources at noise level ``sigma``."""
         return (sigma**2 * self.gain_energy + self.noise_scale**2) ** 0.5
 
-    def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
-        """Log p(mixture | sources at noise level sigma), summed over time, in nats."""
-        heard = self.mix(sources)[..., : mixture.shape[-1]]
-        return dist.Normal(heard, self.scale_at(sigma)).log_prob(mixture).sum(-1)
-
-    def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
-        r"""Gradient of :meth:`log_likelihood` by the sources, of their shape.
-
-        .. math:: a_k (m - \textstyle\sum_j a_j x_j) / (\sigma^2 \sum_j a_j^2 + \gamma^2)
-        """
-        residual = self.residual(mixture, sources) / self.scale_at(sigma) ** 2
-        return self.weights(sources) * residual[..., None, :]
-
-    def residual(self, mixture: Tensor, sources: Tensor) -> Tensor:
-        """What the sources leave unexplained ``(..., time)``, 0 where the mixture has ended."""
-        heard = mixture.shape[-1]
-        mixed = self.mix(sources)
-        return F.pad(mixture - mixed[..., :heard], (0, mixed.shape[-1] - heard))
-
-    def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
-        r"""Mean of sources known up to white errors of std ``scale``, given their mixture.
-
-        .. math:: s_k + \frac{\tau^2 a_k}{\tau^2 \sum_j a_j^2 + \gamma^2}
-                  \bigl(m - \textstyle\sum_j a_j s_j\bigr), \qquad \tau = \mathrm{scale}
-
-        Gaussian conditioning; as gamma goes to 0 it is the mixture-consistent projection of
-        Wisdom et al. 2019 (arXiv 1811.08521).
-        """
-        pull = scale**2 / self.scale_at(scale) ** 2
-        residual = self.residual(mixture, sources)
-        return sources + pull * self.weights(sources) * residual[..., None, :]
+    def noise(self, like: Tensor) -> Tensor:
+        """The noise's std, ``()``, of a tensor's dtype and device."""
+        return torch.tensor(self.noise_scale, dtype=like.dtype, device=like.device)
 
 
-def model(mixture: Tensor, priors: Priors, mixing: Mixing, sigma: float | None = None) -> Tensor:
+def model(
+    mixture: Tensor, priors: Priors, mixing: LinearMixing, sigma: float | None = None
+) -> Tensor:
     """Pyro model of a mixture ``(time,)``: one site per source, named after it, and ``mixture``.
+
+    Gains and noise may be latent too: where ``mixing`` is
+    :func:`pyro_sep.latent_mixing.draw_mixing`, which has sites of its own.
 
     Args:
         mixture: observed audio ``(time,)``.
         priors: prior of each source, in the order of the gains.
-        mixing: gains and noise.
+        mixing: gains and noise, of one lane.
         sigma: noise level of the sources; each prior's own where None (its lowest by default), with
             the likelihood's plain ``noise_scale``.
 
@@ -131,10 +207,10 @@ def frame_time(priors: Iterable[Prior], time: int) -> int:
     return -(-time // multiple) * multiple
 
 
-def check_count(priors: Priors, mixing: Mixing) -> None:
+def check_count(priors: Priors, mixing: LinearMixing) -> None:
     """Raise ValueError unless there is one gain per prior."""
-    if len(priors) != len(mixing.gains):
+    if len(priors) != mixing.count:
         raise ValueError(
-            f"gains: got {len(mixing.gains)} for {len(priors)} priors ({', '.join(priors)}); "
+            f"gains: got {mixing.count} for {len(priors)} priors ({', '.join(priors)}); "
             "expected one per prior, in their order"
         )

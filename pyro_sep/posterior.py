@@ -1,13 +1,14 @@
 """Joint density of noisy sources and their mixture, for many chains, with its gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.mixing import Mixing, frame_time
+from pyro_sep.inference.permutation import reassign
+from pyro_sep.mixing import LinearMixing, frame_time
 from pyro_sep.priors import Prior
 
 CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
@@ -29,6 +30,9 @@ class AnnealedPosterior:
     arXiv 2302.02257). Gradients and noise are projected onto it orthogonally, which treats all
     sources alike.
 
+    Gains and noise that are not known belong to the lane, with their own log prior at that level:
+    :class:`pyro_sep.latent_mixing.LatentMixing`.
+
     Attributes:
         mixture: ``(lane, time)``.
         priors: one per source.
@@ -38,7 +42,7 @@ class AnnealedPosterior:
 
     mixture: Tensor
     priors: Sequence[Prior]
-    mixing: Mixing
+    mixing: LinearMixing
     exact: bool = False
 
     @property
@@ -48,7 +52,15 @@ class AnnealedPosterior:
 
     def take(self, lanes: Tensor) -> "AnnealedPosterior":
         """The posterior of some lanes."""
-        return replace(self, mixture=self.mixture[lanes])
+        return replace(self, mixture=self.mixture[lanes], mixing=self.mixing.take(lanes))
+
+    def put(self, lanes: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
+        """With the gains and noise of another in some lanes."""
+        return replace(self, mixing=self.mixing.put(lanes, other.mixing))
+
+    def know(self, unknown: Mapping[str, Tensor]) -> "AnnealedPosterior":
+        """With these values of what is unknown of gains and noise."""
+        return replace(self, mixing=self.mixing.know(unknown))
 
     def start(self, sigma: float, generator: torch.Generator | None = None) -> Tensor:
         """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
@@ -76,16 +88,34 @@ class AnnealedPosterior:
         parts, gradient = torch.stack(log_priors, 1), torch.stack(gradients, 1)
         if self.exact:
             return Evaluation(parts.sum(1), self.project(gradient), parts)
-        log_likelihood = self.mixing.log_likelihood(self.mixture, sources, sigma)
         pull = self.mixing.score(self.mixture, sources, sigma)
-        return Evaluation(parts.sum(1) + log_likelihood, gradient + pull, parts)
+        return Evaluation(parts.sum(1) + self._log_mixing(sources, sigma), gradient + pull, parts)
+
+    def _log_mixing(self, sources: Tensor, sigma: float) -> Tensor:
+        log_likelihood = self.mixing.log_likelihood(self.mixture, sources, sigma)
+        return log_likelihood + self.mixing.log_prior()
+
+    def remix(
+        self, mixing: LinearMixing, sources: Tensor, evaluation: Evaluation, sigma: float
+    ) -> tuple["AnnealedPosterior", Evaluation]:
+        """With other gains and noise, and the evaluation of the same sources: no prior is asked."""
+        other = replace(self, mixing=mixing)
+        before = self.mixing.score(self.mixture, sources, sigma)
+        gradient = evaluation.gradient + (mixing.score(self.mixture, sources, sigma) - before)
+        log_density = evaluation.parts.sum(1) + other._log_mixing(sources, sigma)
+        return other, Evaluation(log_density, gradient, evaluation.parts)
+
+    def reassign(self, sources: Tensor, assignment: Tensor) -> tuple["AnnealedPosterior", Tensor]:
+        """After an exchange: known gains stay, unknown ones go along with what they weigh."""
+        moved = reassign(sources, assignment, self.mixing.fixed_weights(sources))
+        return replace(self, mixing=self.mixing.reassign(assignment)), moved
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:
         """Log density ``(lane,)`` without its gradient."""
         total = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
         if not self.exact:
-            total += self.mixing.log_likelihood(self.mixture, sources, sigma)
+            total += self._log_mixing(sources, sigma)
         for k, prior in enumerate(self.priors):
             law = prior.frame(sources.shape[-1]).condition(sigma)
             total += torch.cat([law.log_prob(part) for part in _chunks(sources[:, k])])
@@ -95,9 +125,10 @@ class AnnealedPosterior:
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
         """Log density of the share of source j in the mixture under prior i: ``(lane, i, j)``.
 
-        The share :math:`a_j x_j` is, to source i, the audio :math:`a_j x_j / a_i`.
+        The share :math:`a_j x_j` is, to source i, the audio :math:`a_j x_j / a_i`; or
+        :math:`x_j` as it is, where gains are not known and go along.
         """
-        weights = self.mixing.weights(sources)
+        weights = self.mixing.fixed_weights(sources)
         lanes, count, time = sources.shape
         rows = []
         for gain, prior in zip(weights[:, 0], self.priors, strict=True):

@@ -19,7 +19,8 @@ from pyro_sep.inference.draws import Draws
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time
+from pyro_sep.latent_mixing import Infer, known_mixing, start_mixing
+from pyro_sep.mixing import NOISE_SCALE, Mixing, frame_time
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.presence import SpikeAndSlab, presence_of_draws
 from pyro_sep.priors import Prior, Priors, WaveformPrior
@@ -79,8 +80,8 @@ def separate_batch(
     mixtures: Tensor,
     priors: Priors,
     *,
-    gains: Sequence[float] | None = None,
-    noise_scale: float = NOISE_SCALE,
+    gains: Sequence[float] | Infer | None = None,
+    noise_scale: float | Infer = NOISE_SCALE,
     constraint: str = "gaussian",
     absent: str | None = None,
     seed: int = 0,
@@ -97,8 +98,9 @@ def separate_batch(
         mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
         gains: a_k; all 1/N where None, the mixture is then the mean of its sources, silent ones
-            included.
-        noise_scale: gamma, std of the mixture's own noise.
+            included; unknown where "infer", each between 0.2 and 2, see
+            :mod:`pyro_sep.latent_mixing`.
+        noise_scale: gamma, std of the mixture's own noise; unknown where "infer".
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
             :class:`~pyro_sep.posterior.AnnealedPosterior`.
@@ -121,15 +123,16 @@ def separate_batch(
         OSError: a checkpoint or store that cannot be written.
     """
     check_mixtures(mixtures)
-    mixing = (
-        Mixing.mean(len(priors), noise_scale)
-        if gains is None
-        else Mixing(tuple(float(gain) for gain in gains), noise_scale)
-    )
-    check_count(priors, mixing)
+    mixing = known_mixing(priors, gains, noise_scale)
+    inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint not in CONSTRAINTS:
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
+        )
+    if any(inferred) and (constraint == "exact" or stores is not None):
+        raise ValueError(
+            "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
+            "neither; give their numbers"
         )
     if absent not in (None, "infer"):
         raise ValueError(
@@ -143,16 +146,23 @@ def separate_batch(
     laws: Sequence[Prior] = silenced or tuple(priors.values())
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint, "absent": absent}
-    known = run | {"gains": mixing.gains, "stores": stores is not None} | asdict(settings)
+    known = run | {"gains": gains or mixing.gains, "stores": stores is not None} | asdict(settings)
     traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
 
-    def presence(draws: Draws) -> dict[str, Tensor]:
-        return {"presence": presence_of_draws(silenced, draws.noisy, settings.sigma_min)}
+    def extras(draws: Draws) -> dict[str, Tensor]:
+        if not silenced:
+            return draws.mixing
+        own = presence_of_draws(silenced, draws.noisy, settings.sigma_min)
+        return draws.mixing | {"presence": own}
 
-    kept = Kept(traces, mixtures.shape[-1], presence if silenced else None)
+    def posterior(lanes: Tensor) -> AnnealedPosterior:
+        own = start_mixing(lanes, priors, mixing, *inferred) if any(inferred) else mixing
+        return AnnealedPosterior(lanes, laws, own, constraint == "exact")
+
+    kept = Kept(traces, mixtures.shape[-1], extras)
     descent = anneal(
         mixtures,
-        lambda lanes: AnnealedPosterior(lanes, laws, mixing, constraint == "exact"),
+        posterior,
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         kept,

@@ -37,6 +37,7 @@ def build_trace(
     true_sources: ArrayLike | None,
     attrs: Mapping[str, Any],
     presence: ArrayLike | None = None,
+    noise_scale: ArrayLike | None = None,
 ) -> xr.DataTree:
     r"""Gather the draws of all chains, what is known of the mixture, and how it was run.
 
@@ -55,13 +56,15 @@ def build_trace(
         stats: further statistics of the sampler, each ``(chain, draw)``.
         warmup_stats: the same before the first draw, each ``(chain, warm-up draw)``.
         mixture: the audio that was separated, ``(time,)``.
-        gains: a_k, ``(source,)``.
+        gains: a_k, ``(source,)``; or, where they were inferred, draws ``(chain, draw, source)``,
+            which go to the posterior too, and their means to the constants.
         source_names: a name per source.
         sample_rate: in Hz.
         true_sources: ``(source, time)``, or None where unknown.
         attrs: settings of the run; what is no string or number is kept as JSON.
         presence: probability that each source is present ``(chain, draw, source)``; a variable of
             the posterior where it was inferred.
+        noise_scale: draws of gamma ``(chain, draw)``, or None where it is known.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -73,14 +76,15 @@ def build_trace(
     draws = _array("sources", sources, (None, None, len(source_names), None))
     chain, draw, source, time = draws.shape
     observed = _array("mixture", mixture, (time,))
-    weights = _array("gains", gains, (source,))
+    inferred = np.ndim(gains) == 3
+    weights = _array("gains", gains, (chain, draw, source) if inferred else (source,))
     coords = {
         "chain": np.arange(chain),
         "draw": np.arange(draw),
         "source": np.array(source_names, dtype=str),
         "time": xr.Variable("time", np.arange(time) / sample_rate, {"units": "s"}),
     }
-    posterior = {
+    posterior: dict[str, Any] = {
         "sources": (("chain", "draw", "source", "time"), draws),
         "level": (("chain", "draw", "source"), level(draws), {"units": "dB"}),
         "centroid": (("chain", "draw", "source"), centroid(draws, sample_rate), {"units": "Hz"}),
@@ -94,8 +98,14 @@ def build_trace(
             ("chain", "draw", "source"),
             _array("presence", presence, (chain, draw, source)),
         )
-    predictive = np.einsum("k,cdkt->cdt", weights, draws)
-    constant: dict[str, Any] = {"gains": ("source", weights), "sample_rate": sample_rate}
+    if inferred:
+        posterior["gains"] = (("chain", "draw", "source"), weights)
+    if noise_scale is not None:
+        gamma = _array("noise_scale", noise_scale, (chain, draw))
+        posterior["noise_scale"] = (("chain", "draw"), gamma)
+    predictive = np.einsum("...k,...kt->...t", weights, draws)
+    expected = weights.mean((0, 1)) if inferred else weights
+    constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
     if true_sources is not None:
         constant["true_sources"] = (
             ("source", "time"),

@@ -16,6 +16,7 @@ from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Collected, Statistics
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.settings import Annealing
+from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, start_mixing
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.separation import separate_batch
@@ -125,7 +126,7 @@ def walk(
 
 
 def gather(sink: Collected, descent: Descent) -> Run:
-    return Run(*sink.draws, *descent)
+    return Run(*sink.draws[:3], *descent)
 
 
 SET = {"noise_level", "step_size", "acceptance_rate", "gradients"}  # the same for every seed
@@ -437,7 +438,8 @@ def test_every_mixture_has_its_own_lanes() -> None:
     mixtures = torch.stack([torch.sin(phase * f) for f in (0.01, 0.03, 0.07)])
     mixing = Mixing((0.7, 1.2, 0.4))
     priors = [GaussianPrior(level) for level in (0.5, 0.25, 0.7)]
-    budget = {"steps": 20, "chains": 2, "explorers": 3, "draws": 5, "thin": 1}
+    # A second tournament is for lanes that are not in place yet: how many moves the generator on.
+    budget = {"steps": 20, "chains": 2, "explorers": 3, "draws": 5, "thin": 1, "tournaments": 1}
     draws, _ = walk(mixtures, priors, mixing, **budget)
     assert draws.sources.shape == (3, 2, 5, 3, time)
     residual = mixing.mix(draws.sources)[:, None] - mixtures[None, :, None, None]
@@ -632,6 +634,72 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
     assert (total == 6 * 7 + 5 * 2) == (count < 3)
 
 
+class Band(GaussianPrior):
+    """Noise of the first or the second half of every frame, of RMS ``level`` over the frame."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        time = value.shape[-1]
+        inside = (torch.arange(time) < time // 2) == (self.name == "first")
+        std = torch.where(inside, math.hypot(self.level * 2**0.5, self.sigma), self.sigma)
+        return torch.distributions.Normal(0.0, std).log_prob(value).sum(-1)
+
+
+def latent_walk(mixture: Tensor, infer_noise: bool, sigma: float, chains: int) -> dict[str, Tensor]:
+    """Draws of the unknown gains, and of the noise where it is unknown."""
+    priors = {name: Band(0.5, name) for name in ("first", "second")}
+    known = Mixing.mean(2, 0.02)
+
+    def posterior(lanes: Tensor) -> AnnealedPosterior:
+        latent = start_mixing(lanes, priors, known, True, infer_noise)
+        return AnnealedPosterior(lanes, list(priors.values()), latent)
+
+    # A short step: gains must not change what a long one makes of the velocity.
+    budget = {"steps": 60, "explorers": 1, "draws": 1, "thin": 400, "step_size": 0.4}
+    settings = Annealing(**(LADDER | {"sigma_min": sigma, "chains": chains} | budget))
+    sink = Collected()
+    anneal(mixture[None], posterior, settings, torch.Generator().manual_seed(0), sink)
+    return sink.draws.mixing
+
+
+@pytest.mark.parametrize(("infer_noise", "noise", "sigma"), [(False, 0.02, 0.05), (True, 0.6, 0.1)])
+def test_unequal_gains_and_noise_follow_the_law_on_a_grid(
+    infer_noise: bool, noise: float, sigma: float
+) -> None:
+    truth, half, chains = (0.3, 1.5), 32, 200
+    unit = torch.randn(2 * half, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    unit = unit / unit.reshape(2, half).square().mean(1).sqrt().repeat_interleave(half)
+    gains = torch.tensor(truth).double().repeat_interleave(half)
+    mixture = (0.5 * gains.square() + noise**2).sqrt() * unit
+    draws = latent_walk(mixture.float(), infer_noise, sigma, chains)
+
+    low, high = GAIN_RANGE
+    axis = low + (high - low) * (torch.arange(120).double() + 0.5) / 120
+    gamma = torch.tensor([noise]).double()
+    if infer_noise:
+        gamma = (torch.arange(160).double() + 0.5) / 160
+    a, b, c = torch.meshgrid(axis, axis, gamma, indexing="ij")
+    floor = (c**2).clamp(min=3 * sigma**2 * float(mixture.square().mean()) / 0.25)
+    logs = -(a * b).log() - infer_noise * (c / NOISE_SPREAD) ** 2 / 2
+    for gain, heard in zip((a, b), mixture.reshape(2, half), strict=True):
+        variance = 0.5 * gain**2 + floor
+        logs = logs - half / 2 * (variance.log() + heard.square().mean() / variance)
+    weights = logs.flatten().softmax(0)
+    drawn = [draws["gains"][0, :, 0, 0], draws["gains"][0, :, 0, 1]]
+    assert ("noise_scale" in draws) == infer_noise
+    if infer_noise:
+        drawn.append(draws["noise_scale"][0, :, 0])
+    for values, grid in zip(drawn, (a, b, c), strict=False):
+        mean = float(weights @ grid.flatten())
+        spread = float(weights @ grid.flatten().square()) - mean**2
+        z = (float(values.double().mean()) - mean) / math.sqrt(spread / chains)
+        assert abs(z) < 4.5
+        ratio = float((values.double() - mean).square().mean()) / spread
+        assert abs(ratio - 1) < 4.5 * math.sqrt(4 / chains)  # of a kurtosis up to 5
+    for values, true in zip(drawn[:2], truth, strict=True):
+        inner = values.quantile(torch.tensor([0.005, 0.995]))
+        assert inner[0] < true < inner[1]
+
+
 def test_the_sampler_never_sees_the_true_sources() -> None:
     priors = {"loud": GaussianPrior(0.5, "loud"), "soft": GaussianPrior(0.25, "soft")}
     true = torch.randn(2, 2, 300, generator=torch.Generator().manual_seed(3))
@@ -669,3 +737,50 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
 def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _ = Annealing(**(LADDER | settings)).sigmas
+
+
+def test_a_run_with_unknown_gains_goes_on_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three sources, so that tournaments exchange gains too; killed at several places."""
+    monkeypatch.setattr("pyro_sep.inference.checkpoint.SECONDS", -1.0)
+    priors = {name: Band(0.5, name) for name in ("first", "second", "third")}
+    mixture = torch.randn(2, 60, generator=torch.Generator().manual_seed(4))
+    settings = Annealing(**LADDER, steps=6, draws=25, explorers=2, exchange_every=3)
+    calls = 0
+
+    def run(path: Path | None, killed_at: int) -> tuple[Collected, Descent]:
+        nonlocal calls
+        calls = 0
+
+        @dataclass(frozen=True)
+        class Counting(AnnealedPosterior):
+            def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
+                nonlocal calls
+                calls += 1
+                if calls == killed_at:
+                    raise KeyboardInterrupt
+                return super().evaluate(sources, sigma)
+
+        def posterior(lanes: Tensor) -> AnnealedPosterior:
+            latent = start_mixing(lanes, priors, Mixing.mean(3), True, True)
+            return Counting(lanes, list(priors.values()), latent)
+
+        sink = Collected()
+        checkpoint = None if path is None else Checkpoint(path, {})
+        generator = torch.Generator().manual_seed(0)
+        return sink, anneal(mixture, posterior, settings, generator, sink, checkpoint)
+
+    whole, descent = run(None, 0)
+    total = calls
+    assert torch.diff(whole.draws.mixing["gains"], dim=2).abs().max() > 1e-3
+    for killed_at in range(20, total, total // 7):
+        path = tmp_path / f"{killed_at}.pt"
+        with pytest.raises(KeyboardInterrupt):
+            run(path, killed_at)
+        again, rest = run(path, 0)
+        assert calls < total
+        for name in ("gains", "noise_scale"):
+            assert torch.equal(again.draws.mixing[name], whole.draws.mixing[name])
+        assert torch.equal(again.draws.noisy, whole.draws.noisy)
+        assert rest.gradients == descent.gradients

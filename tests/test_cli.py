@@ -360,6 +360,29 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     assert not out.exists()
 
 
+def test_gains_and_noise_are_numbers_or_inferred(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    use = ("separate", stereo, "--priors", priors, "--out", out, *BUDGET)
+    assert call(*use, "--gains", "infer", "--noise-scale", "infer").code == 0
+    posterior = load_trace(out / "trace.nc")["posterior"]
+    assert {"gains", "noise_scale"} <= set(posterior.data_vars)
+    assert call(*use, "--gains", "0.3,0.7", "--noise-scale", "0.01").code == 0
+    trace = load_trace(out / "trace.nc")
+    assert trace["constant_data"]["gains"].values == pytest.approx([0.3, 0.7])
+    assert trace.attrs["noise_scale"] == 0.01
+    for options, message in (
+        (("--gains", "loud"), "gains: got 'loud', expected numbers or infer"),
+        (("--gains", "0.3"), "gains: got 1 for 2 priors"),
+        (("--gains", "0.3,infer"), "gains: got '0.3,infer', expected numbers or infer"),
+        (("--noise-scale", "some"), "noise_scale: got 'some', expected numbers or infer"),
+    ):
+        outcome = call(*use, *options)
+        assert outcome.code == 2
+        assert message in lines(outcome.err)[-1]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "meta:cuda"])
 def test_a_device_that_is_not_here(

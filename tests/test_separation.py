@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
+from pyro_sep.diagnostics import diagnose
 from pyro_sep.inference.draws import Draws
 from pyro_sep.inference.schedules import START_NATS
 from pyro_sep.inference.settings import Annealing
@@ -227,6 +228,48 @@ def test_pairs_of_three_move_on_frames_of_all(longer: dict[str, NetworkPrior]) -
     result = separate(mixture, priors, **BUDGET)
     assert result.sources.shape == (4, TIME)
     assert (result.sources.mean(0) - mixture).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("noise_scale", [0.01, "infer"])
+@pytest.mark.parametrize("gains", [(0.3, 0.6), "infer"])
+def test_unknown_gains_and_noise_are_draws_of_the_trace(gains: Any, noise_scale: Any) -> None:
+    result = separate(
+        tones().mean(0), PRIORS, gains=gains, noise_scale=noise_scale, seed=3, **BUDGET
+    )
+    posterior, constant = result.trace["posterior"], result.trace["constant_data"]
+    assert ("gains" in posterior) == (gains == "infer")
+    assert ("noise_scale" in posterior) == (noise_scale == "infer")
+    drawn = np.broadcast_to(constant["gains"].values, (2, 6, 2))
+    if gains == "infer":
+        drawn = posterior["gains"].values
+        assert drawn.shape == (2, 6, 2)
+        assert len(np.unique(drawn)) > 2 * 6
+        assert drawn.min() >= 0.2
+        assert drawn.max() <= 2.0
+        assert constant["gains"].values == pytest.approx(drawn.mean((0, 1)))
+    if noise_scale == "infer":
+        assert posterior["noise_scale"].shape == (2, 6)
+        assert len(np.unique(posterior["noise_scale"])) == 2 * 6
+    mixed = np.einsum("cdk,cdkt->cdt", drawn, posterior["sources"].values)
+    assert np.allclose(result.trace["posterior_predictive"]["mixture"], mixed, atol=1e-5)
+    assert np.isfinite(result.trace["sample_stats"]["lp"]).all()
+    assert diagnose(result.trace).sources[0].name == "oboe"
+
+
+def test_an_exact_mixture_needs_numbers() -> None:
+    for unknown in ({"gains": "infer"}, {"noise_scale": "infer"}):
+        with pytest.raises(
+            ValueError, match=r"^gains: got 'infer', or noise_scale did, with an exact"
+        ) as caught:
+            separate(tones().mean(0), PRIORS, constraint="exact", **unknown, **BUDGET)
+        assert "\n" not in str(caught.value)
+
+
+def test_tournaments_take_unknown_gains_along(longer: dict[str, NetworkPrior]) -> None:
+    result = separate(tones().mean(0), PRIORS | longer, gains="infer", **BUDGET)
+    mixed = result.trace["posterior_predictive"]["mixture"].values.mean((0, 1))
+    assert np.isfinite(mixed).all()
+    assert result.trace["posterior"]["gains"].shape == (2, 6, len(PRIORS | longer))
 
 
 def test_a_batch_is_its_mixtures_in_order() -> None:

@@ -84,6 +84,21 @@ def test_presence_is_a_variable_where_it_is_known() -> None:
         build_trace(**arguments(presence=presence[0]))
 
 
+def test_unknown_gains_and_noise_are_of_the_posterior() -> None:
+    rng = np.random.default_rng(1)
+    gains, noise = 0.2 + rng.random(SHAPE[:3]), rng.random(SHAPE[:2])
+    given = arguments(gains=gains, noise_scale=noise)
+    tree = build_trace(**given)
+    assert tree["posterior/gains"].dims == ("chain", "draw", "source")
+    np.testing.assert_array_equal(tree["posterior/gains"], np.float32(gains))
+    np.testing.assert_array_equal(tree["posterior/noise_scale"], np.float32(noise))
+    np.testing.assert_allclose(tree["constant_data/gains"], gains.mean((0, 1)), rtol=1e-5)
+    mixed = (gains[..., None] * given["sources"]).sum(2)
+    np.testing.assert_allclose(tree["posterior_predictive/mixture"], mixed, atol=1e-5)
+    with pytest.raises(ValueError, match=r"noise_scale: got shape \(30,\), expected \(2, 30\)"):
+        build_trace(**arguments(noise_scale=noise[0]))
+
+
 def test_coordinates() -> None:
     posterior = build_trace(**arguments())["posterior"]
     assert posterior["source"].values.tolist() == ["bass", "Süßes"]
