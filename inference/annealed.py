@@ -24,7 +24,8 @@ At the last level draws are kept, and each is denoised (Tweedie) and conditioned
 
 Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike down
 to the turn: above it priors do not mind quiet sources, so one of a large gain would take the whole
-mixture. Below it they are updated beside the sources, and traded for amplitudes.
+mixture. Below it they are updated beside the sources, and traded for amplitudes. Noise follows
+from the level of the second tournaments on: earlier it would take what no source explains yet.
 
 Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
 steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
@@ -334,7 +335,14 @@ class _Walk:
             state = underdamped_step(state, evaluate, *how)
             acceptance_rate = torch.ones_like(state.evaluation.log_density)
         if isinstance(target.mixing, LatentMixing) and sigma < self.settings.sigma_turn:
-            mixing = update(target.mixing, target.mixture, state.position, sigma, self.generator)
+            mixing = update(
+                target.mixing,
+                target.mixture,
+                state.position,
+                sigma,
+                self.generator,
+                noise=sigma <= self.settings.sigma_refine,
+            )
             target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
             state = state._replace(evaluation=evaluation)
         return target, state, acceptance_rate

@@ -38,7 +38,12 @@ SLICE_STEPS = 60  # each shrinks the slice by a half or so: to float64's last bi
 
 
 def update(
-    mixing: LatentMixing, mixture: Tensor, sources: Tensor, sigma: float, generator: torch.Generator
+    mixing: LatentMixing,
+    mixture: Tensor,
+    sources: Tensor,
+    sigma: float,
+    generator: torch.Generator,
+    noise: bool = True,
 ) -> LatentMixing:
     """Gains and noise after one update given the sources.
 
@@ -48,13 +53,14 @@ def update(
         sources: noisy ones ``(lane, source, frame)``.
         sigma: their noise level.
         generator: source of randomness.
+        noise: whether unknown noise is updated too.
     """
     # In float32 differences drown.
     exact = replace(mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double())
     fit = _Fit(mixture.double(), sources[..., : mixture.shape[-1]].double(), sigma)
     if mixing.infer_gains:
         exact = _update_gains(exact, fit, generator)
-    if mixing.infer_noise:
+    if mixing.infer_noise and noise:
         exact = _update_noise(exact, fit, generator)
     return replace(
         mixing, gains=exact.gains.to(mixing.gains), noise_scale=exact.noise_scale.to(mixing.gains)
