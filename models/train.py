@@ -8,8 +8,9 @@ its noisy past for a WaveNet, of the noisy frame for a flow,
           \log\sigma \sim U[\log\sigma_{min}, \log\sigma_{max}]
 
 with the noise never clamped, and sigma stratified over the batch. Adam with a linear warmup and a
-cosine decay; the weights that are kept are an exponential moving average. A run is a folder: it
-holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard log.
+decay by a cosine or by stairs; the weights that are kept are an exponential moving average. A run
+is a folder: it holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard
+log. Several processes may share a run (:mod:`pyro_sep.models.parallel`).
 
 A flow's likelihood says little about how steep it is, and a sampler needs its score. So a share of
 the frames can also be judged by denoising score matching (Vincent 2011), whose optimum is the same,
@@ -25,6 +26,7 @@ import dataclasses
 import math
 import time as clock
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,16 @@ from tqdm import tqdm
 
 from pyro_sep.files import written_whole
 from pyro_sep.models.family import Network, NetworkConfig, build
+from pyro_sep.models.parallel import Ranks
 
 CHECKPOINT = "checkpoint.pt"
 CHECKPOINT_SECONDS = 60.0
 LOG_STEPS = 50
 SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
 SCORE_SHARE = 3  # every third frame is judged by its score: it costs three times as much
+STAIRS_FROM = 0.36  # share of the steps before the first stair, as in the public code of the paper
 TUNING_SHARE = 5  # fine-tuning takes a fifth of the steps, as 30,000 after 150,000 in the paper
+ALONE = Ranks()
 
 #: ``draw(count, time, generator)`` gives fresh clean audio ``(count, time)``.
 Source = Callable[[int, int, torch.Generator], Tensor]
@@ -59,6 +64,7 @@ class TrainConfig:
         learning_rate: peak of the schedule.
         warmup: steps of linear rise.
         decay: what remains of the learning rate at the end.
+        stairs: how often the learning rate falls; 0 for a cosine.
         ema: decay of the averaged weights, shorter at the beginning.
         score_weight: w of the score's loss.
         clip: largest norm of a gradient.
@@ -71,6 +77,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup: int = 200
     decay: float = 5e-3
+    stairs: int = 0
     ema: float = 0.999
     score_weight: float = 0.0
     clip: float = 1.0
@@ -89,6 +96,7 @@ def fit(
     device: torch.device | str = "cpu",
     progress: bool = True,
     start: Network | None = None,
+    ranks: Ranks = ALONE,
 ) -> Network:
     """Train a network, or go on where the run in the folder was cut off.
 
@@ -100,13 +108,14 @@ def fit(
         device: where the network lives; frames and noise are drawn on the CPU, the same everywhere.
         progress: show a bar with the loss.
         start: network of the same size whose weights a new run starts from.
+        ranks: the processes that share the run.
 
     Returns:
         The network with averaged weights, in evaluation mode, without gradients.
 
     Raises:
-        ValueError: the folder holds a run of another config, or the network cannot take such
-            frames.
+        ValueError: the folder holds a run of another config, the network cannot take such
+            frames, or there are fewer frames in a batch than processes.
         TrainingDivergedError: the loss or its gradient is not finite.
     """
     if config.time % network_config.multiple:
@@ -119,6 +128,7 @@ def fit(
             f"score_weight: got {config.score_weight} at noise level 0, where there is no noise to "
             "match; expected 0"
         )
+    ranks.check(config.batch)
     run.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     torch.manual_seed(config.seed)
@@ -131,10 +141,10 @@ def fit(
     generator = torch.Generator().manual_seed(config.seed)
     settings = {"network": dataclasses.asdict(network_config), "train": dataclasses.asdict(config)}
     step = _resume(run / CHECKPOINT, settings, network, average, optimizer, generator)
-    saved_at = clock.monotonic()
+    saved_at, shown = clock.monotonic(), progress and ranks.first
     with (
-        SummaryWriter(str(run), purge_step=step) as log,
-        tqdm(initial=step, total=config.steps, unit="step", disable=not progress) as bar,
+        SummaryWriter(str(run), purge_step=step) if ranks.first else nullcontext() as log,
+        tqdm(initial=step, total=config.steps, unit="step", disable=not shown) as bar,
     ):
         while step < config.steps:
             learning_rate = schedule(step, config)
@@ -142,13 +152,13 @@ def fit(
                 group["lr"] = learning_rate
             batch = draw_batch(source, network_config, config, generator)
             clean, noisy, sigma = (part.to(device) for part in batch)
-            loss = network.code_length(noisy, clean, sigma).mean()
-            if config.score_weight:
-                judged = slice(-(-config.batch // SCORE_SHARE))
-                score = score_loss(network, noisy[judged], clean[judged], sigma[judged])
-                loss = loss + config.score_weight * score.mean()
+            if step == 0 and ranks.fabric is not None:
+                with torch.no_grad():  # every ActNorm is initialised by the whole batch, as alone
+                    network.code_length(noisy, clean, sigma)
+            loss = _loss(network, (clean, noisy, sigma), config, ranks)
             optimizer.zero_grad()
             loss.backward()
+            loss = ranks.add(loss, network.parameters())
             norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 raise TrainingDivergedError(
@@ -160,15 +170,30 @@ def fit(
             step += 1
             _average(average, network, min(config.ema, step / (10 + step)))
             bar.update()
-            if step % LOG_STEPS == 0:
+            if log is not None and step % LOG_STEPS == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
                 log.add_scalar("loss", loss.item(), step)
                 log.add_scalar("learning_rate", learning_rate, step)
                 log.add_scalar("gradient_norm", norm.item(), step)
-            if clock.monotonic() - saved_at > CHECKPOINT_SECONDS or step == config.steps:
+            due = clock.monotonic() - saved_at > CHECKPOINT_SECONDS or step == config.steps
+            if due and ranks.first:
                 _save(run / CHECKPOINT, settings, step, network, average, optimizer, generator)
                 saved_at = clock.monotonic()
     return average.requires_grad_(False).eval()
+
+
+def _loss(
+    network: Network, batch: tuple[Tensor, Tensor, Tensor], config: TrainConfig, ranks: Ranks
+) -> Tensor:
+    """This process's part of the loss of a batch."""
+    clean, noisy, sigma = (part[ranks.share(config.batch)] for part in batch)
+    loss = network.code_length(noisy, clean, sigma).sum() / config.batch
+    judged = -(-config.batch // SCORE_SHARE)
+    clean, noisy, sigma = (part[ranks.share(judged)] for part in batch)
+    if config.score_weight and len(sigma):
+        score = score_loss(network, noisy, clean, sigma)
+        loss = loss + config.score_weight * score.sum() / judged
+    return loss
 
 
 def score_loss(network: Network, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
@@ -188,6 +213,7 @@ def fit_serially(
     device: torch.device | str = "cpu",
     progress: bool = True,
     sigmas: Sequence[float] = SERIAL_SIGMAS,
+    ranks: Ranks = ALONE,
 ) -> dict[float, Network]:
     """Train a network at the first noise level, then tune a copy to each one after the other.
 
@@ -201,6 +227,7 @@ def fit_serially(
         device: where the network lives.
         progress: show a bar for each level.
         sigmas: noise levels in their order; 0 is clean audio.
+        ranks: the processes that share the runs.
 
     Returns:
         The networks by noise level.
@@ -212,7 +239,7 @@ def fit_serially(
         steps = config.steps if last is None else max(1, config.steps // TUNING_SHARE)
         schedule = replace(config, steps=steps)
         folder = run / f"sigma-{sigma:g}"
-        last = fit(source, folder, level, schedule, device, progress, last)
+        last = fit(source, folder, level, schedule, device, progress, last, ranks)
         networks[sigma] = last
     return networks
 
@@ -234,10 +261,19 @@ def draw_batch(
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step: linear warmup, then a cosine from 1 to ``decay`` of the peak."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    rise = min(1.0, (step + 1) / config.warmup)
-    return config.learning_rate * rise * (config.decay + (1 - config.decay) * cosine)
+    """Learning rate of a step: linear warmup, then a decay from 1 to ``decay`` of the peak.
+
+    By a cosine, or by stairs of one factor each, evenly spaced from :data:`STAIRS_FROM` of the
+    steps to the last one.
+    """
+    done = step / config.steps
+    if config.stairs:
+        spacing = (1 - STAIRS_FROM) / max(1, config.stairs - 1)
+        fallen = sum(done >= STAIRS_FROM + i * spacing for i in range(config.stairs))
+        remains = config.decay ** (fallen / config.stairs)
+    else:
+        remains = config.decay + (1 - config.decay) * 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup) * remains
 
 
 @torch.no_grad()

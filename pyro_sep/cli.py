@@ -52,7 +52,7 @@ def train(
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
     from pyro_sep.checkpoints import save_prior
     from pyro_sep.data.source import open_source, training_level
-    from pyro_sep.model_card import write_card
+    from pyro_sep.model_card import train_command, write_card
     from pyro_sep.models.family import FAMILIES
     from pyro_sep.models.train import fit, fit_serially
     from pyro_sep.priors import PRIORS
@@ -83,15 +83,16 @@ def train(
         networks = {out: fit(audio.draw, run_folder, network_config, config, device)}
     seconds = clock.monotonic() - started
     settings = {"family": family, "size": size, "recipe": recipe, "sample_rate": sample_rate}
+    settings |= asdict(config)
+    command = train_command(source, settings)
     held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
     for folder, network in networks.items():
         prior = PRIORS[family](network.cpu(), name=audio.name, sample_rate=audio.sample_rate)
         folder.mkdir(exist_ok=True)
         path = folder / f"{audio.name}.safetensors"
         save_prior(prior, path)
-        write_card(
-            path.with_suffix(".md"), prior, source, settings | asdict(config), seconds, held_out
-        )
+        card = path.with_suffix(".md")
+        write_card(card, prior, source, command, settings, seconds, held_out)
         typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
 
 

@@ -24,10 +24,17 @@ COMMAND_OPTIONS = (
 )
 
 
+def train_command(source: str, settings: Mapping[str, object]) -> str:
+    """The ``pyro-sep train`` of these settings."""
+    options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
+    return f"pyro-sep train --source {source} --out DIR {options}"
+
+
 def write_card(
     path: Path,
     prior: NetworkPrior,
     source: str,
+    command: str,
     settings: Mapping[str, object],
     seconds: float,
     held_out: Tensor,
@@ -38,11 +45,11 @@ def write_card(
         path: Markdown file to write.
         prior: what was trained.
         source: what it was trained on, as named on the command line.
+        command: that trains it.
         settings: of the training run.
         seconds: wall time of the run, of its last part where it was resumed.
         held_out: clean audio ``(frame, time)`` for the excess table.
     """
-    options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
     rows = ""
     if len(held_out):
         low, high = prior.sigmas
@@ -56,7 +63,7 @@ def write_card(
 
 - Model: {type(prior.network).__name__}, {parameters:,} parameters, `{prior.network.config}`
 - Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
-- Command: `pyro-sep train --source {source} --out DIR {options}`
+- Command: `{command}`
 - Training: `{dict(settings)}`
 - Time: {seconds / 60:.0f} minutes of wall time, {torch.get_num_threads()} CPU threads
 - Use: noise levels {prior.sigmas[0]:g} to {prior.sigmas[1]:g}, full scale 1

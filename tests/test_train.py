@@ -188,6 +188,19 @@ def test_schedule() -> None:
     assert max(slopes[peak:]) < 0
 
 
+def test_stairs() -> None:
+    config = TrainConfig(steps=1_000, learning_rate=0.1, warmup=1, decay=0.6**5, stairs=5)
+    rates = [schedule(step, config) for step in range(1_001)]
+    falls = [step for step in range(1, 1_001) if rates[step] < rates[step - 1]]
+    assert falls == [360, 520, 680, 840, 1_000]
+    for count, step in enumerate([0, *falls]):
+        assert rates[step] == pytest.approx(0.1 * 0.6**count)
+    assert len(set(rates)) == 6
+    once = dataclasses.replace(config, stairs=1, decay=0.5, warmup=100)
+    assert schedule(49, once) == pytest.approx(0.05)
+    assert [schedule(step, once) for step in (359, 360, 1_000)] == [0.1, 0.05, 0.05]
+
+
 @pytest.mark.parametrize(
     ("network", "least"),
     [

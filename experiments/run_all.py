@@ -1,0 +1,114 @@
+"""Every experiment in order, each as a process of its own.
+
+    python experiments/run_all.py                      # under an hour on two cores
+    python experiments/run_all.py --only waveforms,cross_likelihood
+    python experiments/run_all.py --scale paper --list # what it would run
+
+With ``--scale cpu`` mixtures, chains and steps are few: it shows that all of it runs, and the
+README says what each experiment finds at its own size. ``--scale paper`` takes the sizes of Frank &
+Ilse 2020 (arXiv 2011.01761) where an experiment has them, and its defaults elsewhere: GPU weeks.
+
+What a step prints goes to OUT/NAME.log, its results to OUT/NAME. A step that is done is skipped
+when its command is the same; one that fails does not stop the others, and the exit code is then 1.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time as clock
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from pyro_sep.cli import run
+from pyro_sep.files import save_json
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class Step(NamedTuple):
+    """An experiment and its options at each scale."""
+
+    name: str
+    cpu: str = ""
+    paper: str = ""
+
+
+STEPS = (
+    Step("waveforms"),
+    Step("cross_likelihood", paper="--frames 1500"),
+    Step("noise_conditioning", paper="--frames 1500"),
+    Step("constant_inputs"),
+    Step("separate_toy", paper="--mixtures 1500 --seconds 1"),
+    Step("langevin_ablation", cpu="--mixtures 2"),
+    Step("compare_samplers", cpu="--mixtures 1 --priors wavenet,flow"),
+    Step("latent_nuts", cpu="--warmup 15 --draws 15 --max-tree-depth 3"),
+    Step("flow_ablation", cpu="--steps 100"),
+    Step("train_priors", cpu="--scale cpu --steps 20", paper="--scale paper"),
+)
+
+
+def main(
+    scale: Annotated[str, typer.Option(help="cpu: under an hour; paper: the paper's sizes.")] = (
+        "cpu"
+    ),
+    only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Print the commands, and end.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for logs and results.")] = Path(
+        "results/run_all"
+    ),
+) -> None:
+    """Run what is not yet done, and say what took how long."""
+    if scale not in ("cpu", "paper"):
+        raise ValueError(f"scale: got {scale!r}, expected cpu or paper")
+    steps = {step.name: step for step in STEPS}
+    names = list(steps) if only is None else only.split(",")
+    if unknown := [name for name in names if name not in steps]:
+        raise ValueError(f"only: got {unknown[0]!r}, expected some of {', '.join(steps)}")
+    commands = {name: command(steps[name], scale, out) for name in names}
+    if show:
+        for words in commands.values():
+            print(shlex.join(words))
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for count, (name, words) in enumerate(commands.items(), start=1):
+        print(f"[{count}/{len(commands)}] {shlex.join(words[1:])}", flush=True)
+        rows.append(run_step(name, words, out))
+        print(f"    {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s", flush=True)
+        save_json({"scale": scale, "steps": rows}, out / "summary.json")
+    for row in rows:
+        print(f"{row['name']:20s} {row['state']:8s} {row['seconds']:8.0f} s")
+    print(f"{sum(row['seconds'] for row in rows):.0f} s in all. Results: {out}")
+    if failed := [row["name"] for row in rows if row["state"] == "failed"]:
+        print(f"failed: {', '.join(failed)}; why is in {out}/NAME.log")
+        raise typer.Exit(1)
+
+
+def command(step: Step, scale: str, out: Path) -> list[str]:
+    """What is run, in words."""
+    options = shlex.split(step.cpu if scale == "cpu" else step.paper)
+    script = FOLDER / f"{step.name}.py"
+    return [sys.executable, str(script), *options, "--out", str(out / step.name)]
+
+
+def run_step(name: str, words: list[str], out: Path) -> dict[str, Any]:
+    """Run a step unless its marker says that this very command is done; state and seconds."""
+    marker = out / f"{name}.done"
+    done = json.loads(marker.read_text()) if marker.exists() else {}
+    if done.get("command") == words[1:]:
+        return {"name": name, "state": "skipped", "seconds": done["seconds"]}
+    marker.unlink(missing_ok=True)
+    started = clock.monotonic()
+    with (out / f"{name}.log").open("w") as log:
+        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
+    seconds = clock.monotonic() - started
+    if code == 0:
+        save_json({"command": words[1:], "seconds": seconds}, marker)
+    return {"name": name, "state": "failed" if code else "done", "seconds": seconds}
+
+
+if __name__ == "__main__":
+    run(main)

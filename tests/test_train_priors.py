@@ -1,0 +1,160 @@
+"""The paper's training runs: what there is, that it goes on, and that its sizes can be trained."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from networks import HALVES, WAVENET
+from scripts import load
+
+from pyro_sep.checkpoints import load_priors
+from pyro_sep.cli import run
+from pyro_sep.data.source import ToySource
+from pyro_sep.models.family import FAMILIES, Family, build
+from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, schedule
+
+script = load("train_priors")
+
+
+@pytest.fixture
+def musdb(tmp_path: Path) -> Path:
+    """A second of noise for each stem."""
+    for seed, stem in enumerate(script.STEMS):
+        (tmp_path / "musdb" / stem).mkdir(parents=True)
+        noise = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(seed))
+        soundfile.write(tmp_path / "musdb" / stem / "a.wav", noise.numpy(), 16_000)
+    return tmp_path / "musdb"
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy sizes that take no time, on short frames."""
+    for name, size in (("wavenet", WAVENET), ("flow", HALVES)):
+        family = FAMILIES[name]
+        sizes = {"toy": size}
+        monkeypatch.setitem(FAMILIES, name, Family(family.network, family.config, sizes))
+    monkeypatch.setattr(script, "CPU", dataclasses.replace(script.CPU, time=64))
+    monkeypatch.setattr(script, "AUDIT_FRAMES", 2)
+    monkeypatch.setattr(script, "AUDIT_TIME", 64)
+
+
+def test_the_papers_schedule() -> None:
+    runs = script.trainings("paper", None, None)
+    waves = ("sine", "saw", "square", "triangle")
+    assert list(runs) == [f"{family}-{wave}" for family in ("flow", "wavenet") for wave in waves]
+    for name, training in runs.items():
+        config = training.config
+        assert name == f"{training.family}-{training.name}"
+        assert (training.source, training.size) == (f"toy:{training.name}", "paper")
+        assert config.batch == {"flow": 5, "wavenet": 2}[training.family]
+        assert (config.steps, config.time, training.sample_rate) == (150_000, 16_384, 16_000)
+        assert (config.ema, config.score_weight) == (0, 0)  # of plain likelihood, and no average
+        rates = [schedule(step, config) for step in (0, 53_999, 54_000, 149_999, 150_000)]
+        assert rates == pytest.approx([1e-4, 1e-4, 6e-5, 1e-4 * 0.6**4, 1e-4 * 0.6**5])
+        assert "150000 + 5 x 30000 steps" in str(training)
+
+
+def test_stems_are_learned_from_folders(musdb: Path) -> None:
+    runs = script.trainings("paper", musdb, 7)
+    assert len(runs) == 16
+    assert {training.config.steps for training in runs.values()} == {7}
+    for stem in script.STEMS:
+        flow, wavenet = runs[f"flow-{stem}"], runs[f"wavenet-{stem}"]
+        assert (flow.size, wavenet.size) == ("paper-musdb18", "paper")
+        assert flow.source == wavenet.source == str(musdb / stem)
+        assert flow.sample_rate == wavenet.sample_rate == 14_700
+    assert runs["flow-sine"].size == "paper"
+    assert script.trainings("cpu", musdb, None)["flow-bass"].size == "toy"
+    os.rename(musdb / "vocals", musdb / "voice")
+    with pytest.raises(ValueError, match="without a folder vocals, expected bass, drums, vocals"):
+        script.trainings("cpu", musdb, None)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_sets_of_priors_are_left_behind(
+    musdb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for only in ("flow-sine", "flow-sine,wavenet-drums"):  # what is there is read back
+        script.main(only=only, steps=5, musdb=musdb, out=out)
+    assert capsys.readouterr().out.count("flow-sine: ") == 2
+    assert sorted(os.listdir(out)) == ["flow", "wavenet"]
+    for sigma in SERIAL_SIGMAS:
+        sine = load_priors(out / "flow" / f"sigma-{sigma:g}")["sine"]
+        drums = load_priors(out / "wavenet" / f"sigma-{sigma:g}")["drums"]
+        assert drums.sample_rate == 14_700
+        assert drums.level == pytest.approx(0.1, rel=0.1)
+        for prior in (sine, drums):
+            assert prior.sigmas == (sigma, sigma)
+            assert prior.frame(64).log_prob(torch.zeros(2, 64)).isfinite().all()
+    card = (out / "wavenet" / "sigma-0.01" / "drums.md").read_text()
+    command = (
+        f"`python experiments/train_priors.py --scale cpu --only wavenet-drums --musdb {musdb}"
+    )
+    assert f"{command} --steps 5`" in card
+    assert "| 0.01 | " in card
+    kept = torch.load(out / "flow" / "sine.run" / "sigma-0.359" / CHECKPOINT)
+    assert kept["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scale", "gpu"], "scale: got 'gpu', expected cpu or paper"),
+        (["--only", "flow-sine,flow-bass"], "only: got 'flow-bass', expected some of flow-sine, "),
+        (["--musdb", "nowhere"], "musdb: got nowhere without a folder bass, expected bass, drums"),
+        (["--device", "abacus"], "device: got 'abacus', expected cpu or one that is here"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(sys, "argv", ["train_priors.py", *options, "--out", str(out)])
+    with pytest.raises(SystemExit, match="2"):
+        run(script.main)
+    error = capsys.readouterr().err
+    assert error.startswith(f"pyro-sep: {message}")
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_it_says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script.main(scale="paper", show=True, out=tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8
+    assert lines[0].startswith("flow-sine: flow of size paper, toy:sine at 16000 Hz, 150000 + 5 x ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "size", "time"),
+    # One frame a step, cut short: a WaveNet's step on a whole one is 1.5 Tflop and takes 10 GB.
+    [("flow", "paper", 4_096), ("flow", "paper-musdb18", 4_096), ("wavenet", "paper", 256)],
+)
+def test_the_papers_sizes_can_be_trained(tmp_path: Path, family: str, size: str, time: int) -> None:
+    """Twenty steps of the noise-free level, then the density of a whole frame."""
+    network = dataclasses.replace(FAMILIES[family].sizes[size], sigma_min=0.0, sigma_max=0.0)
+    config = dataclasses.replace(script.PAPER, steps=20, batch=1, time=time)
+    source = ToySource("triangle")
+    torch.manual_seed(config.seed)
+    untrained = build(network).eval()
+    trained = fit(source.draw, tmp_path, network, config, progress=False)
+    assert torch.load(tmp_path / CHECKPOINT)["step"] == 20
+    frame, sigma = source.held_out(1, script.PAPER.time), torch.zeros(1)
+    with torch.no_grad():
+        gain = trained.log_prob(frame[:, :time], sigma) - untrained.log_prob(frame[:, :time], sigma)
+        log_prob = trained.log_prob(frame, sigma)
+    assert frame.shape == (1, 16_384)
+    assert log_prob.shape == (1,)
+    assert log_prob.isfinite().all()
+    assert float(gain) / time > 0.01
