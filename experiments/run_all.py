@@ -1,6 +1,6 @@
 """Every experiment in order, each as a process of its own.
 
-    python experiments/run_all.py                      # under an hour on two cores
+    python experiments/run_all.py                      # small sizes
     python experiments/run_all.py --only waveforms,cross_likelihood
     python experiments/run_all.py --scale paper --list # what it would run
 
@@ -51,9 +51,7 @@ STEPS = (
 
 
 def main(
-    scale: Annotated[str, typer.Option(help="cpu: under an hour; paper: the paper's sizes.")] = (
-        "cpu"
-    ),
+    scale: Annotated[str, typer.Option(help="cpu: small sizes; paper: the paper's.")] = ("cpu"),
     only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Print the commands, and end.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for logs and results.")] = Path(
