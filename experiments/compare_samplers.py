@@ -47,13 +47,14 @@ from pyro_sep.inference.smc import systematic
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.mixing import Mixing, frame_time, model
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import FloWaveNetPrior, Priors
+from pyro_sep.priors import FloWaveNetPrior, Priors, WaveformPrior
 from pyro_sep.separation import Separation, default_ladder, describe, separate_batch
 
 Sampler = Callable[[list[ToyMixture], Priors, int], list[Separation]]
 
 BATCH = 5  # mixtures separated at once
 CHAINS = 2
+EXACT_LEVELS = 40  # of noise under the oracle, which chooses modes all at once
 PARTICLES = 16
 SHARE = 0.6  # of the particles' effective sample size that a step of the noise level keeps
 WARMUP, DRAWS = 30, 30  # of HMC and NUTS
@@ -153,11 +154,13 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def annealed(settings: dict[str, Any]) -> Sampler:
-    """The annealed driver at its defaults but for these settings."""
+    """The annealed driver at its defaults but for these settings, and the oracle's ladder."""
 
     def sampler(items: list[ToyMixture], priors: Priors, seed: int) -> list[Separation]:
         mixtures = torch.stack([item.mixture for item in items])
-        return separate_batch(mixtures, priors, seed=seed, chains=CHAINS, **settings)
+        exact = all(isinstance(prior, WaveformPrior) for prior in priors.values())
+        ladder = {"levels": EXACT_LEVELS} if exact else {}
+        return separate_batch(mixtures, priors, seed=seed, chains=CHAINS, **ladder, **settings)
 
     return sampler
 
