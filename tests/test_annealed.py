@@ -678,7 +678,7 @@ def test_unequal_gains_and_noise_follow_the_law_on_a_grid(
     if infer_noise:
         gamma = (torch.arange(160).double() + 0.5) / 160
     a, b, c = torch.meshgrid(axis, axis, gamma, indexing="ij")
-    floor = (c**2).clamp(min=3 * sigma**2 * float(mixture.square().mean()) / 0.25)
+    floor = torch.maximum(c**2, 2 * sigma**2 * (a**2 + b**2))
     logs = -(a * b).log() - infer_noise * (c / NOISE_SPREAD) ** 2 / 2
     for gain, heard in zip((a, b), mixture.reshape(2, half), strict=True):
         variance = 0.5 * gain**2 + floor

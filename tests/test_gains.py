@@ -13,7 +13,7 @@ from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, LatentMixing
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 
-LANES, TIME, SIGMA, LEVEL, ENERGY = 2_000, 6, 0.3, 0.6, 1.5
+LANES, TIME, SIGMA, LEVEL = 2_000, 6, 0.3, 0.6
 MakePriors = Callable[..., Priors]
 
 
@@ -31,11 +31,10 @@ INSIDE = TRUTH @ SOURCES + 0.1 * normal(TIME, seed=5)
 AT_THE_EDGES = torch.tensor([0.05, 2.6]).double() @ SOURCES  # least squares is outside the range
 
 
-def log_target(mixture: Tensor, gains: Tensor, noise: Tensor, energy: float = ENERGY) -> Tensor:
+def log_target(mixture: Tensor, gains: Tensor, noise: Tensor) -> Tensor:
     """Gains and noise given SOURCES, by hand; everything of the shape of the grid."""
     own = SIGMA**2 * gains.square().sum(-1)
-    variance = (noise**2).clamp(min=3 * SIGMA**2 * energy) - own
-    scale = torch.maximum(variance, own / 4).sqrt()[..., None]
+    scale = (torch.maximum(noise**2, 2 * own) - own).sqrt()[..., None]
     likelihood = Normal(0.0, scale).log_prob(mixture - gains @ SOURCES).sum(-1)
     return likelihood - gains.log().sum(-1) - (noise / NOISE_SPREAD) ** 2 / 2
 
@@ -58,7 +57,7 @@ def lanes(infer_gains: bool, infer_noise: bool, noise_scale: float) -> LatentMix
     if infer_gains:
         gains = low + (high - low) * torch.rand(LANES, 2, generator=generator(9)).double()
     noise = torch.full((LANES,), noise_scale, dtype=torch.float64)
-    return LatentMixing(gains, noise, torch.full_like(noise, ENERGY), infer_gains, infer_noise)
+    return LatentMixing(gains, noise, infer_gains, infer_noise)
 
 
 def run(mixing: LatentMixing, mixture: Tensor, steps: int) -> LatentMixing:
@@ -139,7 +138,7 @@ def test_trading_gains_for_amplitudes_leaves_the_posterior(gaussian_priors: Make
 
     def posterior(a: Tensor) -> AnnealedPosterior:
         noise = torch.full_like(a, 1e-3)
-        mixing = LatentMixing(a[:, None], noise, torch.ones_like(a), True, False)
+        mixing = LatentMixing(a[:, None], noise, True, False)
         return AnnealedPosterior(mixture.expand(len(a), 1), priors, mixing)
 
     weights = posterior(a).log_density(x[:, None, None], SIGMA).softmax(0)

@@ -29,19 +29,18 @@ from pyro_sep.priors import Priors
 MakePriors = Callable[..., Priors]
 GAINS = torch.tensor([[0.3, 1.5], [0.8, 0.4], [2.0, 1.9]]).double()
 NOISE = torch.tensor([0.01, 0.9, 0.2]).double()
-ENERGY = torch.tensor([2.0, 1.0, 1.0]).double()
-LATENT = LatentMixing(GAINS, NOISE, ENERGY)
+LATENT = LatentMixing(GAINS, NOISE)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_noise_of_mixture_and_sources_together_does_not_depend_on_gains() -> None:
+def test_noise_of_the_sources_counts_as_noise_of_the_mixture() -> None:
     own = 0.04 * GAINS.square().sum(-1)
     total = LATENT.scale_at(0.2)[:, 0] ** 2 + own
-    assert torch.allclose(total[:2], torch.tensor([0.24, 0.81]).double())
-    assert float(total[2]) == pytest.approx(1.25 * float(own[2]))  # gains beyond the power
+    assert torch.allclose(total[[0, 2]], 2 * own[[0, 2]])  # below the floor
+    assert float(total[1]) == pytest.approx(0.81)
     assert torch.allclose(LATENT.scale_at(0.0)[:, 0], NOISE)
 
 
@@ -63,14 +62,13 @@ def test_every_lane_is_a_mixing_of_its_own() -> None:
     some = LATENT.take(torch.tensor([2, 0]))
     assert torch.equal(some.gains, GAINS[[2, 0]])
     assert torch.equal(some.noise_scale, NOISE[[2, 0]])
-    assert torch.equal(some.energy, ENERGY[[2, 0]])
     assert LATENT.mix(sources.float()).dtype == torch.float32
 
 
 def test_an_exchange_of_sources_takes_unknown_gains_along(gaussian_priors: MakePriors) -> None:
     priors, sources = list(gaussian_priors(0.5, 0.2).values()), normal(3, 2, 5)
     order = torch.tensor([[1, 0], [0, 1], [1, 0]])
-    for latent in (LATENT, LatentMixing(GAINS[:1].repeat(3, 1), NOISE, ENERGY, False)):
+    for latent in (LATENT, LatentMixing(GAINS[:1].repeat(3, 1), NOISE, False)):
         target = AnnealedPosterior(normal(3, 5, seed=1), priors, latent)
         after, moved = target.reassign(sources, order)
         assert torch.allclose(after.mixing.mix(moved), latent.mix(sources))
@@ -86,7 +84,7 @@ def test_an_exchange_of_sources_takes_unknown_gains_along(gaussian_priors: MakeP
 def test_the_posterior_with_other_gains_is_that_of_those_gains(gaussian_priors: MakePriors) -> None:
     priors, sources = list(gaussian_priors(0.5, 0.2).values()), normal(3, 2, 5)
     target = AnnealedPosterior(normal(3, 5, seed=1), priors, LATENT)
-    other = LatentMixing(GAINS.flip(0), NOISE.flip(0), ENERGY)
+    other = LatentMixing(GAINS.flip(0), NOISE.flip(0))
     after, evaluation = target.remix(other, sources, target.evaluate(sources, 0.2), 0.2)
     assert after.mixing is other
     for got, expected in zip(evaluation, after.evaluate(sources, 0.2), strict=True):
@@ -109,9 +107,9 @@ def test_the_prior_is_log_uniform_and_half_normal() -> None:
     assert float(law.log_prob(torch.tensor([0.5]))) == pytest.approx(-math.log(0.5 * width))
     expected = -GAINS.log().sum(-1) - (NOISE / NOISE_SPREAD) ** 2 / 2
     assert torch.allclose(LATENT.log_prior(), expected)
-    outside = LatentMixing(torch.tensor([[0.1, 1.0]]), torch.ones(1), torch.ones(1))
+    outside = LatentMixing(torch.tensor([[0.1, 1.0]]), torch.ones(1))
     assert outside.log_prior().item() == -math.inf
-    assert LatentMixing(GAINS, NOISE, ENERGY, False, False).log_prior().abs().max() == 0
+    assert LatentMixing(GAINS, NOISE, False, False).log_prior().abs().max() == 0
 
 
 def test_lanes_start_with_gains_of_the_power_of_their_mixture(gaussian_priors: MakePriors) -> None:
@@ -119,11 +117,10 @@ def test_lanes_start_with_gains_of_the_power_of_their_mixture(gaussian_priors: M
     latent = start_mixing(mixture, priors, Mixing.mean(2), True, True)
     power = mixture.square().mean(-1)
     assert torch.allclose((latent.gains**2).sum(-1), power / 0.145)
-    assert torch.allclose(latent.energy, power / 0.145)
     assert (latent.noise_scale == NOISE_SPREAD).all()
     known = start_mixing(mixture, priors, Mixing((0.4, -3.0), 0.2), False, True)
     assert torch.equal(known.gains, torch.tensor([[0.4, -3.0]] * 3, dtype=torch.float64))
-    assert torch.allclose(known.energy, torch.tensor(9.16).double())
+    assert (known.noise_scale == NOISE_SPREAD).all()
 
 
 SIGMA = 1e-3  # what the priors of a Pyro model without a level have
@@ -147,7 +144,7 @@ def test_mcmc_draws_from_the_law_on_a_grid(
     def draw(*infer: Any, level: float, sigma: float | None) -> Any:
         priors = gaussian_priors(level)
         pyro.set_rng_seed(1)
-        joint = kernel(lambda: model(PAIR, priors, draw_mixing(PAIR, priors, *infer), sigma))
+        joint = kernel(lambda: model(PAIR, priors, draw_mixing(priors, *infer), sigma))
         mcmc = MCMC(joint, num_samples=count, warmup_steps=100, disable_progbar=True)
         mcmc.run()
         return mcmc.get_samples()
@@ -155,10 +152,9 @@ def test_mcmc_draws_from_the_law_on_a_grid(
     # An audio sample is normal; of its variance the source has a^2 level^2.
     low, high = GAIN_RANGE
     a = low + (high - low) * (torch.arange(2_000) + 0.5) / 2_000
-    energy = float(PAIR.square().mean()) / 0.25
-    scale = (a**2 * 0.25 + 3 * 0.09 * energy).sqrt()[:, None]
+    scale = (a**2 * (0.25 + 2 * 0.09)).sqrt()[:, None]
     weights = (Normal(0.0, scale).log_prob(PAIR).sum(-1) - a.log()).softmax(0)
-    drawn = draw("infer", 0.1, level=0.5, sigma=0.3)
+    drawn = draw("infer", 0.01, level=0.5, sigma=0.3)
     assert_mean(drawn["gains"], weights @ a)
     gamma = (torch.arange(2_000) + 0.5) / 2_000
     scale = (0.25 * (0.01 + SIGMA**2) + gamma**2).sqrt()[:, None]
@@ -174,14 +170,13 @@ def test_the_model_has_the_density_of_the_posterior(
     priors, mixture, sources = gaussian_priors(0.5, 0.2), normal(6, seed=1), normal(2, 6)
 
     def joint() -> None:
-        model(mixture, priors, draw_mixing(mixture, priors, "infer", "infer"), sigma)
+        model(mixture, priors, draw_mixing(priors, "infer", "infer"), sigma)
 
     values = dict(zip(priors, sources, strict=True))
     values |= {"gains": GAINS[1], "noise_scale": NOISE[1]}
     trace = poutine.trace(poutine.condition(joint, values)).get_trace()
     assert list(trace.observation_nodes) == ["gains", "noise_scale", *priors, "mixture"]
-    energy = mixture.square().mean() / 0.145
-    latent = LatentMixing(GAINS[1:2], NOISE[1:2], energy[None])
+    latent = LatentMixing(GAINS[1:2], NOISE[1:2])
     target = AnnealedPosterior(mixture[None], list(priors.values()), latent)
     expected = float(target.log_density(sources[None], sigma or SIGMA))
     if sigma is None:
@@ -196,9 +191,9 @@ def test_the_model_has_the_density_of_the_posterior(
 
 def test_what_is_known_has_no_site(gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(0.5, 0.2)
-    trace = poutine.trace(draw_mixing).get_trace(torch.ones(4), priors, (0.4, 1.3), "infer")
+    trace = poutine.trace(draw_mixing).get_trace(priors, (0.4, 1.3), "infer")
     assert list(trace.stochastic_nodes) == ["noise_scale"]
-    trace = poutine.trace(draw_mixing).get_trace(torch.ones(4), priors, "infer", 0.2)
+    trace = poutine.trace(draw_mixing).get_trace(priors, "infer", 0.2)
     assert list(trace.stochastic_nodes) == ["gains"]
     assert float(trace.nodes["_RETURN"]["value"].noise_scale) == pytest.approx(0.2)
 
