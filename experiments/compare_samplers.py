@@ -1,6 +1,6 @@
 """Every sampler under every prior, on the same mixtures: what each finds, and what it costs.
 
-    python experiments/compare_samplers.py                               # the README's table
+    python experiments/compare_samplers.py                               # all of them: hours
     python experiments/compare_samplers.py --priors oracle --samplers langevin,mala --mixtures 2
 
 Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics, the default
@@ -15,7 +15,6 @@ sources, of two chains; a population of particles has none. A run that was cut o
 was.
 """
 
-import json
 import sys
 import time as clock
 from collections.abc import Callable
@@ -40,12 +39,12 @@ from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import save_json
+from pyro_sep.files import load_figures, save_json
 from pyro_sep.inference.annealed_smc import anneal_particles
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.smc import systematic
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Mixing, frame_time, model
+from pyro_sep.mixing import Counted, Mixing, frame_time, model
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import FloWaveNetPrior, Priors, WaveformPrior
 from pyro_sep.separation import Separation, default_ladder, describe, separate_batch
@@ -88,7 +87,8 @@ def main(
         loaded = choose_priors(load_priors(f"toy/{family}"), sources)
         path = out / f"{family}-{name}.json"
         rows.append({"prior": family, "sampler": name})
-        rows[-1] |= summarise(run_cell(SAMPLERS[name], items, loaded, seed, path))
+        settings = {"sources": sources, "seconds": seconds, "seed": seed}
+        rows[-1] |= summarise(run_cell(SAMPLERS[name], items, loaded, settings, path))
         print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     table = pd.DataFrame(rows)
     table.to_csv(out / "summary.csv", index=False)
@@ -97,18 +97,22 @@ def main(
 
 
 def run_cell(
-    sampler: Sampler, items: list[ToyMixture], priors: Priors, seed: int, path: Path
+    sampler: Sampler,
+    items: list[ToyMixture],
+    priors: Priors,
+    settings: dict[str, Any],
+    path: Path,
 ) -> list[dict[str, Any]]:
     """Figures of every mixture, those that ``path`` already has and the others."""
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["mixtures"] if path.exists() else []
+    rows: list[dict[str, Any]] = load_figures(path, settings)
     for start in range(len(rows), len(items), BATCH):
         batch = items[start : start + BATCH]
         began = clock.monotonic()
-        results = sampler(batch, priors, seed + start)
+        results = sampler(batch, priors, settings["seed"] + start)
         seconds = (clock.monotonic() - began) / len(batch)
         for item, result in zip(batch, results, strict=True):
             rows.append(score(item, result) | {"seconds": seconds})
-        save_json({"mixtures": rows}, path)
+        save_json({"settings": settings, "mixtures": rows}, path)
     return rows[: len(items)]
 
 
@@ -166,8 +170,8 @@ def annealed(settings: dict[str, Any]) -> Sampler:
 
 
 @dataclass(frozen=True)
-class Counted(AnnealedPosterior):
-    """A posterior that counts the gradients asked of it."""
+class CountedPosterior(AnnealedPosterior):
+    """One that counts the gradients asked of it."""
 
     calls: list[int] = field(default_factory=list, kw_only=True)
 
@@ -182,7 +186,9 @@ def smc(items: list[ToyMixture], priors: Priors, seed: int) -> list[Separation]:
     results, mixing = [], Mixing.mean(len(priors))
     for i, item in enumerate(items):
         generator = torch.Generator().manual_seed(seed + i)
-        target = Counted(item.mixture.expand(PARTICLES, -1), tuple(priors.values()), mixing)
+        target = CountedPosterior(
+            item.mixture.expand(PARTICLES, -1), tuple(priors.values()), mixing
+        )
         ladder = default_ladder(priors, len(item.mixture))
         population = anneal_particles(target, generator=generator, share=SHARE, **ladder)
         kept = population.position[systematic(population.log_weight, generator)]
@@ -214,7 +220,7 @@ def run_kernel(
         for name, prior in priors.items()
         if isinstance(prior, FloWaveNetPrior) and kernel is nuts
     }
-    calls = Counter(lambda: model(mixture, priors, mixing, sigma))
+    calls = Counted(lambda: model(mixture, priors, mixing, sigma))
     target = poutine.reparam(calls, dict.fromkeys(flows, TransformReparam()))
     chains = []
     for _ in range(CHAINS):
@@ -243,18 +249,6 @@ def run_kernel(
     return describe(
         torch.stack(chains), mixture, priors, mixing, sigma, attrs={"gradients": calls.count}
     )
-
-
-class Counter:
-    """A model that knows how often it was run: once per gradient."""
-
-    def __init__(self, audio_model: Callable[[], Tensor]) -> None:
-        self.audio_model, self.count = audio_model, 0
-
-    def __call__(self) -> Tensor:
-        """Run it."""
-        self.count += 1
-        return self.audio_model()
 
 
 def hmc(target: Callable[..., Any], sigma: float, **options: Any) -> HMC:

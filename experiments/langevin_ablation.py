@@ -1,6 +1,6 @@
 """Which fault of the paper's public code breaks separation by itself.
 
-    python experiments/langevin_ablation.py                      # the README's table
+    python experiments/langevin_ablation.py                      # WaveNets, ten mixtures
     python experiments/langevin_ablation.py --priors toy/flow    # and the log-determinant
 
 The same annealed dynamics, priors and mixtures throughout; each line switches one fault on, as

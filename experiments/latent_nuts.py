@@ -30,12 +30,11 @@ from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
 from pyro_sep.inference.langevin import SGLD
 from pyro_sep.metrics import si_sdr
-from pyro_sep.mixing import Mixing, frame_time, model
+from pyro_sep.mixing import Counted, Mixing, frame_time, model
 from pyro_sep.plots import plot_separation, save_figure
-from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import FloWaveNetPrior, NetworkPrior
-from pyro_sep.separation import default_ladder, separate
-from pyro_sep.trace import build_trace, save_trace
+from pyro_sep.separation import default_ladder, describe, separate
+from pyro_sep.trace import save_trace
 
 
 class Chains(NamedTuple):
@@ -101,7 +100,7 @@ def run_nuts(
     progress: bool,
 ) -> Chains:
     """NUTS on the latents of all sources, each chain from its start."""
-    calls = Counter(poutine.reparam(audio_model, dict.fromkeys(priors, TransformReparam())))
+    calls = Counted(poutine.reparam(audio_model, dict.fromkeys(priors, TransformReparam())))
     flows = [
         prior.frame(starts.shape[-1]).condition(sigma).transforms[0] for prior in priors.values()
     ]
@@ -138,7 +137,7 @@ def run_sgld(
     progress: bool,
 ) -> Chains:
     """SGLD on the audio of all sources, every ``thin``-th step of each chain."""
-    calls = Counter(audio_model)
+    calls = Counted(audio_model)
     kept, divergences, started = [], 0, clock.monotonic()
     for start in starts:
         initial = dict(zip(names, start, strict=True))
@@ -152,54 +151,28 @@ def run_sgld(
     return Chains(torch.stack(kept), calls.count, clock.monotonic() - started, divergences)
 
 
-class Counter:
-    """A model that knows how often it was run: once per gradient."""
-
-    def __init__(self, audio_model: Callable[[], Tensor]) -> None:
-        self.audio_model, self.count = audio_model, 0
-
-    def __call__(self) -> Tensor:
-        """Run it."""
-        self.count += 1
-        return self.audio_model()
-
-
 def report(
     chains: Chains, item: ToyMixture, priors: dict[str, NetworkPrior], sigma: float, out: Path
 ) -> dict[str, Any]:
     """Write trace and picture; figures of the sampler."""
-    shape = chains.noisy.shape
-    lanes = chains.noisy.flatten(0, 1)
-    mixing = Mixing.mean(len(priors))
-    posterior = AnnealedPosterior(
-        item.mixture.expand(len(lanes), -1), tuple(priors.values()), mixing
+    attrs = {"sigma": sigma, "gradients": chains.gradients, "divergences": chains.divergences}
+    mixing, true = Mixing.mean(len(priors)), item.sources
+    result = describe(
+        chains.noisy, item.mixture, priors, mixing, sigma, true_sources=true, attrs=attrs
     )
-    evaluation = posterior.evaluate(lanes, sigma)
-    clean = posterior.denoise(lanes, evaluation, sigma).reshape(shape)
-    trace = build_trace(
-        sources=clean.numpy(),
-        lp=evaluation.log_density.reshape(shape[:2]).numpy(),
-        log_prior=evaluation.parts.reshape(shape[:3]).numpy(),
-        stats={},
-        warmup_stats={},
-        mixture=item.mixture.numpy(),
-        gains=mixing.gains,
-        source_names=tuple(priors),
-        sample_rate=SAMPLE_RATE,
-        true_sources=item.sources.numpy(),
-        attrs={"sigma": sigma, "gradients": chains.gradients, "divergences": chains.divergences},
-    )
+    trace = result.trace
     out.mkdir(parents=True, exist_ok=True)
     save_trace(trace, out / "trace.nc")
     save_figure(plot_separation(trace), out / "separation.png")
     agreement = chain_agreement(trace)
     ess = float(agreement["ess_bulk"].min())
-    scores = si_sdr(clean.mean((0, 1)), item.sources)
+    means = torch.from_numpy(trace["posterior"]["sources"].values).mean((0, 1))
+    scores = si_sdr(means, item.sources)
     return {
         "gradients": chains.gradients,
         "seconds": round(chains.seconds),
         "divergences": chains.divergences,
-        "mean_lp": round(float(evaluation.log_density.mean()), 1),
+        "mean_lp": round(float(trace["sample_stats"]["lp"].mean()), 1),
         "r_hat_worst": round(float(agreement["r_hat"].max()), 2),
         "ess_worst": round(ess, 1),
         "ess_per_1000_gradients": round(1000 * ess / chains.gradients, 2),

@@ -12,7 +12,6 @@ in --out, from where a run that was cut off goes on.
 Frank & Ilse 2020 (arXiv 2011.01761) hold all sources present; they have no figure.
 """
 
-import json
 import random
 import sys
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from torch import Tensor
 from pyro_sep.checkpoints import load_priors
 from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
-from pyro_sep.files import save_json
+from pyro_sep.files import load_figures, save_json
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.plots import save_figure
 from pyro_sep.priors import Priors
@@ -59,18 +58,13 @@ def main(
     for start in range(first, first + mixtures, BATCH):
         indices = range(start, min(start + BATCH, first + mixtures))
         path = out / f"batch_{indices[0]:04d}_{len(indices)}.json"
-        if not path.exists():
-            found = infer(indices, loaded, time, seed=seed + start, **budget)
-            save_json({"settings": settings, "mixtures": found}, path)
-        batch = json.loads(path.read_text())
-        if batch["settings"] != settings:
-            raise ValueError(
-                f"{path}: got figures of {batch['settings']}, expected {settings}; "
-                "give another --out"
-            )
-        for row in batch["mixtures"]:
+        batch = load_figures(path, settings)
+        if not batch:
+            batch = infer(indices, loaded, time, seed=seed + start, **budget)
+            save_json({"settings": settings, "mixtures": batch}, path)
+        for row in batch:
             print_row(row, names)
-        rows += batch["mixtures"]
+        rows += batch
     summarise(rows, names, settings, out)
 
 

@@ -4,9 +4,9 @@
     python experiments/run_all.py --only waveforms,cross_likelihood
     python experiments/run_all.py --scale paper --list # what it would run
 
-With ``--scale cpu`` mixtures, chains and steps are few: it shows that all of it runs, and the
-README says what each experiment finds at its own size. ``--scale paper`` takes the sizes of Frank &
-Ilse 2020 (arXiv 2011.01761) where an experiment has them, and its defaults elsewhere: GPU weeks.
+With ``--scale cpu`` mixtures, chains and steps are few: it shows that all of it runs. ``--scale
+paper`` takes the sizes of Frank & Ilse 2020 (arXiv 2011.01761) where an experiment has them, and
+its defaults elsewhere: GPU weeks.
 
 What a step prints goes to OUT/NAME.log, its results to OUT/NAME. A step that is done is skipped
 when its command is the same; one that fails does not stop the others, and the exit code is then 1.

@@ -26,11 +26,10 @@ from typing import Annotated
 import torch
 import typer
 
-from pyro_sep.checkpoints import save_prior
 from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, run, torch_device
 from pyro_sep.data.source import SourceAudio, open_source, training_level
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
-from pyro_sep.model_card import write_card
+from pyro_sep.model_card import save_with_card
 from pyro_sep.models.family import FAMILIES, Network
 from pyro_sep.models.parallel import Ranks, start_ranks
 from pyro_sep.models.train import SERIAL_SIGMAS, TUNING_SHARE, TrainConfig, fit_serially
@@ -156,11 +155,7 @@ def write(
             network.cpu(), name=training.name, sample_rate=training.sample_rate
         )
         folder = out / f"sigma-{sigma:g}"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{training.name}.safetensors"
-        save_prior(prior, path)
-        card = path.with_suffix(".md")
-        write_card(card, prior, training.source, command, settings, seconds, held_out)
+        save_with_card(folder, prior, training.source, command, settings, seconds, held_out)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.underdamped import UnderdampedState
+from pyro_sep.inference.underdamped import UnderdampedState, choose
 from pyro_sep.latent_mixing import GAIN_RANGE, MAX_NOISE, LatentMixing
 from pyro_sep.posterior import AnnealedPosterior
 
@@ -93,13 +93,8 @@ def rescale(
     gained = evaluation.log_density.double() - state.evaluation.log_density.double()
     taken = _decide(gained + step.double().sum(-1), generator)
     chosen = replace(mixing, gains=torch.where(taken[:, None], gains, mixing.gains))
-    return replace(target, mixing=chosen), UnderdampedState(
-        _where(taken, position, state.position),
-        state.velocity,
-        Evaluation._make(
-            _where(taken, new, old) for new, old in zip(evaluation, state.evaluation, strict=True)
-        ),
-    )
+    moved = UnderdampedState(position, state.velocity, evaluation)
+    return replace(target, mixing=chosen), choose(taken, moved, state)
 
 
 class _Fit:
@@ -170,7 +165,3 @@ def _decide(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
     """Whether each lane takes what is proposed to it."""
     uniform = torch.empty_like(log_ratio).uniform_(generator=generator)
     return uniform.log() < log_ratio.nan_to_num(nan=-math.inf)
-
-
-def _where(taken: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(taken.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.underdamped import UnderdampedState, refresh
+from pyro_sep.inference.underdamped import UnderdampedState, choose, refresh
 
 
 def corrected_step(
@@ -50,20 +50,10 @@ def corrected_step(
     log_ratio = _energy(refused) - _energy(proposed)
     acceptance_rate = log_ratio.nan_to_num(nan=-math.inf).exp().clamp(max=1)
     uniform = torch.empty_like(acceptance_rate).uniform_(generator=generator)
-    return _choose(uniform < acceptance_rate, proposed, refused), acceptance_rate
+    return choose(uniform < acceptance_rate, proposed, refused), acceptance_rate
 
 
 def _energy(state: UnderdampedState) -> Tensor:
     """H of every lane, in float64: in float32 its differences drown."""
     kinetic = state.velocity.double().square().flatten(1).sum(1) / 2
     return kinetic - state.evaluation.log_density.double()
-
-
-def _choose(taken: Tensor, new: UnderdampedState, old: UnderdampedState) -> UnderdampedState:
-    def choose(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    evaluation = Evaluation._make(map(choose, new.evaluation, old.evaluation))
-    return UnderdampedState(
-        choose(new.position, old.position), choose(new.velocity, old.velocity), evaluation
-    )

@@ -58,6 +58,19 @@ def refresh(
     return persistence * velocity + math.sqrt(1 - persistence**2) * noise
 
 
+def choose(taken: Tensor, new: UnderdampedState, old: UnderdampedState) -> UnderdampedState:
+    """The new state in the lanes ``(lane,)`` that took it, the old one in the others."""
+
+    def pick(a: Tensor, b: Tensor) -> Tensor:
+        return torch.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return UnderdampedState(
+        pick(new.position, old.position),
+        pick(new.velocity, old.velocity),
+        Evaluation._make(map(pick, new.evaluation, old.evaluation)),
+    )
+
+
 def underdamped_step(
     state: UnderdampedState,
     evaluate: Callable[[Tensor], Evaluation],

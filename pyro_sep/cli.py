@@ -50,9 +50,8 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
-    from pyro_sep.checkpoints import save_prior
     from pyro_sep.data.source import open_source, training_level
-    from pyro_sep.model_card import train_command, write_card
+    from pyro_sep.model_card import save_with_card, train_command
     from pyro_sep.models.family import FAMILIES
     from pyro_sep.models.train import fit, fit_serially
     from pyro_sep.priors import PRIORS
@@ -88,11 +87,7 @@ def train(
     held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
     for folder, network in networks.items():
         prior = PRIORS[family](network.cpu(), name=audio.name, sample_rate=audio.sample_rate)
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{audio.name}.safetensors"
-        save_prior(prior, path)
-        card = path.with_suffix(".md")
-        write_card(card, prior, source, command, settings, seconds, held_out)
+        path = save_with_card(folder, prior, source, command, settings, seconds, held_out)
         typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
 
 

@@ -103,19 +103,15 @@ class Kept:
     def __init__(self, traces: Sequence[Trace], time: int, extras: Extras) -> None:
         self.traces, self.time, self.extras = traces, time, extras
         self.count = 0  # of draws
-        self.sources: Any = 0.0  # their sum, (mixture, chain, source, time)
-        self.lp: Any = 0.0  # (mixture, chain)
-        self.sums: dict[str, Tensor] = {}  # of the extras
+        self.sums: dict[str, Tensor] = {}  # of sources, lp and extras, (mixture, chain, ...)
 
     def add(self, draws: Draws, first: int) -> None:
         """Keep a block of draws."""
         sources = draws.sources[..., : self.time].cpu()
         statistics = Statistics._make(part.cpu() for part in draws.statistics)
         self.count += sources.shape[2]
-        self.sources = self.sources + sources.double().sum(2)
-        self.lp = self.lp + statistics.lp.double().sum(2)
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
-        for name, values in extras.items():
+        for name, values in ({"sources": sources, "lp": statistics.lp} | extras).items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
         for i, trace in enumerate(self.traces):
             stats = _of(i, statistics)._asdict()
@@ -130,22 +126,20 @@ class Kept:
 
     def means(self) -> list[dict[str, Tensor]]:
         """Means over the chain of the highest mean log posterior, by name, of each mixture."""
-        best = self.lp.nan_to_num(nan=-torch.inf).argmax(1)
-        sums = {"sources": self.sources} | self.sums
+        best = self.sums["lp"].nan_to_num(nan=-torch.inf).argmax(1)
         return [
-            {name: (total[i, k] / self.count).float() for name, total in sums.items()}
+            {name: (total[i, k] / self.count).float() for name, total in self.sums.items()}
             for i, k in enumerate(best.tolist())
         ]
 
     def state(self) -> dict[str, Any]:
         """Sums, and what the traces need."""
-        own = {"count": self.count, "sources": self.sources, "lp": self.lp, "sums": self.sums}
-        return own | {"traces": [trace.state() for trace in self.traces]}
+        traces = [trace.state() for trace in self.traces]
+        return {"count": self.count, "sums": self.sums, "traces": traces}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.count, self.sources, self.lp = state["count"], state["sources"], state["lp"]
-        self.sums = state["sums"]
+        self.count, self.sums = state["count"], state["sums"]
         for trace, part in zip(self.traces, state["traces"], strict=True):
             trace.restore(part)
 

@@ -12,7 +12,7 @@ beyond its end is not heard, and its likelihood does not depend on it.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -199,6 +199,22 @@ def model(
     heard = mixing.mix(sources)[:time]
     pyro.sample("mixture", dist.Normal(heard, scale).to_event(1), obs=mixture)
     return sources
+
+
+class Counted:
+    """A Pyro model that counts its runs: under Pyro's kernels, one per gradient.
+
+    Args:
+        model: without arguments.
+    """
+
+    def __init__(self, model: Callable[[], Tensor]) -> None:
+        self.model, self.count = model, 0
+
+    def __call__(self) -> Tensor:
+        """Run it."""
+        self.count += 1
+        return self.model()
 
 
 def frame_time(priors: Iterable[Prior], time: int) -> int:

@@ -1,4 +1,4 @@
-"""The page that goes with trained weights: data, command, time, how well they know the source."""
+"""Trained weights and their page: data, command, time, how well they know the source."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_sep.audit import SIGMAS, audit
+from pyro_sep.checkpoints import save_prior
 from pyro_sep.files import written_whole
 from pyro_sep.priors import NetworkPrior
 
@@ -30,19 +31,19 @@ def train_command(source: str, settings: Mapping[str, object]) -> str:
     return f"pyro-sep train --source {source} --out DIR {options}"
 
 
-def write_card(
-    path: Path,
+def save_with_card(
+    folder: Path,
     prior: NetworkPrior,
     source: str,
     command: str,
     settings: Mapping[str, object],
     seconds: float,
     held_out: Tensor,
-) -> None:
-    """Write a model card, whole or not at all.
+) -> Path:
+    """Write NAME.safetensors and its model card, each whole or not at all; where the weights are.
 
     Args:
-        path: Markdown file to write.
+        folder: of a set of priors; made where there is none.
         prior: what was trained.
         source: what it was trained on, as named on the command line.
         command: that trains it.
@@ -50,6 +51,9 @@ def write_card(
         seconds: wall time of the run, of its last part where it was resumed.
         held_out: clean audio ``(frame, time)`` for the excess table.
     """
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{prior.name}.safetensors"
+    save_prior(prior, path)
     rows = ""
     if len(held_out):
         low, high = prior.sigmas
@@ -74,5 +78,6 @@ sample over the noise (0 is the ceiling):
 | sigma | excess |
 |---|---|
 {rows}"""
-    with written_whole(path) as partial:
+    with written_whole(path.with_suffix(".md")) as partial:
         partial.write_text(text)
+    return path

@@ -220,7 +220,12 @@ def describe(
         true_sources=None if true_sources is None else true_sources.cpu(),
         attrs=attrs or {},
     )
-    return Separation(clean[int(lp.mean(1).argmax())].mean(0), tuple(priors), rate, trace)
+    return Separation(
+        clean[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0),
+        tuple(priors),
+        rate,
+        trace,
+    )
 
 
 def default_ladder(priors: Priors, time: int) -> dict[str, float]:

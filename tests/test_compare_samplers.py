@@ -98,15 +98,17 @@ def test_a_run_goes_on_where_it_was_cut_off(gaussian_priors: MakePriors, tmp_pat
             for n, item in zip(noisy, batch, strict=True)
         ]
 
-    path = tmp_path / "cell.json"
-    whole = compare.run_cell(sampler, items, priors, 10, path)
+    path, settings = tmp_path / "cell.json", {"seconds": 0.016, "seed": 10}
+    whole = compare.run_cell(sampler, items, priors, settings, path)
     assert calls == [(5, 10), (2, 15)]
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({"mixtures": content["mixtures"][:5]}))
-    again = compare.run_cell(sampler, items, priors, 10, path)
+    path.write_text(json.dumps(content | {"mixtures": content["mixtures"][:5]}))
+    again = compare.run_cell(sampler, items, priors, settings, path)
     assert calls[2:] == [(2, 15)]
     for a, b in zip(whole, again, strict=True):
         assert a["si_sdr"] == pytest.approx(b["si_sdr"])
+    with pytest.raises(ValueError, match=r"cell.json: got figures of .*give another --out"):
+        compare.run_cell(sampler, items, priors, settings | {"seed": 11}, path)
     row = compare.summarise(whole)
     assert row["gradients"] == 4
     gains = torch.tensor([r["improvement"] for r in whole]).flatten()
