@@ -15,7 +15,9 @@ mode:
   and again where overtones stand out of the noise, every exchange of two sources is tried beside
   the sources as they are. All candidates are noised again, just as far as overtones can still
   change hands, and annealed alike, so that none is ahead; the best by mean log posterior goes on,
-  into another tournament where it is an exchange.
+  into another tournament where it is not the sources as they are. Where it is open which sources
+  are present, it is drawn below the turn and then tried as well, every source silenced or woken;
+  further down the densities have it open again.
 
 Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
 that of the chain at the last level, started in the mode that was found.
@@ -52,7 +54,7 @@ from pyro_sep.inference.gains import RESCALE_EVERY, rescale, update
 from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import draw_assignment
-from pyro_sep.inference.settings import COMPARED_STEPS, Annealing
+from pyro_sep.inference.settings import COMPARED_STEPS, Annealing, Tournament
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
 from pyro_sep.posterior import AnnealedPosterior
@@ -95,7 +97,7 @@ def anneal(
     target = posterior(mixtures.repeat_interleave(lanes, 0))
     saved = None if checkpoint is None else checkpoint.load()
     done = saved["walk"]["steps"] if saved else 0
-    total = settings.total_steps(len(target.priors))
+    total = settings.total_steps(len(target.priors), target.may_be_silent)
     with tqdm(total=total, initial=done, unit="step", disable=not progress) as bar:
         walk = _Walk(target, settings, generator, bar)
         if saved:
@@ -106,7 +108,7 @@ def anneal(
             if checkpoint is not None:
                 checkpoint.save({"walk": walk.state(), "sink": sink.state()})
 
-        for stage in _plan(settings)[walk.stage :]:
+        for stage in _plan(target, settings)[walk.stage :]:
             stage(walk)
             walk.stage += 1
             save()
@@ -132,30 +134,43 @@ def best_explorers(log_density: Tensor, explorers: int, count: int = 1) -> Tenso
     return (first + mean.topk(count, dim=1).indices).reshape(-1)
 
 
-def _plan(settings: Annealing) -> list[Callable[["_Walk"], None]]:
+def _plan(target: AnnealedPosterior, settings: Annealing) -> list[Callable[["_Walk"], None]]:
     """What a walk does before its draws, in order."""
     stages: list[Callable[[_Walk], None]] = []
     turn = settings.sigma_turn
+    tournaments = settings.tournaments_at(len(target.priors), target.may_be_silent)
     for sigma in settings.sigmas:
         if sigma < 1.5 * turn:
             stages.append(partial(_Walk.keep_best, count=-(-settings.explorers // 2)))
         stages.append(partial(_Walk.settle, sigma=sigma, exchange=sigma >= turn))
         if sigma == turn:
             stages.append(partial(_Walk.keep_best, count=1))
-        if sigma in (turn, settings.sigma_refine):
-            for i in range(settings.tournaments):
-                stages.append(partial(_Walk.hold_tournament, sigma=sigma, first=i == 0))
+        if sigma not in tournaments:
+            continue
+        presence = target.may_be_silent and sigma == max(tournaments)
+        if presence:
+            stages.append(partial(_Walk.decide, sigma=sigma))
+        for i in range(tournaments[sigma].most):
+            stages.append(
+                partial(_Walk.hold_tournament, tournament=tournaments[sigma], first=i == 0)
+            )
+        if presence:
+            stages.append(_Walk.leave_open)
     return stages
 
 
-def _orders(count: int) -> list[list[int]]:
-    """The sources as they are, and every exchange of two."""
+def _candidates(count: int, flip: bool) -> tuple[list[list[int]], list[list[bool]]]:
+    """Orders and flips of the sources: as they are, every exchange of two, every flip of one."""
     orders = [list(range(count))]
     for i, j in combinations(range(count), 2):
         order = list(range(count))
         order[i], order[j] = j, i
         orders.append(order)
-    return orders
+    flips = [[False] * count for _ in orders]
+    if flip:
+        flips += [[i == k for i in range(count)] for k in range(count)]
+        orders += [list(range(count))] * count
+    return orders, flips
 
 
 class _Walk:
@@ -191,7 +206,7 @@ class _Walk:
         """All that a walk goes on from, between two stages or two blocks of draws."""
         state = {name: getattr(self, name) for name in self.kept}
         state |= {"generator": self.generator.get_state(), "history": self.history.state()}
-        state["mixing"] = self.target.mixing.unknown()
+        state["target"] = self.target.unknown()
         if self.drawing:
             position, velocity, evaluation = self.drawing
             state["drawing"] = [position, velocity, *evaluation]
@@ -206,7 +221,7 @@ class _Walk:
         self.generator.set_state(state["generator"])
         self.history.restore([part.to(device) for part in state["history"]])
         target = self.target.take(self.lanes)
-        self.target = target.know({name: part.to(device) for name, part in state["mixing"].items()})
+        self.target = target.know({name: part.to(device) for name, part in state["target"].items()})
         if "drawing" in state:
             position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
             self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
@@ -241,29 +256,39 @@ class _Walk:
         self.lanes = self.lanes[best]
         self.history.take(best)
 
-    def hold_tournament(self, sigma: float, first: bool) -> None:
-        """Where there are more than two sources, try every exchange, and go on with the best.
+    def decide(self, sigma: float) -> None:
+        """Draw which sources are present."""
+        self.target = self.target.decide(self.position, sigma, self.generator)
+
+    def leave_open(self) -> None:
+        """Leave it to the densities again which sources are present."""
+        self.target = self.target.know(self.target.mixing.unknown())
+
+    def hold_tournament(self, tournament: Tournament, first: bool) -> None:
+        """Try all candidates, and go on with the best.
 
         The first at a level is held for all lanes, others for those that the last one changed.
         """
-        count = len(self.target.priors)
+        sigma = tournament.sigmas[-1]
         if first:
             self.open = torch.arange(len(self.position), device=self.position.device)
-        if count < 3 or not len(self.open):
-            skipped = self.settings.tournament_steps if count > 2 else 0
-            self.steps += skipped
-            self.bar.update(skipped)
+        if not len(self.open):
+            self.steps += tournament.total_steps
+            self.bar.update(tournament.total_steps)
             return
-        orders = _orders(count)
+        decided = self.target.present is not None
+        orders, flips = _candidates(len(self.target.priors), flip=decided)
         lanes = self.open.repeat_interleave(len(orders))
         target, position = self.target.take(lanes), self.position[lanes]
         assignment = torch.tensor(orders, device=position.device).repeat(len(self.open), 1)
         target, position = target.reassign(position, assignment)
-        sigmas = self.settings.renoised(sigma)
+        if decided:
+            flipped = torch.tensor(flips, device=position.device).repeat(len(self.open), 1)
+            target, position = target.flip(position, flipped, sigma, self.generator)
         noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
-        position = position + (sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
-        for level in sigmas:
-            target, position, _ = self._run(target, position, level, self.settings.renoised_steps)
+        position = position + (tournament.sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
+        for level in tournament.sigmas:
+            target, position, _ = self._run(target, position, level, tournament.steps)
         target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
         best = best_explorers(log_density, len(orders))
         self.target = self.target.put(self.open, target.take(best))

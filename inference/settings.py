@@ -1,6 +1,7 @@
 """Settings of an annealed run, and what follows from them: its ladders and its length."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
 from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
@@ -8,9 +9,25 @@ from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
 RENOISE = 2.5  # candidates are noised to this multiple of sigma_turn before they are compared there
 REFINE_RENOISE = 4.0  # and to this one of sigma_refine
 RENOISE_LEVELS = 6  # on their way back
+PRESENCE_SHARE = 0.45  # of sigma_turn: there it is decided which sources are present
+PRESENCE_RENOISE = 3.1  # up to 1.4 times sigma_turn: a source that is woken has to find its tone,
+PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps
 COMPARED_STEPS = 10  # whose mean log posterior decides
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
 REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
+
+
+class Tournament(NamedTuple):
+    """A comparison of candidates, all noised again and annealed alike."""
+
+    sigmas: tuple[float, ...]  # from where they are noised to, to where they are compared
+    steps: int  # per level
+    most: int  # of them, one after the other
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of a candidate."""
+        return len(self.sigmas) * self.steps + COMPARED_STEPS
 
 
 @dataclass(frozen=True)
@@ -22,8 +39,9 @@ class Annealing:
         sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
             The better half of the explorers goes on from 1.5 times this level.
         sigma_min: last noise level, where draws are kept.
-        tournaments: at most, at each of the two levels, where there are more than two sources; a
-            chain holds no more once one has left it as it was.
+        tournaments: at most, at each of the two levels, where there are more than two sources, and
+            twice as many where it is decided which are present; a chain holds no more once one has
+            left it as it was.
         levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
         steps: Langevin steps per level, one gradient each.
         chains: independent chains per mixture.
@@ -73,30 +91,39 @@ class Annealing:
         """The ladder."""
         return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
 
+    def tournaments_at(self, count: int, may_be_silent: bool) -> dict[float, Tournament]:
+        """Tournaments of ``count`` sources, by the level that they are held at.
+
+        Which sources are present is decided at the first level, if it is not known.
+        """
+        places = []
+        if may_be_silent:
+            ladder = (PRESENCE_SHARE, PRESENCE_RENOISE, PRESENCE_LEVELS)
+            places.append((*ladder, self.steps, 2 * self.tournaments))
+        elif count > 2:
+            places.append((1.0, RENOISE, RENOISE_LEVELS, self.renoised_steps, self.tournaments))
+        if count > 2:
+            refine = (REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS)
+            places.append((*refine, self.renoised_steps, self.tournaments))
+        held: dict[float, Tournament] = {}
+        for share, renoise, levels, steps, most in places:
+            sigma = min(level for level in self.sigmas if level >= share * self.sigma_turn)
+            start = min(self.sigma_max, renoise * sigma)
+            held.setdefault(sigma, Tournament(geometric_ladder(start, sigma, levels), steps, most))
+        return held
+
     @property
     def sigma_refine(self) -> float:
-        """Where the second tournaments are: the last level at REFINE_SHARE of the turn or above."""
+        """Where overtones tell: the last level at REFINE_SHARE of the turn or above."""
         return min(sigma for sigma in self.sigmas if sigma >= REFINE_SHARE * self.sigma_turn)
-
-    def renoised(self, sigma: float) -> tuple[float, ...]:
-        """Ladder of a tournament at ``sigma``."""
-        start = sigma * (RENOISE if sigma == self.sigma_turn else REFINE_RENOISE)
-        return geometric_ladder(min(self.sigma_max, start), sigma, RENOISE_LEVELS)
 
     @property
     def renoised_steps(self) -> int:
-        """Steps per level of that ladder."""
+        """Steps per level of a tournament that exchanges."""
         return max(1, self.steps // 3)
 
-    @property
-    def tournament_steps(self) -> int:
-        """Steps of a candidate."""
-        return RENOISE_LEVELS * self.renoised_steps + COMPARED_STEPS
-
-    def total_steps(self, count: int) -> int:
+    def total_steps(self, count: int, may_be_silent: bool) -> int:
         """Steps per chain with ``count`` sources, if all tournaments are held."""
-        places = {self.sigma_turn, self.sigma_refine}
-        tournaments = len(places) * self.tournaments if count > 2 else 0
-        return (
-            self.levels * self.steps + tournaments * self.tournament_steps + self.draws * self.thin
-        )
+        held = self.tournaments_at(count, may_be_silent).values()
+        tournaments = sum(tournament.most * tournament.total_steps for tournament in held)
+        return self.levels * self.steps + tournaments + self.draws * self.thin

@@ -1,7 +1,9 @@
 """Joint density of noisy sources and their mixture, for many chains, with its gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import reassign
 from pyro_sep.mixing import LinearMixing, frame_time
+from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Prior
 
 CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
@@ -31,19 +34,28 @@ class AnnealedPosterior:
     sources alike.
 
     Gains and noise that are not known belong to the lane, with their own log prior at that level:
-    :class:`pyro_sep.latent_mixing.LatentMixing`.
+    :class:`pyro_sep.latent_mixing.LatentMixing`. So does which sources are present, where it is
+    decided; the density is then the joint one with that, and silence costs no prior's evaluation.
 
     Attributes:
         mixture: ``(lane, time)``.
         priors: one per source.
         mixing: gains and noise.
         exact: whether the sources add up to the mixture.
+        present: ``(lane, source)``, of priors that may be silent
+            (:class:`pyro_sep.presence.SpikeAndSlab`); not decided where None.
     """
 
     mixture: Tensor
     priors: Sequence[Prior]
     mixing: LinearMixing
     exact: bool = False
+    present: Tensor | None = None
+
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether the priors leave open which sources are present."""
+        return all(isinstance(prior, SpikeAndSlab) for prior in self.priors)
 
     @property
     def frame(self) -> int:
@@ -52,15 +64,25 @@ class AnnealedPosterior:
 
     def take(self, lanes: Tensor) -> "AnnealedPosterior":
         """The posterior of some lanes."""
-        return replace(self, mixture=self.mixture[lanes], mixing=self.mixing.take(lanes))
+        present = None if self.present is None else self.present[lanes]
+        mixing = self.mixing.take(lanes)
+        return replace(self, mixture=self.mixture[lanes], mixing=mixing, present=present)
 
     def put(self, lanes: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
-        """With the gains and noise of another in some lanes."""
-        return replace(self, mixing=self.mixing.put(lanes, other.mixing))
+        """With what belongs to the lane from another, in some lanes."""
+        present = self.present
+        if present is not None and other.present is not None:
+            present = present.index_copy(0, lanes, other.present)
+        return replace(self, mixing=self.mixing.put(lanes, other.mixing), present=present)
+
+    def unknown(self) -> dict[str, Tensor]:
+        """What belongs to the lane, by name."""
+        present = {} if self.present is None else {"present": self.present}
+        return self.mixing.unknown() | present
 
     def know(self, unknown: Mapping[str, Tensor]) -> "AnnealedPosterior":
-        """With these values of what is unknown of gains and noise."""
-        return replace(self, mixing=self.mixing.know(unknown))
+        """With these values of :meth:`unknown`."""
+        return replace(self, mixing=self.mixing.know(unknown), present=unknown.get("present"))
 
     def start(self, sigma: float, generator: torch.Generator | None = None) -> Tensor:
         """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
@@ -79,17 +101,41 @@ class AnnealedPosterior:
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         """Log density ``(lane,)``, its gradient, and the log priors ``(lane, source)`` as parts."""
-        log_priors, gradients = [], []
-        for k, prior in enumerate(self.priors):
-            law = prior.frame(sources.shape[-1]).condition(sigma)
-            pairs = [_value_and_gradient(law, part) for part in _chunks(sources[:, k])]
-            log_priors.append(torch.cat([value for value, _ in pairs]))
-            gradients.append(torch.cat([gradient for _, gradient in pairs]))
-        parts, gradient = torch.stack(log_priors, 1), torch.stack(gradients, 1)
+        parts, gradient = sources.new_empty(sources.shape[:2]), torch.empty_like(sources)
+        for k in range(len(self.priors)):
+            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma):
+                parts[lanes, k], gradient[lanes, k] = _value_and_gradient(
+                    log_prob, sources[lanes, k]
+                )
         if self.exact:
             return Evaluation(parts.sum(1), self.project(gradient), parts)
         pull = self.mixing.score(self.mixture, sources, sigma)
         return Evaluation(parts.sum(1) + self._log_mixing(sources, sigma), gradient + pull, parts)
+
+    def _present(self, k: int) -> Tensor | None:
+        """Whether source k is present ``(lane,)``, where that has been decided."""
+        return None if self.present is None else self.present[:, k]
+
+    def _laws(
+        self, k: int, frames: Tensor, present: Tensor | None, sigma: float
+    ) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """Log densities under prior k, and the rows of frames ``(row, time)`` that each is for.
+
+        At most CHUNK audio samples at once, or one row.
+        """
+        law = self.priors[k].frame(frames.shape[-1]).condition(sigma)
+        rows = torch.arange(len(frames), device=frames.device)
+        groups: list[tuple[Tensor, Callable[[Tensor], Tensor]]] = [(rows, law.log_prob)]
+        if present is not None:
+            joint = cast(SpikeAndSlab, law).log_joint
+            groups = [
+                (rows[present], partial(joint, present=True)),
+                (rows[~present], partial(joint, present=False)),
+            ]
+        for group, log_prob in groups:
+            for part in group.split(max(1, CHUNK // frames.shape[-1])):
+                if len(part):
+                    yield part, log_prob
 
     def _log_mixing(self, sources: Tensor, sigma: float) -> Tensor:
         log_likelihood = self.mixing.log_likelihood(self.mixture, sources, sigma)
@@ -106,9 +152,39 @@ class AnnealedPosterior:
         return other, Evaluation(log_density, gradient, evaluation.parts)
 
     def reassign(self, sources: Tensor, assignment: Tensor) -> tuple["AnnealedPosterior", Tensor]:
-        """After an exchange: known gains stay, unknown ones go along with what they weigh."""
+        """After an exchange: known gains stay, all else goes along with what is exchanged."""
         moved = reassign(sources, assignment, self.mixing.fixed_weights(sources))
-        return replace(self, mixing=self.mixing.reassign(assignment)), moved
+        present = None if self.present is None else self.present.gather(1, assignment)
+        return replace(self, mixing=self.mixing.reassign(assignment), present=present), moved
+
+    @torch.no_grad()
+    def decide(
+        self, sources: Tensor, sigma: float, generator: torch.Generator | None = None
+    ) -> "AnnealedPosterior":
+        """With a draw of which sources are present, given noisy ones: a Gibbs update."""
+        log_odds = sources.new_empty(sources.shape[:2])
+        for k, prior in enumerate(self.priors):
+            law = cast(SpikeAndSlab, prior.frame(sources.shape[-1]).condition(sigma))
+            for lanes, _ in self._laws(k, sources[:, k], None, sigma):
+                log_odds[lanes, k] = law.log_odds(sources[lanes, k])
+        uniform = torch.empty_like(log_odds).uniform_(generator=generator)
+        return replace(self, present=uniform < log_odds.sigmoid())
+
+    def flip(
+        self,
+        sources: Tensor,
+        flipped: Tensor,
+        sigma: float,
+        generator: torch.Generator | None = None,
+    ) -> tuple["AnnealedPosterior", Tensor]:
+        """With silent sources woken and others silenced, where flipped ``(lane, source)``.
+
+        What is silenced leaves its noise; what is woken has to find its audio in noise.
+        """
+        present = cast(Tensor, self.present)
+        noise = sigma * torch.empty_like(sources).normal_(generator=generator)
+        moved = torch.where((flipped & present)[..., None], noise, sources)
+        return replace(self, present=present ^ flipped), moved
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:
@@ -116,9 +192,9 @@ class AnnealedPosterior:
         total = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
         if not self.exact:
             total += self._log_mixing(sources, sigma)
-        for k, prior in enumerate(self.priors):
-            law = prior.frame(sources.shape[-1]).condition(sigma)
-            total += torch.cat([law.log_prob(part) for part in _chunks(sources[:, k])])
+        for k in range(len(self.priors)):
+            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma):
+                total[lanes] += log_prob(sources[lanes, k])
         return total
 
     @torch.no_grad()
@@ -126,17 +202,18 @@ class AnnealedPosterior:
         """Log density of the share of source j in the mixture under prior i: ``(lane, i, j)``.
 
         The share :math:`a_j x_j` is, to source i, the audio :math:`a_j x_j / a_i`; or
-        :math:`x_j` as it is, where gains are not known and go along.
+        :math:`x_j` as it is, where gains are not known and go along. That it is present or silent
+        goes along too.
         """
         weights = self.mixing.fixed_weights(sources)
-        lanes, count, time = sources.shape
-        rows = []
-        for gain, prior in zip(weights[:, 0], self.priors, strict=True):
-            law = prior.frame(time).condition(sigma)
+        lanes, count, _ = sources.shape
+        present = None if self.present is None else self.present.flatten()
+        cross = sources.new_empty(lanes * count, count)
+        for k, gain in enumerate(weights[:, 0]):
             shares = (sources * weights / gain).flatten(0, 1)
-            values = torch.cat([law.log_prob(part) for part in _chunks(shares)])
-            rows.append(values.reshape(lanes, count))
-        return torch.stack(rows, 1)
+            for rows, log_prob in self._laws(k, shares, present, sigma):
+                cross[rows, k] = log_prob(shares[rows])
+        return cross.reshape(lanes, count, count).mT
 
     def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
         r"""Clean sources expected from noisy ones (Tweedie), conditioned on the mixture.
@@ -156,13 +233,10 @@ class AnnealedPosterior:
         return self.mixing.condition_on(self.mixture, sources + sigma**2 * score, sigma)
 
 
-def _value_and_gradient(law: Prior, value: Tensor) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(
+    log_prob: Callable[[Tensor], Tensor], value: Tensor
+) -> tuple[Tensor, Tensor]:
     value = value.detach().requires_grad_()
-    log_prob = law.log_prob(value)
-    (gradient,) = torch.autograd.grad(log_prob.sum(), value)
-    return log_prob.detach(), gradient
-
-
-def _chunks(frames: Tensor) -> tuple[Tensor, ...]:
-    """Parts of ``(lane, time)`` of at most CHUNK audio samples, or of one lane."""
-    return frames.split(max(1, CHUNK // frames.shape[-1]))
+    result = log_prob(value)
+    (gradient,) = torch.autograd.grad(result.sum(), value)
+    return result.detach(), gradient

@@ -92,27 +92,25 @@ class SpikeAndSlab(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch."""
-        return torch.logaddexp(*self._joint(value))
+        return torch.logaddexp(self.log_joint(value, True), self.log_joint(value, False))
 
     def log_odds(self, value: Tensor) -> Tensor:
         r"""Log posterior odds that the source of noisy audio is present, of ``log_prob``'s shape.
 
         .. math:: \log \frac{(1 - q) \, p_{k,\sigma}(x)}{q \, \mathcal{N}(x; 0, \sigma^2 I)}
         """
-        present, absent = self._joint(value)
-        return present - absent
+        return self.log_joint(value, True) - self.log_joint(value, False)
 
     def presence(self, value: Tensor) -> Tensor:
         """Posterior probability that the source of noisy audio is present."""
         return self.log_odds(value).sigmoid()
 
-    def _joint(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Log densities of noisy audio and that the source is present, or absent."""
+    def log_joint(self, value: Tensor, present: bool) -> Tensor:
+        """Log density of noisy audio and that its source is present, or silent."""
+        if present:
+            return math.log1p(-self.absence) + self.prior.log_prob(value)
         noise = Normal(0.0, self.sigma.to(value)[..., None], validate_args=False)
-        return (
-            math.log1p(-self.absence) + self.prior.log_prob(value),
-            math.log(self.absence) + noise.log_prob(value).sum(-1),
-        )
+        return cast(Tensor, math.log(self.absence) + noise.log_prob(value).sum(-1))
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pyro_sep.inference.settings import Annealing
 from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, start_mixing
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.separation import separate_batch
 
 SIGMA = 0.1  # last noise level of the settings here
@@ -71,9 +72,6 @@ class Recorder(AnnealedPosterior):
     """Notes (lanes, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
 
     log: dict[str, list[Any]] = field(kw_only=True)
-
-    def take(self, lanes: Tensor) -> "Recorder":
-        return replace(self, mixture=self.mixture[lanes])
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         if len(self.log["evaluate"]) + 1 == self.log["killed_at"]:
@@ -362,8 +360,9 @@ def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
     walker = _Walk(target, Annealing(**LADDER, **settings), generator, tqdm(disable=True))
     noise = SIGMA * torch.randn(lanes, 3, 20, generator=generator)
     walker.position = places[list(order)][:, None] + noise
-    for i in range(settings.get("tournaments", Annealing.tournaments)):
-        walker.hold_tournament(SIGMA, first=i == 0)
+    tournament = walker.settings.tournaments_at(3, False)[SIGMA]
+    for i in range(tournament.most):
+        walker.hold_tournament(tournament, first=i == 0)
     return walker.position.mean(-1)
 
 
@@ -394,15 +393,16 @@ def test_who_is_in_place_holds_no_further_tournament() -> None:
     noise = SIGMA * torch.randn(3, 3, 20, generator=generator)
     walker.position = torch.tensor(PLACES)[orders][..., None] + noise
     held = []
+    tournament = walker.settings.tournaments_at(3, False)[SIGMA]
     for i in range(4):
         before, steps = walker.evaluations, walker.steps
         kept = walker.position.clone()
-        walker.hold_tournament(SIGMA, first=i == 0)
+        walker.hold_tournament(tournament, first=i == 0)
         held.append(walker.open.tolist())
         if i == 3:
             assert torch.equal(walker.position, kept)
             assert walker.evaluations == before
-        assert walker.steps - steps == walker.settings.tournament_steps
+        assert walker.steps - steps == tournament.total_steps
     assert held == [[1, 2], [2], [], []]
 
 
@@ -512,10 +512,10 @@ def test_every_step_is_one_evaluation() -> None:
     above = sum(sigma >= annealing.sigma_turn for sigma in annealing.sigmas)
     assert above == 4
     exchanges = above * (7 // 3)
-    assert annealing.total_steps(2) == 6 * 7 + 5 * 2
+    assert annealing.total_steps(2, False) == 6 * 7 + 5 * 2
     assert len(log["exchange"]) == exchanges
     # Beside the steps: the start of every level and of the draws, and what an exchange moved.
-    assert len(log["evaluate"]) == annealing.total_steps(2) + 6 + 1 + exchanges
+    assert len(log["evaluate"]) == annealing.total_steps(2, False) + 6 + 1 + exchanges
     # Explorers only ever drop out, as many of every chain; below the turn there is one.
     lanes = [count for count, _ in log["evaluate"]]
     assert draws.gradients == sum(lanes) / 2  # of each mixture
@@ -584,6 +584,19 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path, options: Any, place: str) 
 
 
 @pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("killed_at", [30, 80, 150, 220, 270])
+def test_where_sources_may_be_silent_too(tmp_path: Path, killed_at: int) -> None:
+    options = LONG | {"priors": [SpikeAndSlab(prior) for prior in LONG["priors"]]}
+    whole, log = walk(**options)
+    assert len(log["evaluate"]) > 270
+    with pytest.raises(KeyboardInterrupt):
+        walk(**options, checkpoint=Checkpoint(tmp_path / "run.pt", {}), killed_at=killed_at)
+    again, rest = walk(**options, checkpoint=Checkpoint(tmp_path / "run.pt", {}))
+    assert_same(again, whole)
+    assert len(rest["evaluate"]) < len(log["evaluate"])
+
+
+@pytest.mark.usefixtures("always")
 def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
     whole, _ = walk(**LONG)
     kills = 0
@@ -616,9 +629,14 @@ def test_within_a_minute_draws_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("may_be_silent", [False, True])
+def test_the_bar_counts_total_steps(
+    count: int, may_be_silent: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     annealing = Annealing(**LADDER, steps=7, draws=5, thin=2)
-    mixing, priors = Mixing.mean(count), [GaussianPrior(0.5)] * count
+    prior = GaussianPrior(0.5)
+    priors: list[Any] = [SpikeAndSlab(prior) if may_be_silent else prior] * count
+    mixing = Mixing.mean(count)
     generator = torch.Generator().manual_seed(0)
     anneal(
         torch.ones(1, 20),
@@ -628,10 +646,10 @@ def test_the_bar_counts_total_steps(count: int, capsys: pytest.CaptureFixture[st
         Collected(),
         progress=True,
     )
-    total = annealing.total_steps(count)
+    total = annealing.total_steps(count, may_be_silent)
     assert f"{total}/{total}" in capsys.readouterr().err
-    # There are tournaments from the third source on.
-    assert (total == 6 * 7 + 5 * 2) == (count < 3)
+    # There are tournaments from the third source on, or where it is open which are present.
+    assert (total == 6 * 7 + 5 * 2) == (count < 3 and not may_be_silent)
 
 
 class Band(GaussianPrior):

@@ -1,7 +1,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.distributions import Normal
 from pyro_sep import posterior
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Priors
 
 GAINS = (0.3, 1.5, -0.8)
@@ -206,3 +207,94 @@ def test_an_exact_mixture_moves_on_its_plane(longer: AnnealedPosterior) -> None:
     assert torch.allclose(exact.mixing.mix(clean)[:, :TIME], exact.mixture, atol=1e-12)
     free = longer.project(direction)
     assert free is direction
+
+
+@pytest.fixture
+def silent(gaussian_priors: MakePriors) -> AnnealedPosterior:
+    """Of three sources that may be silent, which are is known."""
+    priors = [SpikeAndSlab(prior, 0.3) for prior in gaussian_priors(*LEVELS).values()]
+    present = torch.tensor([[bool(lane >> k & 1) for k in range(3)] for lane in range(8)])
+    return AnnealedPosterior(normal(8, TIME, seed=1), priors, Mixing(GAINS, 0.1), present=present)
+
+
+def test_over_all_that_may_be_present_the_densities_add_up(silent: AnnealedPosterior) -> None:
+    sources = normal(1, 3, TIME).expand(8, -1, -1)
+    mixture = silent.mixture[:1].expand(8, -1)
+    decided = replace(silent, mixture=mixture).evaluate(sources, SIGMA)
+    open_ = replace(silent, mixture=mixture, present=None).evaluate(sources, SIGMA)
+    assert decided.log_density.logsumexp(0).item() == pytest.approx(open_.log_density[0].item())
+    mean = (decided.log_density.softmax(0)[:, None, None] * decided.gradient).sum(0)
+    assert torch.allclose(mean, open_.gradient[0], rtol=1e-9)
+    assert torch.allclose(silent.log_density(sources, SIGMA), silent.evaluate(sources, SIGMA)[0])
+
+
+def test_silence_asks_no_prior(silent: AnnealedPosterior, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = normal(8, 3, TIME)
+    asked: list[int] = []
+    law = type(cast(SpikeAndSlab, silent.priors[0]).prior)
+    log_prob = law.log_prob
+
+    def recorded(self: Any, value: Tensor) -> Tensor:
+        asked.append(len(value))
+        return log_prob(self, value)
+
+    monkeypatch.setattr(law, "log_prob", recorded)
+    silent.evaluate(sources, SIGMA)
+    assert asked == [4, 4, 4]
+
+
+def test_presence_goes_along_with_what_is_exchanged(silent: AnnealedPosterior) -> None:
+    sources = normal(8, 3, TIME)
+    cross = silent.cross_log_prior(sources, SIGMA)
+    order = torch.tensor([1, 0, 2]).expand(8, -1)
+    exchanged, moved = silent.reassign(sources, order)
+    assert exchanged.present is not None
+    assert silent.present is not None
+    assert torch.equal(exchanged.present, silent.present[:, [1, 0, 2]])
+    after = exchanged.evaluate(moved, SIGMA).parts
+    expected = torch.stack([cross[:, 0, 1], cross[:, 1, 0], cross[:, 2, 2]], 1)
+    assert torch.allclose(after, expected, rtol=1e-12)
+
+
+def test_presence_belongs_to_the_lane(silent: AnnealedPosterior) -> None:
+    assert silent.present is not None
+    lanes = torch.tensor([5, 2])
+    some = silent.take(lanes)
+    assert some.present is not None
+    assert torch.equal(some.present, silent.present[lanes])
+    back = silent.put(torch.tensor([0, 7]), some)
+    assert back.present is not None
+    assert torch.equal(back.present[[0, 7]], silent.present[lanes])
+    assert torch.equal(back.present[1:7], silent.present[1:7])
+    known = replace(silent, present=None).know(silent.unknown()).present
+    assert known is not None
+    assert torch.equal(known, silent.present)
+
+
+def test_presence_is_drawn_by_its_odds(silent: AnnealedPosterior) -> None:
+    count = 4000
+    sources = 0.6 * normal(1, 3, TIME)
+    lanes = silent.take(torch.zeros(count, dtype=torch.long))
+    drawn = lanes.decide(sources.expand(count, -1, -1), SIGMA, torch.Generator().manual_seed(0))
+    assert drawn.present is not None
+    for k, prior in enumerate(silent.priors):
+        law = cast(SpikeAndSlab, prior.frame(TIME).condition(SIGMA))
+        expected = law.presence(sources[0, k]).item()
+        assert 0.05 < expected < 0.95
+        error = math.sqrt(expected * (1 - expected) / count)
+        assert drawn.present[:, k].double().mean().item() == pytest.approx(expected, abs=4 * error)
+
+
+def test_what_is_silenced_leaves_noise(silent: AnnealedPosterior) -> None:
+    sources = 100 + normal(8, 3, TIME)
+    flipped = torch.zeros(8, 3, dtype=torch.bool)
+    flipped[:, 1] = True
+    other, moved = silent.flip(sources, flipped, SIGMA, torch.Generator().manual_seed(0))
+    assert other.present is not None
+    assert silent.present is not None
+    assert torch.equal(other.present, silent.present ^ flipped)
+    was = silent.present[:, 1]
+    assert torch.equal(moved[:, [0, 2]], sources[:, [0, 2]])
+    assert torch.equal(moved[~was, 1], sources[~was, 1])
+    assert moved[was, 1].abs().max().item() < 5 * SIGMA
+    assert moved[was, 1].std().item() == pytest.approx(SIGMA, rel=0.5)

@@ -8,10 +8,15 @@ import torch
 from conftest import GaussianPrior
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from tqdm import tqdm
 
 from pyro_sep import Separation, load_priors, separate
+from pyro_sep.inference.annealed import _Walk
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing, model
+from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.presence import ABSENCE, SpikeAndSlab, presence_of_draws
+from pyro_sep.separation import default_ladder
 
 LEVEL, SIGMA, ABSENT = 0.5, 0.2, 0.3
 
@@ -191,6 +196,35 @@ def test_the_absent_source_is_found(result: Separation) -> None:
     error = 0.05 / math.sqrt(TIME / 2)
     gain = result.sources.numpy() @ truth.T / (TIME / 2)
     assert np.diag(gain) == pytest.approx([1, 0, 1], abs=5 * error)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [(False, True, False), (True, True, True), (False, False, True), (False, True, True)],
+)
+def test_tournaments_find_who_is_present(start: tuple[bool, ...]) -> None:
+    angle, lanes = 2 * math.pi * torch.arange(TIME) / TIME, 3
+    sources = torch.stack([(20 * angle).sin(), 0 * angle, (50 * angle).cos()])
+    priors = [SpikeAndSlab(tone) for tone in TONES.values()]
+    target = AnnealedPosterior(
+        sources.mean(0).expand(lanes, -1),
+        priors,
+        Mixing.mean(3),
+        present=torch.tensor(start).expand(lanes, -1),
+    )
+    settings = Annealing(**default_ladder(TONES, TIME), steps=20)
+    generator = torch.Generator().manual_seed(0)
+    walker = _Walk(target, settings, generator, tqdm(disable=True))
+    ((sigma, tournament), _) = settings.tournaments_at(3, may_be_silent=True).items()
+    walker.position = sigma * torch.randn(lanes, 3, TIME, generator=generator)
+    for i in range(tournament.most):
+        walker.hold_tournament(tournament, first=i == 0)
+    assert walker.target.present is not None
+    # The middle tone may be present and so quiet that no one can tell.
+    assert walker.target.present[:, [0, 2]].all()
+    power = walker.position.square().mean(-1)
+    assert (power[:, 1] < 2 * sigma**2).all()
+    assert (power[:, [0, 2]] > 0.3).all()
 
 
 def test_the_trace_holds_the_presence_of_every_draw(result: Separation) -> None:
