@@ -9,10 +9,10 @@ dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carl
 Pyro's, at the last noise level alone, each chain from the mixture plus noise; for flows NUTS runs
 in the latent space, where the prior is white.
 
-The improvement of SI-SDR is that of the mean of the best chain, and a gradient is one of all
-sources of one mixture; seconds are of the CPU. R-hat and ESS are the worst over level, centroid and log prior of the
-sources, of two chains; a population of particles has none. A run that was cut off goes on where it
-was.
+The improvement of SI-SDR is that of the mean of the best chain, a gradient is one of all sources of
+one mixture, and seconds are of the CPU. R-hat and ESS are the worst over level, centroid and log
+prior of the sources, of two chains; a population of particles has none. A run that was cut off goes
+on where it was.
 """
 
 import sys

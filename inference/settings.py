@@ -11,7 +11,7 @@ REFINE_RENOISE = 4.0  # and to this one of sigma_refine
 RENOISE_LEVELS = 6  # on their way back
 PRESENCE_SHARE = 0.45  # of sigma_turn: there it is decided which sources are present
 PRESENCE_RENOISE = 3.1  # up to 1.4 times sigma_turn: a source that is woken has to find its tone,
-PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps
+PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps; the middle is 0.8 sigma_turn
 COMPARED_STEPS = 10  # whose mean log posterior decides
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
 REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
@@ -23,6 +23,7 @@ class Tournament(NamedTuple):
     sigmas: tuple[float, ...]  # from where they are noised to, to where they are compared
     steps: int  # per level
     most: int  # of them, one after the other
+    halved: bool  # whether the better half alone goes on from the middle of the levels
 
     @property
     def total_steps(self) -> int:
@@ -52,7 +53,7 @@ class Annealing:
         persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
         corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
             step size is that of the first level alone, and adapts at every level before the draws.
-        exchange_every: steps between exchanges.
+        exchange_every: steps between exchanges, of which a level has at least one.
     """
 
     sigma_max: float
@@ -99,17 +100,17 @@ class Annealing:
         places = []
         if may_be_silent:
             ladder = (PRESENCE_SHARE, PRESENCE_RENOISE, PRESENCE_LEVELS)
-            places.append((*ladder, self.steps, 2 * self.tournaments))
-        elif count > 2:
-            places.append((1.0, RENOISE, RENOISE_LEVELS, self.renoised_steps, self.tournaments))
+            places.append((ladder, (self.steps, 2 * self.tournaments, True)))
+        exchange = (self.renoised_steps, self.tournaments, False)
+        if count > 2 and not may_be_silent:
+            places.append(((1.0, RENOISE, RENOISE_LEVELS), exchange))
         if count > 2:
-            refine = (REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS)
-            places.append((*refine, self.renoised_steps, self.tournaments))
+            places.append(((REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS), exchange))
         held: dict[float, Tournament] = {}
-        for share, renoise, levels, steps, most in places:
+        for (share, renoise, levels), budget in places:
             sigma = min(level for level in self.sigmas if level >= share * self.sigma_turn)
             start = min(self.sigma_max, renoise * sigma)
-            held.setdefault(sigma, Tournament(geometric_ladder(start, sigma, levels), steps, most))
+            held.setdefault(sigma, Tournament(geometric_ladder(start, sigma, levels), *budget))
         return held
 
     @property
