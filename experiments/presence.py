@@ -1,7 +1,7 @@
 """Mixtures of two or three of the four toy waveforms: which are there?
 
     python experiments/presence.py                              # 40 mixtures of 0.064 s
-    python experiments/presence.py --chains 1 --steps 15          # half as good a search, a quarter of the time
+    python experiments/presence.py --chains 1 --steps 15           # on a small budget
 
 Every mixture holds 1/4 of each tone that is present, and is separated with all four priors, each
 source silent with probability 1/2 beforehand. Printed are the probabilities of presence, the share

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from pyro_sep.audio import mu_law_bins
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
 from pyro_sep.models.spectrum import SpectralExtrapolator
+from pyro_sep.models.windows import sum_over_time
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
 COMPONENT_SCALE_MIN = 0.01
@@ -190,12 +191,20 @@ class WaveNet(nn.Module):
         return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log density of noisy audio, summed over time, in nats: ``(batch,)``."""
-        log_weight, mean, scale = self(x, sigma)
-        variance = scale.square() + sigma.square()[:, None, None]
-        deviation = (x[..., None] - mean).square() / variance
-        exponent = log_weight - 0.5 * (deviation + variance.log())
-        return torch.logsumexp(exponent, -1).sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+        """Log density of noisy audio, summed over time, in nats: ``(batch,)``.
+
+        Memory is bounded, however long the audio (:mod:`pyro_sep.models.windows`).
+        """
+        variance = sigma.square()[:, None, None]
+
+        def terms(part: Tensor) -> Tensor:
+            log_weight, mean, scale = self(part, sigma)
+            spread = scale.square() + variance
+            deviation = (part[..., None] - mean).square() / spread
+            return torch.logsumexp(log_weight - 0.5 * (deviation + spread.log()), -1)
+
+        past = -(-self.receptive_field // self.config.hop) * self.config.hop
+        return sum_over_time(terms, x, past) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """Training loss: nats per sample that code clean audio given the noisy past, ``(batch,)``.
