@@ -59,10 +59,11 @@ class Collected:
     @property
     def draws(self) -> Draws:
         """All of them."""
-        *audio, statistics, mixing = zip(*self.blocks, strict=True)
+        sources, means, noisy, statistics, mixing = zip(*self.blocks, strict=True)
+        clean, expected = torch.cat(sources, 2), torch.cat(means, 2)
         parts = (torch.cat(part, 2) for part in zip(*statistics, strict=True))
         unknown = {name: torch.cat([block[name] for block in mixing], 2) for name in mixing[0]}
-        return Draws(*(torch.cat(part, 2) for part in audio), Statistics._make(parts), unknown)
+        return Draws(clean, expected, torch.cat(noisy, 2), Statistics._make(parts), unknown)
 
     def state(self) -> dict[str, Any]:
         """All blocks."""
@@ -70,7 +71,10 @@ class Collected:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.blocks = [Draws(*b[:3], Statistics._make(b[3]), b[4]) for b in state["blocks"]]
+        self.blocks = [
+            Draws(clean, means, noisy, Statistics._make(parts), mixing)
+            for clean, means, noisy, parts, mixing in state["blocks"]
+        ]
 
 
 class History:
