@@ -22,7 +22,8 @@ mode:
 Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
 that of the chain at the last level, started in the mode that was found.
 
-At the last level draws are kept, and each is denoised (Tweedie) and conditioned on the mixture.
+At the last level draws are kept, and with each one of the clean sources given it and the mixture,
+and their mean (:meth:`pyro_sep.posterior.AnnealedPosterior.draw_clean`).
 
 Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike down
 to the turn: above it priors do not mind quiet sources, so one of a large gain would take the whole
@@ -57,7 +58,7 @@ from pyro_sep.inference.permutation import draw_assignment
 from pyro_sep.inference.settings import COMPARED_STEPS, Annealing, Tournament
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
-from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.posterior import TANGENTS, AnnealedPosterior
 
 BLOCK = 10  # draws that leave together
 
@@ -237,7 +238,7 @@ class _Walk:
             if self.settings.corrected:
                 adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
                 self.step_size = exp(adaptation.get_state()[0])
-            if exchange and step % min(self.settings.exchange_every, self.settings.steps) == 0:
+            if exchange and step % self.settings.exchange_every == 0:
                 state = self._exchange(state, sigma)
             elif not exchange and step % RESCALE_EVERY == 0:
                 state = self._rescale(state, shares, sigma)
@@ -307,14 +308,17 @@ class _Walk:
         if self.shares is None:
             self.shares = self._shares(state, sigma)
         while self.drawn < total:
-            first, kept, clean, noisy, mixing = self.drawn, History(), [], [], []
+            first, kept, clean, means, noisy, mixing = self.drawn, History(), [], [], [], []
             for step in range(1, min(BLOCK, total - first) * thin + 1):
                 self.target, state, acceptance_rate = self._step(self.target, state, sigma)
                 if step % RESCALE_EVERY == 0:
                     state = self._rescale(state, self.shares, sigma)
                 if step % thin == 0:
                     kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
-                    clean.append(self.target.denoise(state.position, state.evaluation, sigma))
+                    at = (state.position, state.evaluation, sigma)
+                    clean.append(self.target.draw_clean(*at, self.generator))
+                    self.evaluations += TANGENTS * len(state.position)
+                    means.append(self.target.denoise(*at))
                     noisy.append(state.position)
                     mixing.append(self.target.mixing.unknown())
             self.drawing, self.drawn = state, first + len(clean)
@@ -324,6 +328,7 @@ class _Walk:
                 first,
                 Draws(
                     by_chain(clean, *shape),
+                    by_chain(means, *shape),
                     by_chain(noisy, *shape),
                     kept.by_chain(*shape),
                     unknown,

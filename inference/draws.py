@@ -27,6 +27,7 @@ class Draws(NamedTuple):
     """A block of posterior draws."""
 
     sources: Tensor  # (mixture, chain, draw, source, frame), clean
+    means: Tensor  # (mixture, chain, draw, source, frame), expected clean given noisy ones
     noisy: Tensor  # (mixture, chain, draw, source, frame), at the last noise level
     statistics: Statistics
     mixing: dict[str, Tensor]  # of gains and noise what is unknown, (mixture, chain, draw, ...)
@@ -58,18 +59,22 @@ class Collected:
     @property
     def draws(self) -> Draws:
         """All of them."""
-        sources, noisy, statistics, mixing = zip(*self.blocks, strict=True)
+        sources, means, noisy, statistics, mixing = zip(*self.blocks, strict=True)
+        clean, expected = torch.cat(sources, 2), torch.cat(means, 2)
         parts = (torch.cat(part, 2) for part in zip(*statistics, strict=True))
         unknown = {name: torch.cat([block[name] for block in mixing], 2) for name in mixing[0]}
-        return Draws(torch.cat(sources, 2), torch.cat(noisy, 2), Statistics._make(parts), unknown)
+        return Draws(clean, expected, torch.cat(noisy, 2), Statistics._make(parts), unknown)
 
     def state(self) -> dict[str, Any]:
         """All blocks."""
-        return {"blocks": [[*b[:2], list(b.statistics), b.mixing] for b in self.blocks]}
+        return {"blocks": [[*b[:3], list(b.statistics), b.mixing] for b in self.blocks]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state` gave."""
-        self.blocks = [Draws(s, n, Statistics._make(p), m) for s, n, p, m in state["blocks"]]
+        self.blocks = [
+            Draws(clean, means, noisy, Statistics._make(parts), mixing)
+            for clean, means, noisy, parts, mixing in state["blocks"]
+        ]
 
 
 class History:

@@ -53,7 +53,7 @@ class Annealing:
         persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
         corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
             step size is that of the first level alone, and adapts at every level before the draws.
-        exchange_every: steps between exchanges, of which a level has at least one.
+        exchange_every: steps between exchanges; more than ``steps`` for none.
     """
 
     sigma_max: float

@@ -103,15 +103,15 @@ class Kept:
     def __init__(self, traces: Sequence[Trace], time: int, extras: Extras) -> None:
         self.traces, self.time, self.extras = traces, time, extras
         self.count = 0  # of draws
-        self.sums: dict[str, Tensor] = {}  # of sources, lp and extras, (mixture, chain, ...)
+        self.sums: dict[str, Tensor] = {}  # of means, lp and extras, (mixture, chain, ...)
 
     def add(self, draws: Draws, first: int) -> None:
         """Keep a block of draws."""
-        sources = draws.sources[..., : self.time].cpu()
+        sources, means = (a[..., : self.time].cpu() for a in (draws.sources, draws.means))
         statistics = Statistics._make(part.cpu() for part in draws.statistics)
         self.count += sources.shape[2]
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
-        for name, values in ({"sources": sources, "lp": statistics.lp} | extras).items():
+        for name, values in ({"sources": means, "lp": statistics.lp} | extras).items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
         for i, trace in enumerate(self.traces):
             stats = _of(i, statistics)._asdict()

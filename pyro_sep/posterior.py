@@ -15,6 +15,8 @@ from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Prior
 
 CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
+NUDGE = 0.1  # of sigma: priors are linear so far, and rounding in float32 does not show
+TANGENTS = 2  # gradients of a clean draw
 
 
 @dataclass(frozen=True)
@@ -227,10 +229,56 @@ class AnnealedPosterior:
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
         """
-        if self.exact:
-            return sources + sigma**2 * evaluation.gradient
-        score = evaluation.gradient - self.mixing.score(self.mixture, sources, sigma)
-        return self.mixing.condition_on(self.mixture, sources + sigma**2 * score, sigma)
+        return self._condition(self._tweedie(sources, evaluation, sigma), sigma)
+
+    def draw_clean(
+        self, sources: Tensor, evaluation: Evaluation, sigma: float, generator: torch.Generator
+    ) -> Tensor:
+        r"""A draw of the clean sources given noisy ones, conditioned on the mixture.
+
+        The law of clean sources has the mean :math:`D(x)` of Tweedie's formula and the covariance
+        :math:`\sigma^2 J`, :math:`J = dD / dx` (Efron 2011, J. Am. Stat. Assoc. 106), and is
+        treated as normal. J is symmetric with eigenvalues from 0 to 1: with standard normal n and
+        c = 2,
+
+        .. math:: s = D(x) + \sigma \bigl(I - (I - J)^c\bigr) n
+
+        has that covariance where sources lie on a manifold, whose J is a projector onto its
+        tangents, and a variance within 20 % of it in directions of eigenvalues above 0.27; below
+        it is too narrow. Products with J are differences of D, a gradient each.
+
+        In the annealed likelihood the mixture has noise of its own, as much as that of x. So if x
+        are posterior draws, s are those of
+
+        .. math:: p(s \mid m) \propto \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, (2 \sigma^2
+                  \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k)
+
+        before they are conditioned on the mixture, which takes out the errors that it refutes.
+        Where the priors are right this is wider than the posterior under gamma alone.
+
+        Args:
+            sources: noisy sources ``(lane, source, time)``.
+            evaluation: of this posterior, at the sources.
+            sigma: their noise level.
+            generator: source of randomness; :data:`TANGENTS` gradients are evaluated.
+        """
+        mean = self._tweedie(sources, evaluation, sigma)
+        noise = self.project(torch.empty_like(sources).normal_(generator=generator))
+        spread = torch.zeros_like(noise)
+        for _ in range(TANGENTS):
+            nudged = sources + NUDGE * sigma * (noise - spread)
+            moved = self._tweedie(nudged, self.evaluate(nudged, sigma), sigma) - mean
+            spread = spread + moved / (NUDGE * sigma)
+        return self._condition(mean + sigma * spread, sigma)
+
+    def _tweedie(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
+        score = evaluation.gradient
+        if not self.exact:
+            score = score - self.mixing.score(self.mixture, sources, sigma)
+        return sources + sigma**2 * score
+
+    def _condition(self, clean: Tensor, sigma: float) -> Tensor:
+        return clean if self.exact else self.mixing.condition_on(self.mixture, clean, sigma)
 
 
 def _value_and_gradient(

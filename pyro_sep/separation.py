@@ -40,7 +40,9 @@ class Separation:
     """Sources of one mixture.
 
     Attributes:
-        sources: posterior mean of the chain of the highest mean log posterior, ``(source, time)``.
+        sources: posterior mean of the chain of the highest mean log posterior, ``(source, time)``:
+            that of the expected clean sources given each noisy draw, which errs less than the mean
+            of the draws in the trace.
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace`.
@@ -186,6 +188,7 @@ def describe(
     mixing: Mixing,
     sigma: float,
     *,
+    seed: int = 0,
     true_sources: Tensor | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> Separation:
@@ -197,14 +200,19 @@ def describe(
         priors: of the sources, by name.
         mixing: gains and noise.
         sigma: noise level of the draws.
+        seed: of the clean draws that go with them.
         true_sources: ``(source, time)`` where known.
         attrs: attributes of the trace.
     """
     lanes = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(lanes), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(lanes, sigma)
-    clean = target.denoise(lanes, evaluation, sigma).reshape(noisy.shape)
-    clean = clean[..., : mixture.shape[-1]].cpu()  # what was heard
+    at = (lanes, evaluation, sigma)
+    clean = target.draw_clean(*at, torch.Generator(mixture.device).manual_seed(seed))
+    clean, means = (
+        part.reshape(noisy.shape)[..., : mixture.shape[-1]].cpu()  # what was heard
+        for part in (clean, target.denoise(*at))
+    )
     lp = evaluation.log_density.reshape(noisy.shape[:2]).cpu()
     rate = next(iter(priors.values())).sample_rate
     trace = build_trace(
@@ -221,7 +229,7 @@ def describe(
         attrs=attrs or {},
     )
     return Separation(
-        clean[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0),
+        means[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0),
         tuple(priors),
         rate,
         trace,

@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import pytest
 import torch
+from conftest import GaussianPrior
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import MultivariateNormal, Normal
 
 from pyro_sep import posterior
 from pyro_sep.mixing import Mixing
@@ -169,6 +170,73 @@ def test_denoising_is_tweedie_and_the_mixture(target: AnnealedPosterior) -> None
     # What is left of the residual is the share of the mixing noise.
     after = target.mixture - target.mixing.mix(clean)
     assert torch.allclose(after, residual * 0.01 / (SIGMA**2 * 2.98 + 0.01), atol=1e-12)
+
+
+class Plane(GaussianPrior):
+    """Gaussian sources in a plane through 0, of std 20 along each of two directions."""
+
+    def __init__(self, seed: int, sigma: float = SIGMA) -> None:
+        super().__init__("plane", 20.0, TIME, sigma)
+        self.seed, axes = seed, torch.linalg.qr(normal(TIME, 2, seed=seed)).Q
+        self.clean = self.level**2 * axes @ axes.T
+
+    def condition(self, sigma: float) -> "Plane":
+        return Plane(self.seed, sigma)
+
+    def frame(self, time: int) -> "Plane":
+        return self
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        covariance = self.clean + self.sigma**2 * torch.eye(TIME)
+        return MultivariateNormal(torch.zeros(TIME).double(), covariance).log_prob(value)
+
+
+def given(prior: Tensor, mix: Tensor, noise: float, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and covariance of ``N(0, prior)`` given its ``mix`` in white noise of this variance."""
+    pull = prior @ mix.T @ torch.linalg.inv(mix @ prior @ mix.T + noise * torch.eye(TIME))
+    return pull @ mixture, prior - pull @ mix @ prior
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_clean_draws_follow_the_posterior_of_sources_on_manifolds(exact: bool) -> None:
+    lanes, gains, noise_scale, eye = 20_000, (0.6, -1.1), 0.1, torch.eye(2 * TIME).double()
+    planes, mixture = [Plane(1), Plane(2)], normal(TIME, seed=3)
+    mixing, energy = Mixing(gains, noise_scale), SIGMA**2 * (0.36 + 1.21)
+    target = AnnealedPosterior(mixture.expand(lanes, -1), planes, mixing, exact)
+    clean = torch.block_diag(*(plane.clean for plane in planes))
+    mix = torch.cat([gain * torch.eye(TIME).double() for gain in gains], 1)
+    own = 0.0 if exact else noise_scale**2  # variance of the mixture beyond that of the sources
+    mean, covariance = given(clean + SIGMA**2 * eye, mix, 0.0 if exact else energy + own, mixture)
+    values, axes = torch.linalg.eigh(covariance)
+    root = axes * values.clamp(min=0).sqrt()
+    noisy = (mean + normal(lanes, 2 * TIME) @ root.T).reshape(lanes, 2, TIME)
+    generator = torch.Generator().manual_seed(4)
+    drawn = target.draw_clean(noisy, target.evaluate(noisy, SIGMA), SIGMA, generator)
+
+    pull = SIGMA**2 / (energy + own) * mix.T
+    allowed = eye - pull @ mix
+    honest_mean, honest = given(clean, mix, (1 if exact else 2) * energy + own, mixture)
+    expected, law = allowed @ honest_mean + pull @ mixture, allowed @ honest @ allowed.T
+    if exact:  # on the plane of the mixture a tangent is not quite one
+        tangents = allowed @ clean @ torch.linalg.inv(clean + SIGMA**2 * eye)
+        known = tangents @ covariance @ tangents.T
+        spread = tangents @ allowed @ (2 * eye - tangents @ allowed)
+        wider = known + SIGMA**2 * spread @ spread
+        ratio = wider.diagonal() / law.diagonal()
+        assert ((ratio > 0.8) & (ratio < 1.2)).all()
+        law = wider
+    off = drawn.flatten(1) - expected
+    assert (off.mean(0) / (law.diagonal() / lanes).sqrt()).abs().max() < 4.5
+    error = (torch.outer(law.diagonal(), law.diagonal()) + law.square()) / lanes
+    assert ((off.T @ off / lanes - law) / error.sqrt()).abs().max() < 4.5
+    # With noise of gamma alone the sources would be known better.
+    narrow = allowed @ given(clean, mix, noise_scale**2, mixture)[1] @ allowed.T
+    assert (law.diagonal() > narrow.diagonal()).all()
+    # Of what is left unexplained the share of the mixing noise stays.
+    left = (mixture - mixing.mix(drawn)).abs().max()
+    apart = mixture.abs().max() + 6 * math.sqrt(2 * energy)
+    assert left < 1e-4 + own / (energy + own) * apart
+    assert own / (energy + own) < 0.04
 
 
 def test_lanes_do_not_know_of_each_other(target: AnnealedPosterior) -> None:

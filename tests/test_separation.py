@@ -94,9 +94,16 @@ def test_the_result_is_the_mean_of_the_most_probable_chain(result: Separation) -
     lp = result.trace["sample_stats"]["lp"].values.mean(1)
     draws = result.trace["posterior"]["sources"].values
     assert draws.shape == (2, 6, 2, TIME)
-    best, worst = draws[lp.argmax()].mean(0), draws[lp.argmin()].mean(0)
-    assert np.allclose(result.sources.numpy(), best, atol=1e-6)
-    assert not np.allclose(best, worst, atol=1e-3)
+    assert nearest_chain(result) == lp.argmax()
+
+
+def nearest_chain(result: Separation) -> int:
+    """Of which chain the result is the mean, but for what draws add to what is expected."""
+    means = result.trace["posterior"]["sources"].values.mean(1)
+    off = np.sqrt(np.square(means - result.sources.numpy()).mean((1, 2)))
+    assert off.min() < default_ladder(PRIORS, TIME)["sigma_min"] / math.sqrt(BUDGET["draws"])
+    assert off.max() > 2 * off.min()
+    return int(off.argmin())
 
 
 def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +116,7 @@ def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(separation, "Kept", Rigged)
     result = separate(tones().mean(0), PRIORS, **BUDGET)
-    second = result.trace["posterior"]["sources"].values[1].mean(0)
-    assert np.allclose(result.sources.numpy(), second, atol=1e-6)
+    assert nearest_chain(result) == 1
 
 
 def test_the_trace_holds_every_group(result: Separation) -> None:
