@@ -252,11 +252,13 @@ def default_ladder(priors: Priors, time: int) -> dict[str, float]:
 def default_constraint(priors: Priors, mixing: Mixing) -> str:
     r"""How sources whose gains and noise are known are tied to their mixture.
 
-    Noisy sources hold on to their tones by what they say of these themselves, evidence that goes
-    with :math:`1 / \sigma^2`. The mixture tells of the clean sources up to noise of variance
-    :math:`2 \sigma^2 \sum_k a_k^2 + \gamma^2` under the Gaussian likelihood and half as much on
-    the exact plane, so that there it has said twice the nats by the time the modes freeze. An
-    exact prior chooses all at once and needs them; a learned one chooses lower, little by little.
+    Noisy sources hold on to their tones by the evidence of their own samples, which goes with
+    :math:`1 / \sigma^2`. The mixture tells of the clean sources up to noise of variance
+    :math:`2 \sigma^2 \sum_k a_k^2 + \gamma^2` under the Gaussian likelihood, and half as much where
+    sources add up to it: then it has said twice the nats by the time the modes freeze. An exact
+    prior, which chooses all at once, needs them. It takes a mixture without noise of its own to
+    speak of, gamma up to the default. Learned priors keep the likelihood that they were measured
+    with.
     """
     return "exact" if _are_exact(priors) and mixing.noise_scale <= NOISE_SCALE else "gaussian"
 

@@ -398,7 +398,7 @@ def test_the_toy_priors_ship() -> None:
 
 @pytest.mark.slow
 def test_every_chain_finds_the_tones_under_exact_priors() -> None:
-    """Without an explorer to spare; each of 2 x 2 chains found them in 1 of 5 with noise."""
+    """Without an explorer to spare: under the Gaussian likelihood one chain in five does."""
     items = [toy_mixture("test", 100 + i, tuple(ORACLES), 1_024) for i in range(2)]
     mixtures = torch.stack([item.mixture for item in items])
     results = separate_batch(mixtures, ORACLES, explorers=1)
