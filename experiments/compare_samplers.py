@@ -3,11 +3,12 @@
     python experiments/compare_samplers.py                               # all of them: hours
     python experiments/compare_samplers.py --priors oracle --samplers langevin,mala --mixtures 2
 
-Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics, the default
-of ``pyro_sep.separate``, with a Gaussian mixture and with an exact one; overdamped Langevin
-dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carlo. HMC and NUTS are
-Pyro's, at the last noise level alone, each chain from the mixture plus noise; for flows NUTS runs
-in the latent space, where the prior is white.
+Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics with a
+Gaussian mixture, the default of ``pyro_sep.separate`` under learned priors, and with an exact one,
+its default under the oracle; overdamped Langevin dynamics, SGLD; the same with a Metropolis test,
+MALA; and sequential Monte Carlo, these with a Gaussian mixture. HMC and NUTS are Pyro's, at the
+last noise level alone, each chain from the mixture plus noise; for flows NUTS runs in the latent
+space, where the prior is white.
 
 The improvement of SI-SDR is that of the mean of the best chain, a gradient is one of all sources of
 one mixture, and seconds are of the CPU. R-hat and ESS are the worst over level, centroid and log
@@ -158,13 +159,17 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def annealed(settings: dict[str, Any]) -> Sampler:
-    """The annealed driver at its defaults but for these settings, and the oracle's ladder."""
+    """The annealed driver at its defaults but for these settings, and the oracle's ladder.
+
+    The mixture is Gaussian where they do not say otherwise.
+    """
+    options = {"constraint": "gaussian"} | settings
 
     def sampler(items: list[ToyMixture], priors: Priors, seed: int) -> list[Separation]:
         mixtures = torch.stack([item.mixture for item in items])
         exact = all(isinstance(prior, WaveformPrior) for prior in priors.values())
         ladder = {"levels": EXACT_LEVELS} if exact else {}
-        return separate_batch(mixtures, priors, seed=seed, chains=CHAINS, **ladder, **settings)
+        return separate_batch(mixtures, priors, seed=seed, chains=CHAINS, **ladder, **options)
 
     return sampler
 

@@ -84,7 +84,7 @@ def separate_batch(
     *,
     gains: Sequence[float] | Infer | None = None,
     noise_scale: float | Infer = NOISE_SCALE,
-    constraint: str = "gaussian",
+    constraint: str | None = None,
     absent: str | None = None,
     seed: int = 0,
     true_sources: Tensor | None = None,
@@ -105,7 +105,7 @@ def separate_batch(
         noise_scale: gamma, std of the mixture's own noise; unknown where "infer".
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
-            :class:`~pyro_sep.posterior.AnnealedPosterior`.
+            :class:`~pyro_sep.posterior.AnnealedPosterior`. By default :func:`default_constraint`.
         absent: ``"infer"`` where each source may be silent, which its prior then allows for with
             probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
         seed: of all randomness.
@@ -127,6 +127,8 @@ def separate_batch(
     check_mixtures(mixtures)
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
+    if constraint is None:
+        constraint = "gaussian" if any(inferred) else default_constraint(priors, mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
@@ -246,13 +248,32 @@ def default_ladder(priors: Priors, time: int) -> dict[str, float]:
     high = min(prior.sigmas[1] for prior in priors.values())
     level = mean(prior.level for prior in priors.values())
     start, turn = start_level(time, level), TURN_SHARE * level
-    if all(isinstance(prior, WaveformPrior) for prior in priors.values()):
+    if _are_exact(priors):
         start, turn = (start_level(time, level, nats) for nats in EXACT_NATS)
     return {
         "sigma_max": min(start, high),
         "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
         "sigma_turn": turn,
     }
+
+
+def default_constraint(priors: Priors, mixing: Mixing) -> str:
+    r"""How sources whose gains and noise are known are tied to their mixture.
+
+    Noisy sources hold on to their tones by the evidence of their own samples, which goes with
+    :math:`1 / \sigma^2`. The mixture tells of the clean sources up to noise of variance
+    :math:`2 \sigma^2 \sum_k a_k^2 + \gamma^2` under the Gaussian likelihood, and half as much where
+    sources add up to it: then it has said twice the nats by the time the modes freeze. An exact
+    prior, which chooses all at once, needs them. It takes a mixture without noise of its own to
+    speak of, gamma up to the default. Learned priors keep the likelihood that they were measured
+    with.
+    """
+    return "exact" if _are_exact(priors) and mixing.noise_scale <= NOISE_SCALE else "gaussian"
+
+
+def _are_exact(priors: Priors) -> bool:
+    """Whether nothing in them is learned."""
+    return all(isinstance(prior, WaveformPrior) for prior in priors.values())
 
 
 def check_mixtures(mixtures: Tensor) -> None:
