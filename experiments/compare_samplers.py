@@ -76,6 +76,7 @@ def main(
     ),
 ) -> None:
     """Run them and print the table."""
+    started = clock.monotonic()
     chosen = samplers.split(",")
     if unknown := [name for name in chosen if name not in SAMPLERS]:
         raise ValueError(f"samplers: got {unknown[0]!r}, expected some of {', '.join(SAMPLERS)}")
@@ -94,7 +95,7 @@ def main(
     table = pd.DataFrame(rows)
     table.to_csv(out / "summary.csv", index=False)
     print(as_markdown(table))
-    print(f"Results: {out}")
+    print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
 
 
 def run_cell(

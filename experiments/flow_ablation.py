@@ -49,6 +49,7 @@ def main(
     ),
 ) -> None:
     """Train every variant and print the table."""
+    began = clock.monotonic()
     audio = open_source(f"toy:{source}", SAMPLE_RATE, AUDIT_TIME)
     sigma_data = training_level(audio, AUDIT_TIME)
     tests = {
@@ -71,6 +72,7 @@ def main(
         print(f"| {variant} | {minutes:.1f} | {' | '.join(cells)} |", flush=True)
         table[variant] = {"cpu_minutes": minutes, **dict(zip(map(str, SIGMAS), cells, strict=True))}
     save_json(table, out / f"{source}.json")
+    print(f"{clock.monotonic() - began:.0f} s. Results: {out}")
 
 
 if __name__ == "__main__":

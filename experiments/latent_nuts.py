@@ -60,6 +60,7 @@ def main(
     ),
 ) -> None:
     """Run both samplers and print their figures side by side."""
+    started = clock.monotonic()
     chosen = choose_priors(load_priors(priors), sources)
     names = tuple(chosen)
     if other := [name for name in names if not isinstance(chosen[name], FloWaveNetPrior)]:
@@ -86,7 +87,7 @@ def main(
     for label, row in rows.items():
         print(f"{label}: " + "  ".join(f"{key} {value}" for key, value in row.items()))
     save_json(rows, out / "summary.json")
-    print(f"Results: {out}")
+    print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
 
 
 def run_nuts(

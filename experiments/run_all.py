@@ -41,6 +41,7 @@ STEPS = (
     Step("cross_likelihood", paper="--frames 1500"),
     Step("noise_conditioning", paper="--frames 1500"),
     Step("constant_inputs"),
+    Step("line_profile", paper="--frames 32"),
     Step("separate_toy", paper="--mixtures 1500 --seconds 1"),
     Step("langevin_ablation", cpu="--mixtures 2"),
     Step("compare_samplers", cpu="--mixtures 1 --priors wavenet,flow"),

@@ -84,6 +84,7 @@ def main(
         for name in names:
             print(f"{name}: {there[name]}: {out / there[name].family}/sigma-*")
         return
+    started = clock.monotonic()
     ranks, place = start_ranks(torch_device(device))
     for name in names:
         ranks.check(there[name].config.batch)
@@ -94,6 +95,8 @@ def main(
         if ranks.first:
             print(f"{name}: {there[name]}", flush=True)
         train(there[name], out / there[name].family, command, ranks, place)
+    if ranks.first:
+        print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
 
 
 def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Training]:

@@ -275,6 +275,7 @@ def test_latent_nuts_stands_beside_sgld(
     printed = capsys.readouterr().out
     assert "NUTS, latent: gradients" in printed
     assert "SGLD, audio: gradients" in printed
+    assert f" s. Results: {out}" in printed
 
 
 def test_latent_nuts_wants_flows(priors: Path, tmp_path: Path) -> None:
@@ -294,10 +295,11 @@ def test_flow_ablation_trains_every_variant(
     module.main(source="saw", steps=2, out=tmp_path)
     table = json.loads((tmp_path / "saw.json").read_text())
     assert list(table) == ["a, b", "wavenet"]
-    header, first, second = capsys.readouterr().out.splitlines()[-3:]
+    header, first, second, took = capsys.readouterr().out.splitlines()[-4:]
     assert header == "| variant | CPU min | 0.01 | 0.077 | 0.359 | 1 |"
     assert first.startswith("| a, b | ")
     assert second.endswith(f"| {table['wavenet']['1.0']} |")
+    assert took.endswith(f" s. Results: {tmp_path}")
 
 
 def test_presence_judges_every_source_and_goes_on(

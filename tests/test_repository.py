@@ -2,6 +2,7 @@ import ast
 import graphlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,3 +162,17 @@ def test_weights_ship_with_their_cards() -> None:
                 assert word in card, f"{folder / entry}: {word}"
     size = sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file())
     assert 0 < size < 40e6
+
+
+def test_the_page_on_the_paper_names_what_there_is() -> None:
+    page = (ROOT / "docs" / "paper.md").read_text()
+    tests = re.findall(r"`(test_\w+)::(test_\w+)`", page)
+    assert len(tests) > 9  # one at least for each fault
+    for file, name in tests:
+        assert f"\ndef {name}(" in (ROOT / "tests" / f"{file}.py").read_text(), f"{file}::{name}"
+    for script in re.findall(r"experiments/\w+\.py", page):
+        assert (ROOT / script).is_file(), script
+    pictures = set(re.findall(r"\]\((paper/\w+\.png)\)", page))
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/paper/*")}
+    assert pictures == there
+    assert 0 < sum((ROOT / "docs" / path).stat().st_size for path in there) < 1.5e6
