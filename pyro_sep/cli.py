@@ -121,7 +121,7 @@ def audit_command(
     from pyro_sep.plots import plot_audit, save_figure
 
     if wrong := [entry for entry in source or [] if "=" not in entry]:
-        raise ValueError(f"source: got {wrong[0]!r}, expected NAME=FOLDER")
+        raise ValueError(f"source: got {wrong[0]!r}, expected NAME=SOURCE")
     loaded = load_priors(priors, torch_device(device))
     specs = {name: default_spec(name, musdb) for name in loaded} | dict(
         entry.split("=", 1) for entry in source or []

@@ -30,11 +30,11 @@ def musdb_tracks(root: Path) -> list[Track]:
         ValueError: ffmpeg is missing, there is no such root, no track in it, or a file that
             ffprobe cannot read.
     """
+    if not root.exists():
+        raise ValueError(f"{root}: expected the root of musdb18; no such folder")
     musdb = _import_musdb()
     import ffmpeg
 
-    if not root.exists():
-        raise ValueError(f"{root}: expected the root of musdb18; no such folder")
     try:
         if root.is_file():
             name = root.name.removesuffix(".stem.mp4")

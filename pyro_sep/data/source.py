@@ -1,5 +1,6 @@
 """Where isolated audio of one source comes from: a toy waveform, a folder, a stem of musdb18."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -136,6 +137,26 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
 def default_spec(name: str, musdb: Path | None) -> str:
     """A source that goes by its name alone: a stem where there is musdb18, else a toy waveform."""
     return f"toy:{name}" if musdb is None else f"musdb:{name}"
+
+
+def held_out_audio(
+    names: Iterable[str], sample_rate: int, count: int, time: int, musdb: Path | None = None
+) -> dict[str, Tensor]:
+    """Held-out audio ``(frame, time)`` of sources that go by their names alone.
+
+    Raises:
+        ValueError: an unknown source, or one that is silent throughout.
+    """
+    audio = {
+        name: open_source(default_spec(name, musdb), sample_rate, time, musdb).held_out(count, time)
+        for name in names
+    }
+    if silent := [name for name, frames in audio.items() if not len(frames)]:
+        raise ValueError(
+            f"{musdb}: got no held-out frame of {', '.join(silent)} that is not silent, expected "
+            "test tracks with it"
+        )
+    return audio
 
 
 def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
