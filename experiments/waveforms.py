@@ -42,7 +42,7 @@ def main(
     save_figure(draw(curves, title), out / "waveforms.png")
     for name, curve in curves.items():
         print(f"{name}: RMS {curve.pow(2).mean() ** 0.5:.3f}, peak {curve.abs().max():.3f}")
-    paper = f"2: four stems, of another track than {title}" if title else "1: the same four waves"
+    paper = f"2: the four stems of a track, here {title}" if title else "1: the same four waves"
     print(
         f"Paper, Fig. {paper}; a figure only. {clock.monotonic() - started:.0f} s. Results: {out}"
     )

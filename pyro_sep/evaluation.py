@@ -1,8 +1,8 @@
 """How good separated tracks are, where their stems are known: SI-SDR and BSS Eval, per stem.
 
-SI-SDR (:mod:`pyro_sep.metrics`) takes the channels of a stem as one signal. BSS Eval v4 (Stoter,
+SI-SDR (:mod:`pyro_sep.metrics`) takes the channels of a stem as one signal. BSS Eval v4 (Stöter,
 Liutkus & Ito 2018, arXiv 1804.06267) is museval's: medians over windows of a second. It is slow,
-three seconds for each second of four stereo stems, so it is made on request.
+one to three seconds for each second of four stereo stems, so it is made on request.
 
 Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
 mono estimates. Where a reference is silent there is no score.

@@ -16,7 +16,7 @@ from pyro_sep.audio import audio_files, read_audio
 
 MIXTURE = "mixture"
 SUBSETS = ("train", "test")
-FRAMES = 150  # of a track: Frank & Ilse 2020 (arXiv 2011.01761), section 5.1
+FRAMES = 150  # of a track: Frank & Ilse 2020 (arXiv 2011.01761)
 
 #: Audio ``(channel, time)`` and its rate in Hz.
 Audio = tuple[Tensor, int]
