@@ -2,6 +2,7 @@ r"""Constants and noise under every prior: Table 1 of Frank & Ilse 2020, toy dat
 
     python experiments/constant_inputs.py
     python experiments/constant_inputs.py --priors toy/oracle --frames 2 --start 512 --time 1024
+    python experiments/constant_inputs.py --priors FOLDER --musdb ROOT      # of musdb18 stems
 
 Mean log-likelihood in nats per audio sample (arXiv 2011.01761) of constant 0, constant 1 and white
 noise N(0, 0.5), beside that of the prior's own source, at the lowest noise level that the priors
@@ -36,8 +37,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import run
-from pyro_sep.data.source import ToySource
+from pyro_sep.cli import MusdbRoot, run
+from pyro_sep.data.source import held_out_audio
 from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.plots import save_figure
@@ -79,6 +80,7 @@ def main(
     start: Annotated[int, typer.Option(min=16, help="Audio samples that do not count.")] = 3_072,
     time: Annotated[int, typer.Option(min=32, help="Audio samples a frame.")] = 6_144,
     seed: int = 0,
+    musdb: MusdbRoot = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/constant_inputs"
     ),
@@ -89,9 +91,13 @@ def main(
         raise ValueError(f"start: got {start} audio samples, expected fewer than time, {time}")
     sets = {name: load_priors(name) for name in priors.split(",")}
     sigmas = (max(prior.sigmas[0] for loaded in sets.values() for prior in loaded.values()), HIGH)
+    sources = next(iter(sets.values()))
+    rate = next(iter(sources.values())).sample_rate
+    own = held_out_audio(sources, rate, frames, time, musdb)
+    print(f"audio: {musdb or 'toy'}")
     rows = [
         {"priors": name, "sigma": sigma, "input": kind, "prior": source}
-        | judge(prior.condition(sigma), inputs(source, frames, time, seed, noise), start)
+        | judge(prior.condition(sigma), inputs(own[source], seed, noise), start)
         for name, loaded in sets.items()
         for sigma in sigmas
         for kind, noise in (("clean", 0.0), ("noised", sigma))
@@ -106,7 +112,7 @@ def main(
         f"author's thesis, {family}, clean audio, {level}": pd.DataFrame(figures, WAVEFORMS)
         for (family, level), figures in PAPER.items()
     }
-    for title, cells in (verdicts | paper).items():
+    for title, cells in (verdicts if musdb else verdicts | paper).items():
         print(f"{title}\n{cells.to_string(float_format='{:.3g}'.format)}")
         print(f"  likelier than the prior's own source: {likelier(cells)}")
     seconds = clock.monotonic() - started
@@ -115,24 +121,25 @@ def main(
         table.to_csv(partial)
     save_figure(draw(verdicts), out / "constant_inputs.png")
     settings = {"frames": frames, "start": start, "time": time, "seed": seed, "seconds": seconds}
+    settings |= {"musdb": musdb}
     words = {title: likelier(cells) for title, cells in verdicts.items()}
     save_json(settings | {"likelier_than_own": words, "rows": rows}, out / "summary.json")
     print(f"{seconds:.0f} s. Results: {out}")
 
 
-def inputs(source: str, frames: int, time: int, seed: int, sigma: float) -> dict[str, Tensor]:
+def inputs(own: Tensor, seed: int, sigma: float) -> dict[str, Tensor]:
     """Audio ``(frame, time)`` by name, with noise of std sigma; a constant without is one frame."""
     generator = torch.Generator().manual_seed(seed)
-    white = NOISE * torch.randn(frames, time, generator=generator)
+    white = NOISE * torch.randn(own.shape, generator=generator)
     audio = {
-        "own": ToySource(source).held_out(frames, time),
-        "zero": torch.zeros(1, time),
-        "one": torch.ones(1, time),
+        "own": own,
+        "zero": torch.zeros_like(own[:1]),
+        "one": torch.ones_like(own[:1]),
         "noise": white,
     }
     if not sigma:
         return audio
-    noise = sigma * torch.randn(frames, time, generator=generator)
+    noise = sigma * torch.randn(own.shape, generator=generator)
     return {name: clean + noise for name, clean in audio.items()}
 
 

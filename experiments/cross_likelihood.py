@@ -2,6 +2,7 @@
 
     python experiments/cross_likelihood.py                         # both families that ship
     python experiments/cross_likelihood.py --priors toy/oracle,FOLDER
+    python experiments/cross_likelihood.py --priors FOLDER --musdb ROOT   # priors of musdb18 stems
 
 Mean log-likelihood in nats per audio sample of each source's held-out audio, at the lowest noise
 level that the priors know, in two tables: clean inputs, as the paper judged, and inputs noised at
@@ -28,8 +29,8 @@ from matplotlib.figure import Figure
 
 from pyro_sep.audit import log_likelihoods
 from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, run
-from pyro_sep.data.source import ToySource
+from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run
+from pyro_sep.data.source import held_out_audio
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.plots import plot_audit, save_figure
 
@@ -59,6 +60,7 @@ def main(
     ),
     time: Annotated[int, typer.Option(min=16, help="Audio samples a frame.")] = AUDIT_TIME,
     seed: int = 0,
+    musdb: MusdbRoot = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/cross_likelihood"
     ),
@@ -68,13 +70,15 @@ def main(
     sets = {name: load_priors(name) for name in priors.split(",")}
     sigma = max(prior.sigmas[0] for loaded in sets.values() for prior in loaded.values())
     sources = next(iter(sets.values()))
-    audio = {name: ToySource(name).held_out(frames, time) for name in sources}
+    rate = next(iter(sources.values())).sample_rate
+    audio = held_out_audio(sources, rate, frames, time, musdb)
     table = log_likelihoods(sets, audio, (sigma,), seed, sys.stderr.isatty())
+    print(f"audio: {musdb or 'toy'}")
     verdicts = {}
     for panel in panels(table):
         title = f"{panel['priors'].item()}, {panel['input'].item()}"
         verdicts[title] = report(f"{title} audio, sigma {sigma:g}", panel)
-    for family, rows in PAPER.items():
+    for family, rows in () if musdb else PAPER.items():
         paper = xr.DataArray(rows, {"prior": list(PAPER_NAMES), "source": list(PAPER_NAMES)})
         report(f"paper's poster, {family}, clean audio, no noise", paper)
     seconds = clock.monotonic() - started
@@ -83,6 +87,7 @@ def main(
         table.to_series().to_csv(partial)
     save_figure(draw(table), out / "cross_likelihood.png")
     settings = {"sigma": sigma, "frames": frames, "time": time, "seed": seed, "seconds": seconds}
+    settings |= {"musdb": musdb}
     save_json(settings | {"verdicts": verdicts, "table": table.to_dict()}, out / "summary.json")
     print(f"{seconds:.0f} s. Results: {out}")
 

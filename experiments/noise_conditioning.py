@@ -2,6 +2,7 @@
 
     python experiments/noise_conditioning.py
     python experiments/noise_conditioning.py --frames 32         # the audit's frames
+    python experiments/noise_conditioning.py --priors FOLDER --musdb ROOT   # of musdb18 stems
 
 Mean log-likelihood in nats per audio sample (arXiv 2011.01761) at the paper's noise levels, of
 clean inputs, as the paper judged, and of inputs noised at the level, which is what the priors are
@@ -26,8 +27,8 @@ from matplotlib.figure import Figure
 
 from pyro_sep.audit import log_likelihoods, noise_entropy, own_wins
 from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import AUDIT_TIME, run
-from pyro_sep.data.source import ToySource
+from pyro_sep.cli import AUDIT_TIME, MusdbRoot, run
+from pyro_sep.data.source import held_out_audio
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.plots import save_figure
 
@@ -53,6 +54,7 @@ def main(
     frames: Annotated[int, typer.Option(min=1, help="Test frames; the paper's 1,500.")] = 8,
     time: Annotated[int, typer.Option(min=16, help="Audio samples a frame.")] = AUDIT_TIME,
     seed: int = 0,
+    musdb: MusdbRoot = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/noise_conditioning"
     ),
@@ -61,8 +63,10 @@ def main(
     started = clock.monotonic()
     sets = {name: load_priors(name) for name in priors.split(",")}
     sources = next(iter(sets.values()))
-    audio = {name: ToySource(name).held_out(frames, time) for name in sources}
+    rate = next(iter(sources.values())).sample_rate
+    audio = held_out_audio(sources, rate, frames, time, musdb)
     table = log_likelihoods(sets, audio, SIGMAS, seed, sys.stderr.isatty())
+    print(f"audio: {musdb or 'toy'}")
     wins = count_wins(table)
     for name in sets:
         for kind in ("clean", "noised"):
@@ -72,7 +76,7 @@ def main(
         f"Of {len(audio)}: priors that give their own source most, and sources that are likeliest "
         f"under their own prior\n{wins.to_string()}"
     )
-    for family, counts in PAPER.items():
+    for family, counts in () if musdb else PAPER.items():
         cells = "  ".join(f"{s:g}: {own} {likeliest}" for s, (own, likeliest) in counts.items())
         print(f"paper's poster, {family}, clean audio, of 4  {cells}")
     seconds = clock.monotonic() - started
@@ -80,7 +84,7 @@ def main(
     with written_whole(out / "noise_conditioning.csv") as partial:
         table.to_series().to_csv(partial)
     save_figure(draw(table), out / "noise_conditioning.png")
-    settings = {"frames": frames, "time": time, "seed": seed, "seconds": seconds}
+    settings = {"frames": frames, "time": time, "seed": seed, "musdb": musdb, "seconds": seconds}
     save_json(
         settings | {"wins": wins.reset_index().to_dict("records"), "table": table.to_dict()},
         out / "summary.json",

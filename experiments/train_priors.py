@@ -2,15 +2,15 @@
 
     python experiments/train_priors.py --list
     python experiments/train_priors.py --only flow-sine,wavenet-sine       # toy sizes: minutes
-    python experiments/train_priors.py --scale paper --device cuda --musdb MUSDB18
+    python experiments/train_priors.py --scale paper --device cuda --musdb ROOT
     torchrun --nproc-per-node 4 experiments/train_priors.py --scale paper --device cuda
 
-Both families learn each toy waveform, and with --musdb each stem of MUSDB18 too, from a folder of
-its recordings under the one that is given. Section 5.2: a network is trained without noise for
-150,000 steps, then tuned to one noise level after another, 20,000 to 40,000 steps each, 30,000
-here; Adam at 1e-4, which decays by 0.6 in five steps; 5 frames of 16,384 audio samples in a batch
-for a flow, 2 for a WaveNet. Networks are those of Table 2. When the rate falls and the 14,700 Hz of
-the stems are taken from the public code, github.com/morris-frank/unsupervised-source-separation.
+Both families learn each toy waveform, and with --musdb each stem of musdb18 too. Section 5.2: a
+network is trained without noise for 150,000 steps, then tuned to one noise level after another,
+20,000 to 40,000 steps each, 30,000 here; Adam at 1e-4, which decays by 0.6 in five steps; 5 frames
+of 16,384 audio samples in a batch for a flow, 2 for a WaveNet. Networks are those of Table 2. When
+the rate falls and the 14,700 Hz of the stems are taken from the public code,
+github.com/morris-frank/unsupervised-source-separation.
 
 A run that was cut off goes on where it was. Every noise level is a set that ``load_priors`` reads:
 OUT/FAMILY/sigma-LEVEL, a prior and its model card for each source. Processes that torchrun starts
@@ -26,7 +26,8 @@ from typing import Annotated
 import torch
 import typer
 
-from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, run, torch_device
+from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run, torch_device
+from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.source import SourceAudio, open_source, training_level
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
 from pyro_sep.model_card import save_with_card
@@ -35,7 +36,6 @@ from pyro_sep.models.parallel import Ranks, start_ranks
 from pyro_sep.models.train import SERIAL_SIGMAS, TUNING_SHARE, TrainConfig, fit_serially
 from pyro_sep.priors import PRIORS
 
-STEMS = ("bass", "drums", "vocals", "other")
 MUSDB_RATE = 14_700  # Hz: every third audio sample of 44,100
 BATCH = {"flow": 5, "wavenet": 2}  # the paper's
 CPU = TrainConfig(steps=300, warmup=20, stairs=5, decay=0.6**5)
@@ -66,7 +66,7 @@ def main(
     scale: Annotated[str, typer.Option(help="cpu: toy sizes, minutes; paper: the paper's.")] = (
         "cpu"
     ),
-    musdb: Annotated[Path | None, typer.Option(help="Folder with one of each stem.")] = None,
+    musdb: MusdbRoot = None,
     only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Say what there is, and end.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Of the first level.")] = None,
@@ -94,7 +94,7 @@ def main(
         command = f"python experiments/train_priors.py {options}"
         if ranks.first:
             print(f"{name}: {there[name]}", flush=True)
-        train(there[name], out / there[name].family, command, ranks, place)
+        train(there[name], musdb, out / there[name].family, command, ranks, place)
     if ranks.first:
         print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
 
@@ -103,19 +103,15 @@ def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Tr
     """What there is to train, by name.
 
     Raises:
-        ValueError: no such scale, or no folder of a stem.
+        ValueError: no such scale, or no musdb18.
     """
     if scale not in ("cpu", "paper"):
         raise ValueError(f"scale: got {scale!r}, expected cpu or paper")
     sources = {name: (f"toy:{name}", SAMPLE_RATE) for name in WAVEFORMS}
     if musdb is not None:
+        musdb_tracks(musdb)  # before hours of training
         for stem in STEMS:
-            if not (musdb / stem).is_dir():
-                raise ValueError(
-                    f"musdb: got {musdb} without a folder {stem}, expected {', '.join(STEMS)}, "
-                    "each with recordings of that stem"
-                )
-            sources[stem] = (str(musdb / stem), MUSDB_RATE)
+            sources[stem] = (f"musdb:{stem}", MUSDB_RATE)
     result = {}
     for family in BATCH:
         for name, (source, rate) in sources.items():
@@ -129,10 +125,17 @@ def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Tr
     return result
 
 
-def train(training: Training, out: Path, command: str, ranks: Ranks, device: torch.device) -> None:
+def train(
+    training: Training,
+    musdb: Path | None,
+    out: Path,
+    command: str,
+    ranks: Ranks,
+    device: torch.device,
+) -> None:
     """Train or go on; the first process writes the priors of all noise levels."""
     started, config = clock.monotonic(), training.config
-    audio = open_source(training.source, training.sample_rate, config.time)
+    audio = open_source(training.source, training.sample_rate, config.time, musdb)
     size = FAMILIES[training.family].sizes[training.size]
     size = replace(size, sigma_data=training_level(audio, config.time, config.seed))
     networks = fit_serially(

@@ -1,6 +1,9 @@
-"""One period of each toy wave: Fig. 1 of Frank & Ilse 2020 (arXiv 2011.01761).
+"""One period of each toy wave, and a track's stems: Fig. 1 and 2 of Frank & Ilse 2020.
 
     python experiments/waveforms.py
+    python experiments/waveforms.py --musdb ROOT   # or one .stem.mp4: a second of its first track
+
+arXiv 2011.01761.
 
 The picture and the curves are in --out. The RMS of a wave of amplitude 1 is known in closed form:
 1/sqrt(2) for a sine, 1 for a square, 1/sqrt(3) for sawtooth and triangle. A tone of the toy data
@@ -16,8 +19,10 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from pyro_sep.cli import run
-from pyro_sep.data.toy import WAVEFORMS, waveform
+from pyro_sep.cli import MusdbRoot, run
+from pyro_sep.data.musdb import STEMS, musdb_tracks
+from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, waveform
+from pyro_sep.data.tracks import stem_frames
 from pyro_sep.files import written_whole
 from pyro_sep.plots import save_figure
 
@@ -25,36 +30,51 @@ POINTS = 1_000  # per period
 
 
 def main(
+    musdb: MusdbRoot = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/waveforms"),
 ) -> None:
-    """Draw the waves, write their curves and print their RMS."""
+    """Draw the waves or stems, write their curves and print their RMS."""
     started = clock.monotonic()
-    phase = torch.arange(POINTS, dtype=torch.float64) / POINTS
-    curves = pd.DataFrame(
-        {name: waveform(name, phase).numpy() for name in WAVEFORMS},
-        index=pd.Index(phase.numpy(), name="phase"),
-    )
+    title, curves = ("", periods()) if musdb is None else second_of_music(musdb)
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "waveforms.csv") as partial:
         curves.to_csv(partial)
-    save_figure(draw(curves), out / "waveforms.png")
+    save_figure(draw(curves, title), out / "waveforms.png")
     for name, curve in curves.items():
         print(f"{name}: RMS {curve.pow(2).mean() ** 0.5:.3f}, peak {curve.abs().max():.3f}")
+    paper = f"2: the four stems of a track, here {title}" if title else "1: the same four waves"
     print(
-        f"Paper, Fig. 1: one period of the same four waves, a figure only. "
-        f"{clock.monotonic() - started:.0f} s. Results: {out}"
+        f"Paper, Fig. {paper}; a figure only. {clock.monotonic() - started:.0f} s. Results: {out}"
     )
 
 
-def draw(curves: pd.DataFrame) -> Figure:
-    """A panel per wave."""
+def periods() -> pd.DataFrame:
+    """One period of each wave."""
+    phase = torch.arange(POINTS, dtype=torch.float64) / POINTS
+    return pd.DataFrame(
+        {name: waveform(name, phase).numpy() for name in WAVEFORMS},
+        index=pd.Index(phase.numpy(), name="phase"),
+    )
+
+
+def second_of_music(root: Path) -> tuple[str, pd.DataFrame]:
+    """A track's name, and a second of its stems, all at the same moment."""
+    track = musdb_tracks(root)[0]
+    stems = stem_frames(track, STEMS, SAMPLE_RATE, SAMPLE_RATE)[0]
+    seconds = pd.Index(torch.arange(SAMPLE_RATE).numpy() / SAMPLE_RATE, name="seconds")
+    return track.name, pd.DataFrame(dict(zip(STEMS, stems.numpy(), strict=True)), index=seconds)
+
+
+def draw(curves: pd.DataFrame, title: str = "") -> Figure:
+    """A panel per wave or stem."""
     figure = Figure(figsize=(9, 2.2), layout="constrained")
     axes = figure.subplots(1, curves.shape[1], sharex=True, sharey=True)
     for index, (ax, (name, curve)) in enumerate(zip(axes, curves.items(), strict=True)):
         ax.axhline(0, color="0.8", linewidth=0.8)
         ax.plot(curve.index, curve, color=f"C{index}")
-        ax.set(title=name, xlabel="phase / periods")
+        ax.set(title=name, xlabel="time / s" if title else "phase / periods")
     axes[0].set_ylabel("amplitude")
+    figure.suptitle(title)
     return figure
 
 

@@ -33,32 +33,49 @@ def load_audio(path: str | PathLike[str], sample_rate: int) -> Recording:
         FileNotFoundError: no such file.
         ValueError: a folder, not audio, a damaged header, no audio samples, NaN or infinity.
     """
+    channels, original_rate = read_audio(path)
+    original_time = channels.shape[-1]
+    notes = []
+    if len(channels) > 1:
+        notes.append(f"mixed down from {len(channels)} channels")
+    if original_rate != sample_rate:
+        notes.append(f"resampled from {original_rate} Hz to {sample_rate} Hz")
+    samples = torchaudio.functional.resample(channels.mean(0), original_rate, sample_rate)
+    return Recording(samples, sample_rate, original_rate, original_time, tuple(notes))
+
+
+def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
+    """Read an audio file as it is.
+
+    Args:
+        path: as in :func:`load_audio`.
+
+    Returns:
+        ``(channel, time)`` in float32, full scale is 1, and the rate in Hz.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a folder, not audio, a damaged header, no audio samples, NaN or infinity.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise ValueError(f"{path}: got a folder, expected an audio file; name a file in it")
     try:
-        frames, original_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: header-less .raw
         reason = str(error).rsplit(": ", 1)[-1]
         raise ValueError(
             f"{path}: got no readable audio ({reason}), expected WAV, FLAC, OGG or MP3; "
             "convert or replace the file"
         ) from error
-    original_time, channels = frames.shape
-    if original_time == 0:
+    if len(frames) == 0:
         raise ValueError(f"{path}: got 0 audio samples, expected at least 1; record it again")
-    samples = torch.from_numpy(frames)
-    if not samples.isfinite().all():
+    channels = torch.from_numpy(frames).T
+    if not channels.isfinite().all():
         raise ValueError(f"{path}: got NaN or infinity, expected finite samples; export it again")
-    notes = []
-    if channels > 1:
-        notes.append(f"mixed down from {channels} channels")
-    if original_rate != sample_rate:
-        notes.append(f"resampled from {original_rate} Hz to {sample_rate} Hz")
-    samples = torchaudio.functional.resample(samples.mean(1), original_rate, sample_rate)
-    return Recording(samples, sample_rate, original_rate, original_time, tuple(notes))
+    return channels, rate
 
 
 def resample(samples: Tensor, from_rate: int, to_rate: int, time: int) -> Tensor:

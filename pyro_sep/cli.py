@@ -1,4 +1,4 @@
-"""The command line: train and audit priors, separate recordings, diagnose their traces.
+"""The command line: train and audit priors, separate recordings, diagnose and evaluate.
 
 Every mistake of a user is one line on standard error and exit code 2; an interrupt is 130.
 """
@@ -23,6 +23,9 @@ app = typer.Typer(
     help="Probabilistic audio source separation with deep generative priors.",
 )
 
+MusdbRoot = Annotated[
+    Path | None, typer.Option(help="Root of musdb18, or one .stem.mp4; nothing is downloaded.")
+]
 FLOW_SCORE_WEIGHT = 0.3
 AUDIT_FRAMES = 32
 AUDIT_TIME = 2_048
@@ -30,7 +33,12 @@ AUDIT_TIME = 2_048
 
 @app.command()
 def train(
-    source: Annotated[str, typer.Option(help="toy:WAVEFORM, or a folder of audio of one source.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            help="toy:WAVEFORM, a folder of audio of one source, FOLDER:STEM, musdb:STEM."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors and its model card.")],
     family: Annotated[str, typer.Option(help="Network: wavenet or flow.")] = "wavenet",
     size: Annotated[str, typer.Option(help="toy, toy-deep, or the paper's.")] = "toy",
@@ -47,6 +55,7 @@ def train(
     ] = None,
     seed: int = 0,
     sample_rate: Annotated[int, typer.Option(min=1)] = 16_000,
+    musdb: MusdbRoot = None,
     device: str = "cpu",
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
@@ -60,7 +69,7 @@ def train(
     _one_of("size", size, FAMILIES[family].sizes)
     _one_of("recipe", recipe, ("conditional", "serial"))
     torch_device(device)
-    audio = open_source(source, sample_rate, time)
+    audio = open_source(source, sample_rate, time, musdb)
     if score_weight is None:
         score_weight = FLOW_SCORE_WEIGHT if (family, recipe) == ("flow", "conditional") else 0.0
     config = TrainConfig(
@@ -96,8 +105,9 @@ def audit_command(
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
     source: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER of held-out audio; toy waveforms by default."),
+        typer.Option(help="NAME=SOURCE, as for train; by default toy or, if given, musdb stems."),
     ] = None,
+    musdb: MusdbRoot = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and audit.png.")] = None,
     frames: Annotated[int, typer.Option(min=1)] = AUDIT_FRAMES,
     time: Annotated[int, typer.Option(min=16, help="Audio samples per frame.")] = AUDIT_TIME,
@@ -107,18 +117,18 @@ def audit_command(
     """Say whether priors may be used: every prior on every source at every noise level."""
     from pyro_sep.audit import audit, format_audit, save_audit
     from pyro_sep.checkpoints import load_priors
-    from pyro_sep.data.source import open_source
+    from pyro_sep.data.source import default_spec, open_source
     from pyro_sep.plots import plot_audit, save_figure
 
     if wrong := [entry for entry in source or [] if "=" not in entry]:
-        raise ValueError(f"source: got {wrong[0]!r}, expected NAME=FOLDER")
+        raise ValueError(f"source: got {wrong[0]!r}, expected NAME=SOURCE")
     loaded = load_priors(priors, torch_device(device))
-    specs = {name: f"toy:{name}" for name in loaded} | dict(
+    specs = {name: default_spec(name, musdb) for name in loaded} | dict(
         entry.split("=", 1) for entry in source or []
     )
     rate = next(iter(loaded.values())).sample_rate
     audio = {
-        name: open_source(spec, rate, time).held_out(frames, time).to(device)
+        name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()
     }
     table = audit(loaded, audio, seed=seed, progress=True)
@@ -210,6 +220,48 @@ def diagnose_command(
     from pyro_sep.trace import load_trace
 
     typer.echo(format_diagnosis(diagnose(load_trace(trace))))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    estimates: Annotated[Path, typer.Argument(help="Folder with TRACK/STEM.wav.")],
+    musdb: MusdbRoot = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Folder with TRACK/STEM.wav, in place of musdb18.")
+    ] = None,
+    stems: Annotated[
+        str | None, typer.Option(help="Those that were mixed, by commas; by default all.")
+    ] = None,
+    bss_eval: Annotated[
+        bool, typer.Option("--bss-eval", help="Also BSS Eval v4: minutes a track.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores.csv and museval's.")] = None,
+) -> None:
+    """Judge separated tracks whose stems are known: SI-SDR, its improvement, and BSS Eval."""
+    from pyro_sep.data.musdb import musdb_tracks
+    from pyro_sep.data.tracks import stems_folder
+    from pyro_sep.evaluation import evaluate, summarise, write_windows
+    from pyro_sep.files import written_whole
+    from pyro_sep.outputs import check_writable
+
+    if (musdb is None) == (references is None):
+        raise ValueError("references: expected one of --musdb ROOT and --references FOLDER")
+    truth = musdb_tracks(musdb) if musdb is not None else stems_folder(references or Path())
+    judged = evaluate(stems_folder(estimates), truth, stems.split(",") if stems else (), bss_eval)
+    if out is not None:
+        check_writable(out)
+    scores = []
+    for track in judged:
+        typer.echo(f"{track.name}\n{track.table.to_string(float_format='{:.2f}'.format)}")
+        scores.append(track)
+        if out is not None:
+            write_windows(track, out)
+    table, summary = summarise(scores)
+    typer.echo(f"medians\n{summary.to_string(float_format='{:.2f}'.format)}")
+    if out is not None:
+        for name, frame in (("scores", table), ("summary", summary)):
+            with written_whole(out / f"{name}.csv") as partial:
+                frame.to_csv(partial)
 
 
 def _one_of(option: str, value: str, choices: Collection[str]) -> None:

@@ -32,7 +32,7 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
             f"estimate: got {estimate.shape[-1]} audio samples, expected the reference's "
             f"{reference.shape[-1]}; crop or pad one of them"
         )
-    if _silent(reference).any():
+    if silent(reference).any():
         raise ValueError(
             "reference: got silence, expected sound; SI-SDR is undefined, leave it out"
         )
@@ -40,7 +40,7 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
     # a quiet frame.
     preds, target = torch.broadcast_tensors(estimate.double(), reference.double())
     ratio = scale_invariant_signal_distortion_ratio(preds, target, zero_mean=True)
-    return torch.where(_silent(preds), -torch.inf, ratio).to(estimate.dtype)
+    return torch.where(silent(preds), -torch.inf, ratio).to(estimate.dtype)
 
 
 def si_sdr_improvement(estimate: Tensor, reference: Tensor, mixture: Tensor) -> Tensor:
@@ -94,5 +94,6 @@ def residual_db(sources: Tensor, mixture: Tensor, gains: Tensor) -> Tensor:
     return (10 * torch.log10(residual / power)).to(mixture.dtype)
 
 
-def _silent(signal: Tensor) -> Tensor:
+def silent(signal: Tensor) -> Tensor:
+    """Where a signal ``(..., time)`` is constant, ``(...)``."""
     return signal.amax(-1) == signal.amin(-1)

@@ -28,7 +28,8 @@ COMMAND_OPTIONS = (
 def train_command(source: str, settings: Mapping[str, object]) -> str:
     """The ``pyro-sep train`` of these settings."""
     options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
-    return f"pyro-sep train --source {source} --out DIR {options}"
+    root = " --musdb ROOT" if source.startswith("musdb:") else ""
+    return f"pyro-sep train --source {source}{root} --out DIR {options}"
 
 
 def save_with_card(

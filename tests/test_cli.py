@@ -1,6 +1,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 import xarray as xr
+from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import cli, outputs
@@ -353,7 +356,7 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     refused(call("train", "--source", "toys:sine", *to), message)
     message = "waveform: got 'cosine', expected one of sine, saw, square, triangle"
     refused(call("train", "--source", "toy:cosine", *to), message)
-    message = "source: got 'sine', expected NAME=FOLDER"
+    message = "source: got 'sine', expected NAME=SOURCE"
     refused(call("audit", "--priors", priors, "--source", "sine", *to), message)
     message = "audio: got ['cello', 'saw', 'sine'], expected the priors' names ['saw', 'sine']"
     refused(call("audit", "--priors", priors, "--source", "cello=toy:saw", *to), message)
@@ -667,6 +670,114 @@ def test_audit_on_recordings(call, priors: Path, tmp_path: Path) -> None:
     toy = call("audit", "--priors", priors, *arguments[:-2])
     assert outcome.out != toy.out
     assert outcome.out.splitlines()[:2] == toy.out.splitlines()[:2]
+
+
+@needs_ffmpeg
+@pytest.mark.usefixtures("tiny")
+def test_train_and_audit_on_musdb(call, tmp_path: Path) -> None:
+    write_tracks(tmp_path / "db")
+    out, use = tmp_path / "out", ("--musdb", tmp_path / "db")
+    short = ("--steps", "1", "--batch", "1", "--time", "64", "--out", out)
+    outcome = call("train", "--source", "musdb:drums", *use, *short)
+    assert outcome.code == 0, outcome.err
+    card = (out / "drums.md").read_text()
+    for words in ("alone, `musdb:drums`", "--source musdb:drums --musdb ROOT --out DIR", "| 1 |"):
+        assert words in card
+    arguments = ("audit", "--priors", out, *use, "--frames", "2", "--time", "64")
+    by_default = call(*arguments)
+    assert by_default.code == 0, by_default.err
+    assert call(*arguments, "--source", "drums=musdb:drums").out == by_default.out
+    swapped = call(*arguments, "--source", f"drums={tmp_path / 'db' / 'test'}:bass")
+    assert swapped.code == 0, swapped.err
+    assert swapped.out != by_default.out
+
+
+@needs_ffmpeg
+def test_evaluate(call, tmp_path: Path) -> None:
+    stems = tmp_path / "db" / "test" / "c"
+    write_tracks(tmp_path / "db")
+    shutil.copytree(stems, tmp_path / "guess" / "c")
+    (tmp_path / "guess" / "c" / "vocals.wav").unlink()
+    shutil.copy(stems / "other.wav", tmp_path / "guess" / "c" / "drums.wav")
+    arguments = ("evaluate", tmp_path / "guess", "--out", tmp_path / "out")
+    outcome = call(*arguments, "--musdb", tmp_path / "db")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert sorted(os.listdir(tmp_path / "out")) == ["scores.csv", "summary.csv"]
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert scores.columns.tolist() == ["track", "stem", "SI-SDR", "improvement"]
+    assert scores[["track", "stem"]].values.tolist() == [
+        ["c", "bass"],
+        ["c", "drums"],
+        ["c", "other"],
+    ]
+    assert (scores["SI-SDR"] > 60).tolist() == [True, False, True]
+    blocks = outcome.out.split("medians\n")
+    assert blocks[0].startswith("c\n")
+    assert f"{scores['SI-SDR'][1]:.2f}" in blocks[1]
+    assert call(*arguments, "--references", tmp_path / "db" / "test").out == outcome.out
+    two = call(*arguments, "--references", tmp_path / "db", "--stems", "drums,bass").out
+    assert [line.split()[0] for line in two.splitlines()[3:5]] == ["drums", "bass"]
+
+
+@needs_ffmpeg
+def test_evaluate_with_bss_eval(call, tmp_path: Path) -> None:
+    pytest.importorskip("museval")
+    for seed, stem in enumerate(("bass", "drums")):
+        sound = np.random.default_rng(seed).standard_normal(6_000)
+        for folder, scale in (("truth", 0.1), ("guess", 0.09)):
+            (tmp_path / folder / "song").mkdir(parents=True, exist_ok=True)
+            soundfile.write(tmp_path / folder / "song" / f"{stem}.wav", scale * sound, 4_000)
+    arguments = ("evaluate", tmp_path / "guess", "--references", tmp_path / "truth")
+    outcome = call(*arguments, "--bss-eval", "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    found = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.*"))
+    assert list(map(str, found)) == ["scores.csv", "summary.csv", "test/song.json"]
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert scores.columns[-4:].tolist() == ["SDR", "ISR", "SIR", "SAR"]
+    # Scale counts: a tenth is missing. To 16 bits both are rounded, 67 dB below.
+    assert scores["SDR"].tolist() == pytest.approx([20, 20], abs=0.01)
+
+
+def test_evaluate_what_is_not_there(call, tmp_path: Path) -> None:
+    out, song = tmp_path / "out", tmp_path / "guess" / "song"
+    song.mkdir(parents=True)
+    arguments = ("evaluate", tmp_path / "guess", "--out", out)
+    message = "expected one of --musdb ROOT and --references FOLDER"
+    refused(call(*arguments), message)
+    truth = ("--references", tmp_path / "guess")
+    refused(call(*arguments, "--musdb", tmp_path, *truth), message)
+    refused(call(*arguments, *truth), "guess: got no audio file")
+    soundfile.write(song / "bass.wav", np.zeros(100), 8_000)
+    (tmp_path / "truth" / "tune").mkdir(parents=True)
+    soundfile.write(tmp_path / "truth" / "tune" / "bass.wav", np.zeros(100), 8_000)
+    message = "got track 'song' without a reference, expected some of tune"
+    refused(call(*arguments, "--references", tmp_path / "truth"), message)
+    assert not out.exists()
+    for content, message in ((b"", "got no readable audio"), (b"text", "got no readable audio")):
+        (song / "bass.wav").write_bytes(content)
+        refused(call(*arguments, *truth), message)
+    soundfile.write(song / "bass.wav", np.full(100, np.nan), 8_000, subtype="FLOAT")
+    refused(call(*arguments, *truth), "got NaN or infinity")
+    assert os.listdir(out) == []
+
+
+@needs_ffmpeg
+def test_musdb_that_is_not_there(call, priors: Path, tmp_path: Path) -> None:
+    out, use = tmp_path / "out", ("--source", "musdb:bass", "--out", tmp_path / "out")
+    refused(call("train", *use), "without musdb18; give its root as --musdb ROOT")
+    refused(call("train", *use, "--musdb", tmp_path / "none"), "none: expected the root of musdb18")
+    refused(call("train", *use, "--musdb", tmp_path), "got no track, expected train/*.stem.mp4")
+    refused(call("train", *use, "--musdb", excerpt()), "got no training frame of bass")
+    audit = ("audit", "--priors", priors, "--musdb", excerpt())
+    refused(call(*audit), "musdb: got stem 'sine', expected one of bass, drums, vocals, other")
+    (tmp_path / "test").mkdir()
+    cut = tmp_path / "test" / "cut.stem.mp4"
+    cut.write_bytes(excerpt().read_bytes()[:500_000])
+    (tmp_path / "guess" / "cut").mkdir(parents=True)
+    soundfile.write(tmp_path / "guess" / "cut" / "bass.wav", np.ones(268_288), 44_100)
+    evaluate = ("evaluate", tmp_path / "guess", "--musdb", tmp_path)
+    refused(call(*evaluate), "expected 268288; the file is cut off, copy it again")
+    assert not out.exists()
 
 
 def test_diagnose(call, priors: Path, stereo: Path, tmp_path: Path) -> None:

@@ -15,13 +15,16 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
+from music import excerpt, needs_ffmpeg, write_tracks
 from networks import NESTED, WAVENET, randomise
 from scripts import load
 from torch import Tensor
 
 from pyro_sep.checkpoints import load_priors, save_prior
 from pyro_sep.cli import run
+from pyro_sep.data.musdb import MusdbSource, musdb_tracks
 from pyro_sep.data.toy import toy_mixture
+from pyro_sep.data.tracks import stem_frames
 from pyro_sep.models.family import build, family_of
 from pyro_sep.priors import PRIORS
 
@@ -77,6 +80,56 @@ def test_waveforms_are_drawn() -> None:
     assert [ax.get_title() for ax in figure.axes] == ["up", "down"]
     for ax, curve in zip(figure.axes, curves.T.to_numpy(), strict=True):
         np.testing.assert_array_equal(ax.lines[-1].get_ydata(), curve)
+
+
+@needs_ffmpeg
+def test_waveforms_of_the_excerpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("waveforms")
+    module.main(musdb=excerpt(), out=tmp_path)
+    curves = pd.read_csv(tmp_path / "waveforms.csv", index_col="seconds")
+    (track,) = musdb_tracks(excerpt())
+    frames = stem_frames(track, ["drums"], 16_000, 16_000)
+    assert curves.columns.tolist() == ["bass", "drums", "vocals", "other"]
+    np.testing.assert_allclose(curves["drums"], frames[0, 0], atol=1e-6)
+    assert curves.index[-1] == 15_999 / 16_000
+    printed = capsys.readouterr().out
+    assert "the four stems of a track, here The Easton Ellises - Falcon 69" in printed
+    assert f"bass: RMS {curves['bass'].pow(2).mean() ** 0.5:.3f}" in printed
+    figure = module.draw(curves, "song")
+    assert figure.get_suptitle() == "song"
+    assert figure.axes[0].get_xlabel() == "time / s"
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", ["cross_likelihood", "noise_conditioning", "constant_inputs"])
+def test_music_is_judged_without_the_papers_tones(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tracks(tmp_path / "db")
+    priors = save_set(tmp_path / "priors", WAVENET, ("bass", "drums"))
+    options = {"frames": 2, "time": 64, "musdb": tmp_path / "db", "out": tmp_path / "out"}
+    if name == "constant_inputs":
+        options["start"] = 32
+    load(name).main(str(priors), **options)
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"audio: {tmp_path / 'db'}\n")
+    assert "poster" not in printed
+    assert "thesis" not in printed
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["musdb"] == str(tmp_path / "db")
+    table = pd.read_csv(tmp_path / "out" / f"{name}.csv")
+    heard = MusdbSource(tmp_path / "db", "drums", 16_000, 64).held_out(2, 64)
+    law = load_priors(str(priors))["drums"].frame(64).condition(0.01)
+    if name == "constant_inputs":
+        row = table.query("sigma == 0.01 and input == 'clean' and prior == 'drums'")
+        short = law.frame(32).log_prob(heard[:, :32])
+        expected, found = float((law.log_prob(heard) - short).mean()) / 32, row["own"].item()
+    else:
+        row = table.query(
+            "sigma == 0.01 and input == 'clean' and prior == 'drums' and source == 'drums'"
+        )
+        expected, found = float(law.log_prob(heard).mean()) / 64, row["log_likelihood"].item()
+    assert found == pytest.approx(expected, abs=1e-4)
 
 
 def expected_log_likelihood(folder: str, kind: str, sigma: float, prior: str, source: str) -> float:

@@ -63,6 +63,7 @@ LATE = {
         "diagnostics",
         "plots",
         "metrics",
+        "evaluation",
     )
 }
 LEARNED = {f"pyro_sep.{name}" for name in ("priors", "checkpoints", "mixing", "posterior", "audit")}

@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
+from music import needs_ffmpeg, write_tracks
 from networks import HALVES, WAVENET
 from scripts import load
 
 from pyro_sep.checkpoints import load_priors
 from pyro_sep.cli import run
+from pyro_sep.data.musdb import STEMS
 from pyro_sep.data.source import ToySource
 from pyro_sep.models.family import FAMILIES, Family, build
 from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, schedule
@@ -22,11 +23,8 @@ script = load("train_priors")
 
 @pytest.fixture
 def musdb(tmp_path: Path) -> Path:
-    """A second of noise for each stem."""
-    for seed, stem in enumerate(script.STEMS):
-        (tmp_path / "musdb" / stem).mkdir(parents=True)
-        noise = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(seed))
-        soundfile.write(tmp_path / "musdb" / stem / "a.wav", noise.numpy(), 16_000)
+    """A few seconds of noise for each stem."""
+    write_tracks(tmp_path / "musdb")
     return tmp_path / "musdb"
 
 
@@ -58,22 +56,23 @@ def test_the_papers_schedule() -> None:
         assert "150000 + 5 x 30000 steps" in str(training)
 
 
-def test_stems_are_learned_from_folders(musdb: Path) -> None:
+@needs_ffmpeg
+def test_stems_are_those_of_musdb18(musdb: Path) -> None:
     runs = script.trainings("paper", musdb, 7)
     assert len(runs) == 16
     assert {training.config.steps for training in runs.values()} == {7}
-    for stem in script.STEMS:
+    for stem in STEMS:
         flow, wavenet = runs[f"flow-{stem}"], runs[f"wavenet-{stem}"]
         assert (flow.size, wavenet.size) == ("paper-musdb18", "paper")
-        assert flow.source == wavenet.source == str(musdb / stem)
+        assert flow.source == wavenet.source == f"musdb:{stem}"
         assert flow.sample_rate == wavenet.sample_rate == 14_700
     assert runs["flow-sine"].size == "paper"
     assert script.trainings("cpu", musdb, None)["flow-bass"].size == "toy"
-    os.rename(musdb / "vocals", musdb / "voice")
-    with pytest.raises(ValueError, match="without a folder vocals, expected bass, drums, vocals"):
-        script.trainings("cpu", musdb, None)
+    with pytest.raises(ValueError, match="got no track, expected train"):
+        script.trainings("cpu", musdb / "train" / "a", None)
 
 
+@needs_ffmpeg
 @pytest.mark.usefixtures("tiny")
 def test_sets_of_priors_are_left_behind(
     musdb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -88,7 +87,8 @@ def test_sets_of_priors_are_left_behind(
         sine = load_priors(out / "flow" / f"sigma-{sigma:g}")["sine"]
         drums = load_priors(out / "wavenet" / f"sigma-{sigma:g}")["drums"]
         assert drums.sample_rate == 14_700
-        assert drums.level == pytest.approx(0.1, rel=0.1)
+        # Two channels of white noise of RMS 0.1, and a third of the band.
+        assert drums.level == pytest.approx(0.1 / (2 * 3) ** 0.5, rel=0.1)
         for prior in (sine, drums):
             assert prior.sigmas == (sigma, sigma)
             assert prior.frame(64).log_prob(torch.zeros(2, 64)).isfinite().all()
@@ -107,7 +107,7 @@ def test_sets_of_priors_are_left_behind(
     [
         (["--scale", "gpu"], "scale: got 'gpu', expected cpu or paper"),
         (["--only", "flow-sine,flow-bass"], "only: got 'flow-bass', expected some of flow-sine, "),
-        (["--musdb", "nowhere"], "musdb: got nowhere without a folder bass, expected bass, drums"),
+        (["--musdb", "nowhere"], "nowhere: expected the root of musdb18; no such folder"),
         (["--device", "abacus"], "device: got 'abacus', expected cpu or one that is here"),
     ],
 )

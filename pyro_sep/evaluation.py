@@ -1,0 +1,196 @@
+"""How good separated tracks are, where their stems are known: SI-SDR and BSS Eval, per stem.
+
+SI-SDR (:mod:`pyro_sep.metrics`) takes the channels of a stem as one signal. BSS Eval v4 (Stöter,
+Liutkus & Ito 2018, arXiv 1804.06267) is museval's: medians over windows of a second. It is slow,
+one to three seconds for each second of four stereo stems, so it is made on request.
+
+Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
+mono estimates. Where a reference is silent there is no score.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyro_sep.audio import resample
+from pyro_sep.data.tracks import Audio, Track
+from pyro_sep.files import written_whole
+from pyro_sep.metrics import si_sdr, silent
+
+SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
+BSS_METRICS = ("SDR", "ISR", "SIR", "SAR")
+
+
+class TrackScores(NamedTuple):
+    """Scores of one track."""
+
+    name: str
+    subset: str
+    table: pd.DataFrame  # a row per stem, dB
+    bss_eval: str | None  # museval's JSON of the track, with every window
+
+
+class _Judged(NamedTuple):
+    """Estimates and references of one length, rate and number of channels."""
+
+    stems: list[str]
+    estimates: Tensor  # (stem, channel, time)
+    references: Tensor  # (stem, channel, time)
+    mixture: Tensor  # (channel, time)
+    rate: int
+
+
+def evaluate(
+    estimates: Sequence[Track],
+    references: Sequence[Track],
+    stems: Sequence[str] = (),
+    bss_eval: bool = False,
+) -> Iterator[TrackScores]:
+    """Judge every track that there are estimates of.
+
+    Args:
+        estimates: tracks by the references' names.
+        references: tracks with their stems.
+        stems: those that were mixed: improvement is over their sum. If none are named, it is over
+            the references' own mixture, and those stems are judged that both know.
+        bss_eval: also run BSS Eval.
+
+    Returns:
+        The scores of one track after the other, made as they are asked for: they raise ValueError
+        for a stem that is missing, another length, or audio that cannot be read.
+
+    Raises:
+        ValueError: an estimate without a reference, or no museval.
+    """
+    museval = _import_museval() if bss_eval else None
+    known = {track.name: track for track in references}
+    if unknown := [track.name for track in estimates if track.name not in known]:
+        raise ValueError(
+            f"estimates: got track {unknown[0]!r} without a reference, expected some of "
+            f"{', '.join(known)}"
+        )
+    return (_score(track, known[track.name], stems, museval) for track in estimates)
+
+
+def summarise(scores: Sequence[TrackScores]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All scores by (track, stem), and per stem the median and the number of tracks judged."""
+    table = pd.concat({track.name: track.table for track in scores}, names=["track", "stem"])
+    by_stem = table.groupby("stem", sort=False)
+    summary = by_stem.median()
+    summary.insert(0, "tracks", by_stem["SI-SDR"].count())
+    return table, summary
+
+
+def write_windows(scores: TrackScores, folder: Path) -> None:
+    """Write museval's JSON of a track where museval looks for it: SUBSET/TRACK.json, else test.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if scores.bss_eval is not None:
+        path = folder / (scores.subset or "test") / f"{scores.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            partial.write_text(scores.bss_eval)
+
+
+def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any) -> TrackScores:
+    judged = _judged(estimate, reference, stems)
+    table = _si_sdr_table(judged)
+    if museval is None:
+        return TrackScores(estimate.name, reference.subset, table, None)
+    store = _bss_eval(museval, estimate.name, judged)
+    if store.scores["targets"]:
+        windows = store.df.groupby(["target", "metric"])["score"].median().unstack()
+        table = table.join(windows[list(BSS_METRICS)])
+    return TrackScores(estimate.name, reference.subset, table, store.json)
+
+
+def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
+    names = list(stems) or [stem for stem in reference.stems if stem in estimate.stems]
+    if not names:
+        raise ValueError(
+            f"{estimate.name}: got estimates {', '.join(estimate.stems)}, expected some of "
+            f"{', '.join(reference.stems)}"
+        )
+    found = [estimate.read(stem) for stem in names]
+    kinds = {(*samples.shape, rate) for samples, rate in found}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{estimate.name}: got estimates of {sorted(kinds)} channels, samples and Hz, expected "
+            "one kind; write them alike"
+        )
+    samples, rate = torch.stack([samples for samples, _ in found]), found[0][1]
+    channels, time = samples.shape[1:]
+
+    def like_estimates(audio: Audio) -> Tensor:
+        true, true_rate = audio
+        if abs(true.shape[-1] / true_rate - time / rate) > SLACK:
+            raise ValueError(
+                f"{estimate.name}: got {time / rate:.2f} s, expected the reference's "
+                f"{true.shape[-1] / true_rate:.2f} s; separate the whole track"
+            )
+        if channels not in (1, len(true)):
+            raise ValueError(
+                f"{estimate.name}: got {channels} channels, expected 1 or the reference's "
+                f"{len(true)}; mix the estimates down"
+            )
+        true = true.mean(0, keepdim=True) if channels == 1 else true
+        return resample(true, true_rate, rate, time)
+
+    references = torch.stack([like_estimates(reference.read(stem)) for stem in names])
+    mixture = like_estimates(reference.mixture(stems))
+    return _Judged(names, samples, references, mixture, rate)
+
+
+def _si_sdr_table(judged: _Judged) -> pd.DataFrame:
+    """SI-SDR and its improvement over the mixture; NaN where the reference is silent."""
+    table = pd.DataFrame(
+        index=pd.Index(judged.stems, name="stem"),
+        columns=["SI-SDR", "improvement"],
+        dtype=float,
+    )
+    mixture = judged.mixture.reshape(-1)
+    for stem, estimate, reference in zip(
+        judged.stems, judged.estimates.flatten(1), judged.references.flatten(1), strict=True
+    ):
+        if not silent(reference):
+            score = float(si_sdr(estimate, reference))
+            table.loc[stem] = [score, score - float(si_sdr(mixture, reference))]
+    return table
+
+
+def _bss_eval(museval: Any, name: str, judged: _Judged) -> Any:
+    """Museval's scores of a track; it takes no stem that is silent, estimated or true."""
+    heard = [
+        bool((estimate.sum(0) != 0).any() and (reference.sum(0) != 0).any())
+        for estimate, reference in zip(judged.estimates, judged.references, strict=True)
+    ]
+    store = museval.TrackStore(track_name=name)
+    if any(heard):
+        scores = museval.evaluate(
+            judged.references[heard].mT.double().numpy(),
+            judged.estimates[heard].mT.double().numpy(),
+            win=judged.rate,
+            hop=judged.rate,
+        )
+        stems = [stem for stem, kept in zip(judged.stems, heard, strict=True) if kept]
+        for stem, *values in zip(stems, *scores, strict=True):
+            store.add_target(stem, dict(zip(BSS_METRICS, values, strict=True)))
+    return store
+
+
+def _import_museval() -> Any:
+    try:
+        import museval
+    except (ImportError, RuntimeError) as error:  # RuntimeError: stempeg's, without ffmpeg
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"bss-eval: got no museval ({reason}), expected it and ffmpeg; "
+            "pip install 'pyro-sep[music]', apt-get install ffmpeg"
+        ) from error
+    return museval

@@ -1,0 +1,162 @@
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from music import excerpt, needs_ffmpeg
+from torch import Tensor
+
+from pyro_sep.data.musdb import STEMS, musdb_tracks
+from pyro_sep.data.tracks import MIXTURE, Track
+from pyro_sep.evaluation import evaluate, summarise, write_windows
+
+RATE, TIME = 8_000, 12_000
+
+
+def track(name: str, rate: int = RATE, subset: str = "", **stems: Tensor) -> Track:
+    return Track(name, subset, {stem: lambda x=x: (x, rate) for stem, x in stems.items()})
+
+
+@pytest.fixture
+def sounds() -> Tensor:
+    """Stereo noise, (stem, channel, time): whatever of two of them is added is orthogonal."""
+    noise = torch.randn(4, 2 * TIME, generator=torch.Generator().manual_seed(0)).double()
+    noise -= noise.mean(1, keepdim=True)
+    basis = torch.linalg.qr(noise.T).Q.T
+    return basis.reshape(4, 2, TIME)
+
+
+def test_scores_are_si_sdr(sounds: Tensor) -> None:
+    bass, drums, other, error = sounds
+    truth = track("song", bass=bass, drums=drums, other=other)
+    guess = track("song", drums=5 * drums + 0.5 * error, bass=bass + drums, residual=error)
+    (scores,) = evaluate([guess], [truth, track("tune", bass=bass)])
+    assert (scores.name, scores.subset, scores.bss_eval) == ("song", "", None)
+    assert scores.table.index.tolist() == ["bass", "drums"]
+    of_mixture = -10 * math.log10(2)  # two stems beside each
+    expected = [[0, -of_mixture], [20, 20 - of_mixture]]
+    np.testing.assert_allclose(scores.table, expected, atol=1e-6)
+    assert scores.table.columns.tolist() == ["SI-SDR", "improvement"]
+
+
+def test_the_mixture_is_what_was_mixed(sounds: Tensor) -> None:
+    bass, drums, other, error = sounds
+    truth = track("song", bass=bass, drums=drums, other=other, mixture=bass + 10 * error)
+    guess = track("song", bass=bass + 0.1 * drums, drums=drums)
+    own = next(evaluate([guess], [truth])).table
+    assert own.loc["bass", "improvement"] == pytest.approx(40, abs=1e-6)
+    summed = next(evaluate([guess], [truth], ["drums", "bass"])).table
+    assert summed.index.tolist() == ["drums", "bass"]
+    assert summed.loc["bass", "improvement"] == pytest.approx(20, abs=1e-6)
+
+
+def test_references_follow_the_estimates() -> None:
+    t = torch.arange(2 * TIME) / (2 * RATE)
+    left, right = torch.sin(2 * math.pi * 200 * t), torch.sin(2 * math.pi * 300 * t)
+    truth = track("song", rate=2 * RATE, bass=torch.stack([left, right]))
+    mono = ((left + right) / 2)[::2]
+    for estimate in (mono[None], torch.stack([left, right])[:, ::2]):
+        (scores,) = evaluate([track("song", bass=estimate[:, :-40])], [truth])
+        assert scores.table.loc["bass", "SI-SDR"] > 25  # ends are where the filter has less to see
+
+
+def test_silence_has_no_score(sounds: Tensor) -> None:
+    bass, drums, *_ = sounds
+    truth = track("song", bass=bass, drums=drums, vocals=0 * bass)
+    guess = track("song", bass=bass + 0.1 * drums, drums=0 * drums, vocals=0.1 * drums)
+    table = next(evaluate([guess], [truth])).table
+    assert table.loc["vocals"].isna().all()
+    assert table.loc["drums", "SI-SDR"] == -math.inf
+    assert table.loc["bass", "SI-SDR"] == pytest.approx(20, abs=1e-6)
+
+
+def test_medians_count_what_was_heard(sounds: Tensor) -> None:
+    bass, drums, *_ = sounds
+    truth, guess = [], []
+    for index, level in enumerate((0.1, 0.01, 1.0)):
+        truth.append(track(f"{index}", drums=drums, bass=bass * (index < 2), other=drums))
+        guess.append(track(f"{index}", drums=drums + level * bass, bass=bass + level * drums))
+    table, summary = summarise(list(evaluate(guess, truth)))
+    assert len(table) == 6
+    assert table.index.names == ["track", "stem"]
+    assert summary.index.tolist() == ["drums", "bass"]
+    assert summary["tracks"].tolist() == [3, 2]
+    assert summary["SI-SDR"].tolist() == pytest.approx([20, 30], abs=1e-6)
+
+
+@needs_ffmpeg
+def test_bss_eval_is_musevals(sounds: Tensor, tmp_path: Path) -> None:
+    museval = pytest.importorskip("museval")
+    bass, drums, other, error = 100 * sounds
+    truth = track("song", bass=bass, drums=drums, vocals=0 * bass, other=other)
+    guess = track(
+        "song", bass=bass + 0.1 * error, drums=drums + 0.1 * bass, vocals=error, other=0 * other
+    )
+    (scores,) = evaluate([guess], [truth], bss_eval=True)
+    assert scores.table.index.tolist() == ["bass", "drums", "vocals", "other"]
+    assert scores.table.loc[["vocals", "other"], ["SDR", "ISR", "SIR", "SAR"]].isna().all(axis=None)
+    # Filters of 512 taps catch a part of the error, 512 x 2 of 12,000 samples for each reference.
+    assert scores.table.loc["bass", "SDR"] == pytest.approx(20, abs=2)
+    assert scores.table.loc["bass", "SAR"] == pytest.approx(20, abs=2)
+    assert scores.table.loc["drums", "SIR"] == pytest.approx(20, abs=2)
+    assert scores.table.loc["drums", "SAR"] > 40
+    write_windows(scores, tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.json")] == [
+        "test/song.json"
+    ]
+    targets = json.loads((tmp_path / "test" / "song.json").read_text())["targets"]
+    assert [target["name"] for target in targets] == ["bass", "drums"]
+    store = museval.EvalStore()
+    store.add_eval_dir(tmp_path)
+    medians = store.agg_frames_tracks_scores()
+    for stem in ("bass", "drums"):
+        for metric in ("SDR", "ISR", "SIR", "SAR"):
+            assert medians[stem, metric] == pytest.approx(scores.table.loc[stem, metric])
+
+
+@needs_ffmpeg
+def test_bss_eval_of_silence() -> None:
+    pytest.importorskip("museval")
+    silence = torch.zeros(1, TIME)
+    (scores,) = evaluate([track("rest", bass=silence)], [track("rest", bass=silence)], (), True)
+    assert json.loads(scores.bss_eval or "")["targets"] == []
+    assert scores.table.columns.tolist() == ["SI-SDR", "improvement"]
+
+
+@needs_ffmpeg
+def test_the_excerpt() -> None:
+    """What is known of it without separating: its mixture gains nothing, its stems all."""
+    (truth,) = musdb_tracks(excerpt())
+    as_mixture = Track(truth.name, "", dict.fromkeys(STEMS, truth.readers[MIXTURE]))
+    table, summary = summarise(list(evaluate([as_mixture], [truth])))
+    assert table["improvement"].tolist() == [0.0] * 4
+    assert table["SI-SDR"].between(-10, 0).all()
+    pd.testing.assert_frame_equal(summary[["SI-SDR"]], table.droplevel(0)[["SI-SDR"]])
+
+
+def test_what_does_not_fit(sounds: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    bass, drums, *_ = sounds
+    truth = track("song", bass=bass, drums=drums)
+
+    def refused(match: str, guess: Track, stems: tuple[str, ...] = ()) -> None:
+        with pytest.raises(ValueError, match=match) as caught:
+            list(evaluate([guess], [truth], stems))
+        assert "\n" not in str(caught.value)
+
+    refused(
+        r"got track 'tune' without a reference, expected some of song", track("tune", bass=bass)
+    )
+    refused(r"^song: got estimates flute, expected some of bass, drums$", track("song", flute=bass))
+    refused(r"^song: got no stem drums, expected", track("song", bass=bass), ("bass", "drums"))
+    refused(
+        r"^song: got 0\.75 s, expected the reference's 1\.50 s; ", track("song", bass=bass[:, ::2])
+    )
+    refused(r"^song: got 3 channels, expected 1 or .* 2; ", track("song", bass=bass[[0, 0, 0]]))
+    refused(r"^song: got estimates of \[.*\] channels", track("song", bass=bass, drums=drums[:1]))
+    monkeypatch.setitem(sys.modules, "museval", None)
+    with pytest.raises(ValueError, match=r"^bss-eval: got no museval .* pip install 'pyro-sep\[mu"):
+        evaluate([truth], [truth], bss_eval=True)
