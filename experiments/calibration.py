@@ -1,14 +1,16 @@
 """Are the draws calibrated? Simulation-based calibration on the toy waveforms.
 
     python experiments/calibration.py                                 # the annealed driver
+    python experiments/calibration.py --sampler corrected             # its steps tested
     python experiments/calibration.py --sampler smc --sigma-min 0.3
     python experiments/calibration.py --sampler separate              # as a user meets it
 
 ``langevin``, ``corrected`` and ``smc``, both of whose steps pass a Metropolis test, are tested on
 the law that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n
-and a mixture m of the annealed likelihood have the joint law whose posterior p(x | m) is that of
-the last noise level, so that the ranks of functions of x among the draws are uniform where prior
-and sampler are right. With the oracle the prior is right, and the test is of the sampler.
+and a mixture m of the annealed likelihood (or, where the constraint is exact, of x itself) have the
+joint law whose posterior p(x | m) is that of the last noise level, so that the ranks of functions
+of x among the draws are uniform where prior and sampler are right. With the oracle the prior is
+right, and the test is of the sampler. Chains are not selected: they have one explorer.
 
 ``separate`` is given clean mixtures of clean tones, and the truth is sought among the clean draws
 of its trace: how far a user can trust their intervals. Draws of one chain depend on each other, and
@@ -47,7 +49,12 @@ from pyro_sep.mixing import Mixing, frame_time
 from pyro_sep.plots import plot_calibration, save_figure
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
-from pyro_sep.separation import default_ladder, separate_batch
+from pyro_sep.separation import (
+    CONSTRAINTS,
+    default_constraint,
+    default_ladder,
+    separate_batch,
+)
 from pyro_sep.trace import centroid, level
 
 PARTICLES = 4  # per draw that is kept: survivors side by side may be siblings
@@ -60,17 +67,21 @@ class Task(NamedTuple):
     priors: Priors
     mixing: Mixing
     ladder: dict[str, float]  # sigma_max, sigma_turn and sigma_min
+    exact: bool  # whether noisy sources add up to the mixture
     draws: int  # independent ones per mixture
     steps: dict[str, int]  # empty where a sampler's own number holds
 
 
 def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
     """The annealed driver, a draw of each chain: chains share nothing."""
-    settings = Annealing(**task.ladder, **task.steps, chains=task.draws, draws=1, **annealing)
+    chains = {"chains": task.draws, "explorers": 1, "draws": 1}
+    settings = Annealing(**task.ladder, **task.steps, **chains, **annealing)
     sink = Collected()
     anneal(
         mixtures,
-        lambda lanes: AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing),
+        lambda lanes: AnnealedPosterior(
+            lanes, tuple(task.priors.values()), task.mixing, task.exact
+        ),
         settings,
         torch.Generator().manual_seed(seed),
         sink,
@@ -95,7 +106,9 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
 
 def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     """Clean draws of all chains of :func:`pyro_sep.separation.separate_batch`."""
-    results = separate_batch(mixtures, task.priors, seed=seed, **task.ladder, **task.steps)
+    constraint = "exact" if task.exact else "gaussian"
+    options = {"constraint": constraint, **task.ladder, **task.steps}
+    results = separate_batch(mixtures, task.priors, seed=seed, **options)
     draws = [torch.from_numpy(result.trace["posterior"]["sources"].values) for result in results]
     return torch.stack(draws).flatten(1, 2)
 
@@ -109,6 +122,7 @@ SAMPLERS: dict[str, Callable[[Task, Tensor, int], Tensor]] = {
     "separate": separation,
 }
 CLEAN = ("separate",)
+GAUSSIAN = ("smc",)  # whose path has no exact mixture
 
 
 def main(
@@ -122,6 +136,9 @@ def main(
     ] = None,
     sigma_min: Annotated[
         float | None, typer.Option(min=0, help="Last noise level; the driver's own by default.")
+    ] = None,
+    constraint: Annotated[
+        str | None, typer.Option(help="gaussian or exact; by default as separate has it.")
     ] = None,
     draws: Annotated[
         int, typer.Option(min=1, help="Independent draws per mixture; separate has its own.")
@@ -138,6 +155,11 @@ def main(
     """Simulate, draw, rank, and say whether the ranks are uniform."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: got {sampler!r}, expected one of {', '.join(SAMPLERS)}")
+    if constraint not in (None, *CONSTRAINTS) or (constraint == "exact" and sampler in GAUSSIAN):
+        raise ValueError(
+            f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}; "
+            f"{', '.join(GAUSSIAN)} takes gaussian alone"
+        )
     settings = {key: value for key, value in locals().items() if key not in ("out", "simulations")}
     torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     chosen = choose_priors(load_priors(priors), sources)
@@ -146,7 +168,9 @@ def main(
     given = {name: sigma for name, sigma in ends.items() if sigma is not None}
     ladder = default_ladder(chosen, time) | given
     own_steps = {} if steps is None else {"steps": steps}
-    task = Task(chosen, Mixing.mean(len(chosen)), ladder, draws, own_steps)
+    mixing = Mixing.mean(len(chosen))
+    own = "gaussian" if sampler in GAUSSIAN else default_constraint(chosen, mixing)
+    task = Task(chosen, mixing, ladder, (constraint or own) == "exact", draws, own_steps)
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for first in range(0, simulations, batch):
@@ -165,7 +189,7 @@ def simulate(task: Task, sampler: str, time: int, count: int, seeds: list[int]) 
     """Functions of the truth and of the draws of ``count`` simulations."""
     started = clock.monotonic()
     sigma = None if sampler in CLEAN else task.ladder["sigma_min"]
-    truth, mixtures = draw_truth(task.priors, task.mixing, time, count, sigma, seeds[0])
+    truth, mixtures = draw_truth(task, time, count, sigma, seeds[0])
     true = functions(task.priors, truth, sigma)
     drawn = functions(task.priors, SAMPLERS[sampler](task, mixtures, seeds[1]), sigma)
     dims = ("simulation", "source", "function")
@@ -180,26 +204,26 @@ def simulate(task: Task, sampler: str, time: int, count: int, seeds: list[int]) 
 
 
 def draw_truth(
-    priors: Priors, mixing: Mixing, time: int, count: int, sigma: float | None, seed: int
+    task: Task, time: int, count: int, sigma: float | None, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Sources ``(simulation, source, time)`` and mixtures ``(simulation, time)``.
 
     Args:
-        priors: named after their waveforms.
-        mixing: gains and noise.
+        task: its priors are named after their waveforms.
         time: audio samples.
         count: simulations.
         sigma: noise level of the sources; where None they and their mixtures are clean.
         seed: of all randomness.
     """
     generator = torch.Generator().manual_seed(seed)
-    tones = [draw_sources(name, count, time, generator)[0] for name in priors]
+    tones = [draw_sources(name, count, time, generator)[0] for name in task.priors]
     sources = torch.stack(tones, 1)
     if sigma is None:
-        return sources, mixing.mix(sources)
+        return sources, task.mixing.mix(sources)
     sources = sources + sigma * torch.randn(sources.shape, generator=generator)
+    scale = 0.0 if task.exact else task.mixing.scale_at(sigma)
     noise = torch.randn(count, time, generator=generator)
-    return sources, mixing.mix(sources) + mixing.scale_at(sigma) * noise
+    return sources, task.mixing.mix(sources) + scale * noise
 
 
 def functions(priors: Priors, sources: Tensor, sigma: float | None) -> dict[str, Any]:

@@ -288,18 +288,13 @@ class _Walk:
             target, position = target.flip(position, flipped, sigma, self.generator)
         noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
         position = position + (tournament.sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
-        tried, left = torch.arange(len(lanes), device=lanes.device), len(orders)
-        for i, level in enumerate(tournament.sigmas):
-            target, position, log_density = self._run(target, position, level, tournament.steps)
-            if tournament.halved and i == len(tournament.sigmas) // 2:
-                best = best_explorers(log_density, left, -(-left // 2))
-                target, position, tried = target.take(best), position[best], tried[best]
-                left = -(-left // 2)
+        for level in tournament.sigmas:
+            target, position, _ = self._run(target, position, level, tournament.steps)
         target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        best = best_explorers(log_density, left)
+        best = best_explorers(log_density, len(orders))
         self.target = self.target.put(self.open, target.take(best))
         self.position = self.position.index_copy(0, self.open, position[best])
-        self.open = self.open[tried[best] % len(orders) != 0]
+        self.open = self.open[best % len(orders) != 0]
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""

@@ -11,7 +11,7 @@ REFINE_RENOISE = 4.0  # and to this one of sigma_refine
 RENOISE_LEVELS = 6  # on their way back
 PRESENCE_SHARE = 0.45  # of sigma_turn: there it is decided which sources are present
 PRESENCE_RENOISE = 3.1  # up to 1.4 times sigma_turn: a source that is woken has to find its tone,
-PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps; the middle is 0.8 sigma_turn
+PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps
 COMPARED_STEPS = 10  # whose mean log posterior decides
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
 REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
@@ -23,7 +23,6 @@ class Tournament(NamedTuple):
     sigmas: tuple[float, ...]  # from where they are noised to, to where they are compared
     steps: int  # per level
     most: int  # of them, one after the other
-    halved: bool  # whether the better half alone goes on from the middle of the levels
 
     @property
     def total_steps(self) -> int:
@@ -100,8 +99,8 @@ class Annealing:
         places = []
         if may_be_silent:
             ladder = (PRESENCE_SHARE, PRESENCE_RENOISE, PRESENCE_LEVELS)
-            places.append((ladder, (self.steps, 2 * self.tournaments, True)))
-        exchange = (self.renoised_steps, self.tournaments, False)
+            places.append((ladder, (self.steps, 2 * self.tournaments)))
+        exchange = (self.renoised_steps, self.tournaments)
         if count > 2 and not may_be_silent:
             places.append(((1.0, RENOISE, RENOISE_LEVELS), exchange))
         if count > 2:

@@ -175,7 +175,7 @@ def test_samplers_give_noisy_draws_of_the_last_level(
     """With Gaussian priors mean and covariance are known; denoised draws would be narrower."""
     script, repeats = load("calibration"), 12
     ladder = {"sigma_max": 3.0, "sigma_turn": 1.0, "sigma_min": SIGMA_MIN}
-    task = script.Task(gaussian_priors(*LEVELS), MIXING, ladder, 50, {"steps": 6})
+    task = script.Task(gaussian_priors(*LEVELS), MIXING, ladder, False, 50, {"steps": 12})
     mixture = torch.randn(TIME, generator=torch.Generator().manual_seed(2))
     draws = script.SAMPLERS[sampler](task, mixture.expand(repeats, -1), 3)
     assert draws.shape == (repeats, 50, 2, TIME)
@@ -193,7 +193,8 @@ def test_samplers_give_noisy_draws_of_the_last_level(
 def test_the_truth_has_the_law_of_the_last_level(gaussian_priors: MakePriors) -> None:
     script, names, count, time = load("calibration"), ("square", "sine"), 50, 400
     priors = dict.fromkeys(names, next(iter(gaussian_priors(0.5).values())))
-    sources, mixtures = script.draw_truth(priors, MIXING, time, count, SIGMA_MIN, 4)
+    task = script.Task(priors, MIXING, {}, False, 7, {})
+    sources, mixtures = script.draw_truth(task, time, count, SIGMA_MIN, 4)
     generator = torch.Generator().manual_seed(4)
     tones = torch.stack([draw_sources(name, count, time, generator)[0] for name in names], 1)
     noise = torch.cat([sources - tones, (mixtures - MIXING.mix(sources))[:, None]], 1).flatten(2)
@@ -202,9 +203,18 @@ def test_the_truth_has_the_law_of_the_last_level(gaussian_priors: MakePriors) ->
     # Of 20,000 normal numbers each: variances to 1 %, correlations to 0.7 %.
     assert bool(((noise.var(1) / scale**2 - 1).abs() < 0.04).all())
     assert float((noise.corrcoef() - torch.eye(3)).abs().max()) < 0.03
-    clean, mixed = script.draw_truth(priors, MIXING, time, count, None, 4)
+    clean, mixed = script.draw_truth(task, time, count, None, 4)
     assert torch.equal(clean, tones)
     assert torch.equal(mixed, MIXING.mix(tones))
+    again, exact = script.draw_truth(task._replace(exact=True), time, count, SIGMA_MIN, 4)
+    assert torch.equal(again, sources)
+    assert torch.equal(exact, MIXING.mix(sources))
+
+
+def test_smc_takes_no_exact_mixture(tmp_path: Path) -> None:
+    message = "^constraint: got 'exact', expected one of gaussian, exact; smc takes gaussian alone"
+    with pytest.raises(ValueError, match=message):
+        load("calibration").main(sampler="smc", constraint="exact", out=tmp_path)
 
 
 def test_functions_of_sources(gaussian_priors: MakePriors) -> None:
