@@ -11,13 +11,12 @@ mode:
 * explorers: every chain starts as several. Where the modes are being chosen the better half by mean
   log posterior goes on, where they have been the best one goes on as the chain. Chains share
   nothing, so they stay independent.
-* tournaments, with more than two sources: wrong modes are tones in the wrong hands. At the turn,
-  and again where overtones stand out of the noise, every exchange of two sources is tried beside
-  the sources as they are. All candidates are noised again, just as far as overtones can still
-  change hands, and annealed alike, so that none is ahead; the best by mean log posterior goes on,
-  into another tournament where it is not the sources as they are. Where it is open which sources
-  are present, it is drawn below the turn and then tried as well, every source silenced or woken;
-  further down the densities have it open again.
+* tournaments (:mod:`~pyro_sep.inference.tournament`), with more than two sources: wrong modes are
+  tones in the wrong hands. At the turn, and again where overtones stand out of the noise, every
+  exchange of two sources is tried beside the sources as they are. The best by mean log posterior
+  goes on, into another tournament where it is not the sources as they are. Where it is open which
+  sources are present, it is drawn below the turn and then tried as well, and further down the
+  densities have it open again.
 
 Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
 that of the chain at the last level, started in the mode that was found.
@@ -40,7 +39,6 @@ and, once a minute, after a block of draws; killed, it goes on from there to the
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import combinations
 from math import exp, log
 from typing import Any, NamedTuple
 
@@ -56,6 +54,7 @@ from pyro_sep.inference.ghmc import corrected_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import draw_assignment
 from pyro_sep.inference.settings import COMPARED_STEPS, Annealing, Tournament
+from pyro_sep.inference.tournament import enter
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
 from pyro_sep.posterior import TANGENTS, AnnealedPosterior
@@ -158,20 +157,6 @@ def _plan(target: AnnealedPosterior, settings: Annealing) -> list[Callable[["_Wa
         if presence:
             stages.append(_Walk.leave_open)
     return stages
-
-
-def _candidates(count: int, flip: bool) -> tuple[list[list[int]], list[list[bool]]]:
-    """Orders and flips of the sources: as they are, every exchange of two, every flip of one."""
-    orders = [list(range(count))]
-    for i, j in combinations(range(count), 2):
-        order = list(range(count))
-        order[i], order[j] = j, i
-        orders.append(order)
-    flips = [[False] * count for _ in orders]
-    if flip:
-        flips += [[i == k for i in range(count)] for k in range(count)]
-        orders += [list(range(count))] * count
-    return orders, flips
 
 
 class _Walk:
@@ -277,24 +262,15 @@ class _Walk:
             self.steps += tournament.total_steps
             self.bar.update(tournament.total_steps)
             return
-        decided = self.target.present is not None
-        orders, flips = _candidates(len(self.target.priors), flip=decided)
-        lanes = self.open.repeat_interleave(len(orders))
-        target, position = self.target.take(lanes), self.position[lanes]
-        assignment = torch.tensor(orders, device=position.device).repeat(len(self.open), 1)
-        target, position = target.reassign(position, assignment)
-        if decided:
-            flipped = torch.tensor(flips, device=position.device).repeat(len(self.open), 1)
-            target, position = target.flip(position, flipped, sigma, self.generator)
-        noise = target.project(torch.empty_like(position).normal_(generator=self.generator))
-        position = position + (tournament.sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
+        entrants = self.target.take(self.open), self.position[self.open]
+        target, position, count = enter(*entrants, tournament, self.generator)
         for level in tournament.sigmas:
             target, position, _ = self._run(target, position, level, tournament.steps)
         target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        best = best_explorers(log_density, len(orders))
+        best = best_explorers(log_density, count)
         self.target = self.target.put(self.open, target.take(best))
         self.position = self.position.index_copy(0, self.open, position[best])
-        self.open = self.open[best % len(orders) != 0]
+        self.open = self.open[best % count != 0]
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""
