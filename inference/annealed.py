@@ -15,7 +15,7 @@ mode:
   tones in the wrong hands. At the turn, and again where overtones stand out of the noise, every
   exchange of two sources is tried beside the sources as they are. The best by mean log posterior
   goes on, into another tournament where it is not the sources as they are. Where it is open which
-  sources are present, it is drawn below the turn and then tried as well, and further down the
+  sources are present, it is drawn below the turn and tried as well; after the last tournament the
   densities have it open again.
 
 Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
@@ -147,14 +147,13 @@ def _plan(target: AnnealedPosterior, settings: Annealing) -> list[Callable[["_Wa
             stages.append(partial(_Walk.keep_best, count=1))
         if sigma not in tournaments:
             continue
-        presence = target.may_be_silent and sigma == max(tournaments)
-        if presence:
+        if target.may_be_silent and sigma == max(tournaments):
             stages.append(partial(_Walk.decide, sigma=sigma))
         for i in range(tournaments[sigma].most):
             stages.append(
                 partial(_Walk.hold_tournament, tournament=tournaments[sigma], first=i == 0)
             )
-        if presence:
+        if target.may_be_silent and sigma == min(tournaments):
             stages.append(_Walk.leave_open)
     return stages
 
@@ -263,14 +262,14 @@ class _Walk:
             self.bar.update(tournament.total_steps)
             return
         entrants = self.target.take(self.open), self.position[self.open]
-        target, position, count = enter(*entrants, tournament, self.generator)
+        target, position, changed = enter(*entrants, tournament, self.generator)
         for level in tournament.sigmas:
             target, position, _ = self._run(target, position, level, tournament.steps)
         target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        best = best_explorers(log_density, count)
+        best = best_explorers(log_density, len(position) // len(self.open))
         self.target = self.target.put(self.open, target.take(best))
         self.position = self.position.index_copy(0, self.open, position[best])
-        self.open = self.open[best % count != 0]
+        self.open = self.open[changed[best]]
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""

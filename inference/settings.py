@@ -103,7 +103,7 @@ class Annealing:
         exchange = (self.renoised_steps, self.tournaments)
         if count > 2 and not may_be_silent:
             places.append(((1.0, RENOISE, RENOISE_LEVELS), exchange))
-        if count > 2:
+        if count > 2 or may_be_silent:
             places.append(((REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS), exchange))
         held: dict[float, Tournament] = {}
         for (share, renoise, levels), budget in places:

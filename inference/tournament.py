@@ -35,7 +35,7 @@ def enter(
     position: Tensor,
     tournament: Tournament,
     generator: torch.Generator,
-) -> tuple[AnnealedPosterior, Tensor, int]:
+) -> tuple[AnnealedPosterior, Tensor, Tensor]:
     """The candidates of every lane, side by side, noised to the first level of the tournament.
 
     Args:
@@ -45,17 +45,23 @@ def enter(
         generator: source of randomness.
 
     Returns:
-        Posterior and position of the candidates, and how many there are of a lane.
+        Posterior and position of the candidates, and whether each ``(candidate,)`` is another
+        explanation than that of its lane: an exchange of silence for silence is not.
     """
-    decided, sigma = target.present is not None, tournament.sigmas[-1]
-    orders, flips = candidates(len(target.priors), flip=decided)
-    lanes = torch.arange(len(position), device=position.device).repeat_interleave(len(orders))
-    count, target, position = len(position), target.take(lanes), position[lanes]
-    assignment = torch.tensor(orders, device=position.device).repeat(count, 1)
+    present, sigma = target.present, tournament.sigmas[-1]
+    orders, flips = candidates(len(target.priors), flip=present is not None)
+    count, device = len(position), position.device
+    lanes = torch.arange(count, device=device).repeat_interleave(len(orders))
+    assignment, flipped = (
+        torch.tensor(rows, device=device).repeat(count, 1) for rows in (orders, flips)
+    )
+    target, position = target.take(lanes), position[lanes]
+    moved = assignment != torch.arange(len(target.priors), device=device)
     target, position = target.reassign(position, assignment)
-    if decided:
-        flipped = torch.tensor(flips, device=position.device).repeat(count, 1)
+    if target.present is not None and present is not None:
+        moved = moved & (present[lanes] | target.present)
         target, position = target.flip(position, flipped, sigma, generator)
+    changed = (moved | flipped).any(1)
     noise = target.project(torch.empty_like(position).normal_(generator=generator))
     position = position + (tournament.sigmas[0] ** 2 - sigma**2) ** 0.5 * noise
-    return target, position, len(orders)
+    return target, position, changed

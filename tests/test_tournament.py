@@ -36,8 +36,8 @@ def test_all_enter_at_one_noise_level(gaussian_priors: MakePriors) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = sigma * torch.randn(lanes, 2, time, generator=generator)
     tournament = Tournament((0.7, 0.4, sigma), 3, 1)
-    entered, position, count = enter(target, clean[..., None] + noise, tournament, generator)
-    assert count == 4
+    entered, position, changed = enter(target, clean[..., None] + noise, tournament, generator)
+    assert changed.tolist() == [False, True, True, True] * lanes
     assert entered.present is not None
     # As it is, exchanged, the first flipped, the second flipped; lane after lane.
     expected = torch.tensor(
@@ -48,3 +48,16 @@ def test_all_enter_at_one_noise_level(gaussian_priors: MakePriors) -> None:
     # 4,000 numbers: means to 0.011, stds to 1.1 %.
     assert torch.allclose(position.mean(-1), expected.float(), atol=0.05)
     assert torch.allclose(position.std(-1), torch.tensor(0.7), rtol=0.05)
+
+
+def test_silence_for_silence_is_no_change(gaussian_priors: MakePriors) -> None:
+    priors = [SpikeAndSlab(prior) for prior in gaussian_priors(0.5, 0.3, 0.2).values()]
+    present = torch.tensor([[False, True, False]])
+    target = AnnealedPosterior(torch.zeros(1, 20), priors, Mixing.mean(3), present=present)
+    tournament, generator = Tournament((0.7, 0.2), 3, 1), torch.Generator().manual_seed(0)
+    _, _, changed = enter(target, torch.zeros(1, 3, 20), tournament, generator)
+    orders, _ = candidates(3, flip=True)
+    assert [order for order, new in zip(orders, changed, strict=True) if not new] == [
+        [0, 1, 2],
+        [2, 1, 0],
+    ]
