@@ -77,7 +77,7 @@ def plot_waveform(
     draws: NDArray[Any] | None = None,
     reference: NDArray[Any] | None = None,
 ) -> Figure:
-    """A whole signal above, as its extremes per pixel, and two :data:`ZOOM` of it below.
+    """A whole signal above, as its extremes per pixel, and a :data:`ZOOM` of it below.
 
     Args:
         signal: ``(time,)``.
@@ -90,22 +90,23 @@ def plot_waveform(
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     whole, zoom = figure.subplots(2, 1)
     time = len(signal)
-    window = slice(start, min(start + round(2 * ZOOM * rate), time))
+    window = slice(start, min(start + round(ZOOM * rate), time))
     if reference is not None:
         zoom.plot(*_seconds(reference, rate, window), color="0.6", linewidth=3.5, label="true")
     if draws is not None:
         band = np.quantile(draws, (0.05, 0.95), axis=0)
-        _envelope(whole, rate, *band, color=color, alpha=0.35)
+        _envelope(whole, rate, band[0], band[1], color, alpha=0.35)
         seconds, low = _seconds(band[0], rate, window)
         zoom.fill_between(
             seconds, low, band[1, window], color=color, alpha=0.35, lw=0, label="90 % of draws"
         )
-    _envelope(whole, rate, signal, signal, color=color)
+    _envelope(whole, rate, signal, signal, color)
     zoom.plot(*_seconds(signal, rate, window), color=color, linewidth=1.2, label="estimate")
     whole.axvspan(window.start / rate, window.stop / rate, color="0.5", alpha=0.5, linewidth=0)
     for ax in (whole, zoom):
         ax.margins(x=0)
         ax.set_ylabel("amplitude")
+    zoom.locator_params("x", nbins=6)
     zoom.set_xlabel("time / s")
     if draws is not None:
         zoom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=3, frameon=False)
@@ -119,7 +120,7 @@ def plot_spectrogram(signal: NDArray[Any], rate: int) -> Figure:
         signal: ``(time,)``.
         rate: in Hz.
     """
-    size = min(SPECTROGRAM_TIME, len(signal))
+    size = min(SPECTROGRAM_TIME, len(signal) // 4)
     hop = min(max(len(signal) // COLUMNS, 1), size // 2)
     power, _, _ = specgram(signal, NFFT=size, Fs=rate, noverlap=size - hop, scale_by_freq=False)
     level = 10 * np.log10(np.maximum(2 * np.asarray(power), 10 ** (FLOOR_DB / 10)))
@@ -226,9 +227,7 @@ def _window(time: int, rate: int) -> slice:
     return slice((time - width) // 2, (time - width) // 2 + width)
 
 
-def _seconds(
-    signal: NDArray[Any], rate: int, window: slice
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def _seconds(signal: NDArray[Any], rate: int, window: slice) -> tuple[NDArray[Any], NDArray[Any]]:
     """The instants of a window, and the signal at them."""
     return np.arange(window.start, window.stop) / rate, signal[window]
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from PIL import Image
 
 from pyro_sep.diagnostics import (
     AGREEMENT_MIN,
@@ -51,7 +52,7 @@ class Row:
         spectrogram: of all of it.
         sounds: by their labels, each ``(time,)``.
         draws: the same, of those that show how far the first are uncertain; shorter if need be.
-        facts: terms, and what they are here.
+        facts: names of figures: that of the row, and the interval of the draws.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Row:
     spectrogram: Figure
     sounds: dict[str, NDArray[Any]]
     draws: dict[str, NDArray[Any]] = field(default_factory=dict)
-    facts: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 def write_report(tree: xr.DataTree, path: str | PathLike[str]) -> None:
@@ -110,7 +111,7 @@ def render_report(tree: xr.DataTree) -> str:
         excerpt=_excerpt(sizes["time"], rate),
         repeat=sizes["time"] < LOOP * rate,
         turned_down=-20 * np.log10(scale),
-        zoom=2000 * ZOOM,
+        zoom=1000 * ZOOM,
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,
         converged=diagnosis.verdict is Verdict.CONVERGED,
@@ -127,7 +128,9 @@ def render_report(tree: xr.DataTree) -> str:
 def _mixture_row(tree: xr.DataTree, rate: int) -> Row:
     mixture = tree["observed_data"].to_dataset()["mixture"].values
     waveform = plot_waveform(mixture, rate, _loudest(mixture, rate), "gray")
-    return Row("mixture", to_hex("gray"), waveform, plot_spectrogram(mixture, rate), {"as heard": mixture})
+    return Row(
+        "mixture", to_hex("gray"), waveform, plot_spectrogram(mixture, rate), {"recording": mixture}
+    )
 
 
 def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
@@ -146,7 +149,7 @@ def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
         estimate = draws.mean(0)
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
-        sounds = {"mean of the draws": estimate}
+        sounds = {"estimate": estimate}
         if truth is not None:
             sounds["true source"] = truth
         chosen = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
@@ -165,46 +168,47 @@ def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
 
 def _scores(
     estimate: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None, mixture: NDArray[Any]
-) -> dict[str, str]:
+) -> dict[str, tuple[str, str]]:
     """SI-SDR and its improvement over the mixture, of the estimate and of single draws."""
     if truth is None:
         return {}
     if np.ptp(truth) == 0:
-        return {"SI-SDR": "none, the true source is silent"}
+        return {"SI-SDR / dB": ("true source is silent", "")}
     import torch  # here alone, so that a trace without truth is shown without torch
 
     from pyro_sep.metrics import si_sdr
 
-    def score(signal: NDArray[Any]) -> float:
-        return float(si_sdr(torch.from_numpy(signal), torch.from_numpy(truth)))
-
-    unseparated, mean = score(mixture), score(estimate)
-    low, high = np.quantile([score(draw) for draw in draws], (0.05, 0.95))
+    scores = np.array(
+        [
+            float(si_sdr(torch.from_numpy(signal), torch.from_numpy(truth)))
+            for signal in (mixture, estimate, *draws)
+        ]
+    )
     return {
-        "SI-SDR": f"{mean:.1f} dB; single draws {low:.1f} to {high:.1f}",
-        "improvement": f"{mean - unseparated:+.1f} dB; single draws "
-        f"{low - unseparated:+.1f} to {high - unseparated:+.1f}",
+        name: (f"{values[1]:.1f}", _interval(values[2:], ".1f"))
+        for name, values in (("SI-SDR / dB", scores), ("improvement / dB", scores - scores[0]))
     }
 
 
-def _scalars(posterior: xr.Dataset) -> dict[str, str]:
+def _scalars(posterior: xr.Dataset) -> dict[str, tuple[str, str]]:
     """Level, gain and presence of one source and chain, where the trace has them."""
-
-    def interval(name: str) -> str:
-        low, middle, high = np.quantile(posterior[name], (0.05, 0.5, 0.95))
-        return f"{middle:.3g} ({low:.3g} to {high:.3g})"
-
-    facts = {"level": f"{interval('level')} dB re full scale"}
-    if "gains" in posterior:
-        facts["gain"] = interval("gains")
-    if "presence" in posterior:
-        facts["present"] = f"with probability {float(posterior['presence'].mean()):.2f}"
+    names = {"level": "level / dB", "gains": "gain", "presence": "presence"}
+    facts = {}
+    for variable, name in names.items():
+        if variable in posterior:
+            values = posterior[variable].values
+            facts[name] = (f"{values.mean():.2f}", _interval(values, ".2f"))
     return facts
+
+
+def _interval(values: NDArray[Any], digits: str) -> str:
+    low, high = np.quantile(values, (0.05, 0.95))
+    return f"{low:{digits}} to {high:{digits}}"
 
 
 def _made(tree: xr.DataTree) -> dict[str, str]:
     """The attributes of a trace; a mapping among them, the settings, with an entry for each."""
-    made = {}
+    made: dict[str, str] = {}
     for key, value in tree.attrs.items():
         try:
             content = json.loads(value)
@@ -221,7 +225,7 @@ def _text(value: Any) -> str:
 
 def _loudest(signal: NDArray[Any], rate: int) -> int:
     """The audio sample at which the loudest stretch of the zoom's length begins."""
-    width = round(2 * ZOOM * rate)
+    width = round(ZOOM * rate)
     if len(signal) <= width:
         return 0
     energy = np.concatenate(([0.0], np.cumsum(signal.astype(float) ** 2)))
@@ -242,7 +246,7 @@ def _flac(sound: NDArray[Any], rate: int) -> str:
 
 
 def _png(figure: Figure, theme: str) -> str:
-    """A figure as a data URI, its text in the theme's ink on nothing."""
+    """A figure as a data URI, its text in the theme's ink on nothing; of 256 colours."""
     ink = INK[theme]
     for ax in figure.axes:
         ax.tick_params(colors=ink, which="both")
@@ -254,6 +258,7 @@ def _png(figure: Figure, theme: str) -> str:
         if (legend := ax.get_legend()) is not None:
             for text in legend.get_texts():
                 text.set_color(ink)
-    file = BytesIO()
-    figure.savefig(file, format="png", dpi=DPI, facecolor="none")
+    drawn, file = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="none")
+    Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(file, format="png")
     return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
