@@ -159,6 +159,7 @@ def separate_command(
     absent: Annotated[
         str | None, typer.Option(help="infer: sources may be absent; say which are there.")
     ] = None,
+    report: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
     device: str = "cpu",
 ) -> None:
     """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json.
@@ -209,6 +210,8 @@ def separate_command(
         pairs = zip(result.names, result.presence.tolist(), strict=True)
         cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
         typer.echo(f"probability of presence: {cells}")
+    if report:
+        report_command(out / "trace.nc", out / "report.html")
 
 
 @app.command("diagnose")
@@ -220,6 +223,19 @@ def diagnose_command(
     from pyro_sep.trace import load_trace
 
     typer.echo(format_diagnosis(diagnose(load_trace(trace))))
+
+
+@app.command("report")
+def report_command(
+    trace: Annotated[Path, typer.Argument(help="trace.nc that `pyro-sep separate` wrote.")],
+    out: Annotated[Path, typer.Option(help="The page, one HTML file that needs no other.")],
+) -> None:
+    """Write a page to listen to a separation, see its uncertainty, and judge it."""
+    from pyro_sep.report import write_report
+    from pyro_sep.trace import load_trace
+
+    write_report(load_trace(trace), out)
+    typer.echo(f"{out}: open it in a browser")
 
 
 @app.command("evaluate")

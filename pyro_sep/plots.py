@@ -9,16 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.mlab import psd
+from matplotlib.mlab import psd, specgram
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pyro_sep.calibration import RankTest, coverage_error
 from pyro_sep.files import written_whole
+from pyro_sep.trace import best_chain
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
 SPECTRUM_TIME = 2048  # audio samples per periodogram: 8 Hz apart at 16 kHz, about a pixel each
 FLOOR_DB = -90.0  # the lowest level that a spectrum shows
+SPECTROGRAM_TIME = 512  # audio samples per frame: 31 Hz and 32 ms at 16 kHz
+COLUMNS = 600  # of a picture as wide as a column of a page, in pixels
 
 Curve = tuple[NDArray[Any], str, str, float]  # signal (time,), colour, label, line width
 
@@ -34,8 +37,8 @@ def plot_separation(tree: xr.DataTree) -> Figure:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    best = int(tree["sample_stats"].to_dataset()["lp"].mean("draw").argmax("chain"))
-    draws = posterior["sources"].isel(chain=best).transpose("source", "draw", "time").values
+    best = posterior["sources"].isel(chain=best_chain(tree))
+    draws = best.transpose("source", "draw", "time").values
     names = [str(name) for name in posterior["source"].values]
     true = constant.get("true_sources")
     mixture = tree["observed_data"].to_dataset()["mixture"].values
@@ -63,6 +66,77 @@ def plot_separation(tree: xr.DataTree) -> Figure:
     axes[0, 1].set_title("Spectrum", loc="left", weight="bold")
     axes[-1, 0].set_xlabel("time / ms")
     axes[-1, 1].set_xlabel("frequency / Hz")
+    return figure
+
+
+def plot_waveform(
+    signal: NDArray[Any],
+    rate: int,
+    start: int,
+    color: str,
+    draws: NDArray[Any] | None = None,
+    reference: NDArray[Any] | None = None,
+) -> Figure:
+    """A whole signal above, as its extremes per pixel, and a :data:`ZOOM` of it below.
+
+    Args:
+        signal: ``(time,)``.
+        rate: in Hz.
+        start: the audio sample that the zoom begins at; it is marked above.
+        color: of the signal.
+        draws: ``(draw, time)``; a band holds 90 % of them at each instant.
+        reference: the true signal ``(time,)``, where it is known.
+    """
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    whole, zoom = figure.subplots(2, 1)
+    time = len(signal)
+    window = slice(start, min(start + round(ZOOM * rate), time))
+    if reference is not None:
+        zoom.plot(*_seconds(reference, rate, window), color="0.6", linewidth=3.5, label="true")
+    if draws is not None:
+        band = np.quantile(draws, (0.05, 0.95), axis=0)
+        _envelope(whole, rate, band[0], band[1], color, alpha=0.35)
+        seconds, low = _seconds(band[0], rate, window)
+        zoom.fill_between(
+            seconds, low, band[1, window], color=color, alpha=0.35, lw=0, label="90 % of draws"
+        )
+    _envelope(whole, rate, signal, signal, color)
+    zoom.plot(*_seconds(signal, rate, window), color=color, linewidth=1.2, label="estimate")
+    whole.axvspan(window.start / rate, window.stop / rate, color="0.5", alpha=0.5, linewidth=0)
+    for ax in (whole, zoom):
+        ax.margins(x=0)
+        ax.set_ylabel("amplitude")
+    zoom.locator_params("x", nbins=6)
+    zoom.set_xlabel("time / s")
+    if draws is not None:
+        zoom.legend(loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=3, frameon=False)
+    return figure
+
+
+def plot_spectrogram(signal: NDArray[Any], rate: int) -> Figure:
+    """Levels of Hann frames in dB, where a sine of amplitude 1 on a bin has 0.
+
+    Args:
+        signal: ``(time,)``.
+        rate: in Hz.
+    """
+    size = min(SPECTROGRAM_TIME, len(signal) // 4)
+    hop = min(max(len(signal) // COLUMNS, 1), size // 2)
+    power, _, _ = specgram(signal, NFFT=size, Fs=rate, noverlap=size - hop, scale_by_freq=False)
+    level = 10 * np.log10(np.maximum(2 * np.asarray(power), 10 ** (FLOOR_DB / 10)))
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    ax = figure.subplots()
+    image = ax.imshow(
+        level,
+        origin="lower",
+        aspect="auto",
+        extent=(0, len(signal) / rate, 0, rate / 2000),
+        cmap="magma",
+        vmin=FLOOR_DB,
+        vmax=0,
+    )
+    ax.set(xlabel="time / s", ylabel="frequency / kHz")
+    figure.colorbar(image, ax=ax, label="dB re full scale")
     return figure
 
 
@@ -151,6 +225,20 @@ def _window(time: int, rate: int) -> slice:
     """The audio samples of the zoom, about the middle of the frame."""
     width = min(time, max(round(ZOOM * rate), 2))
     return slice((time - width) // 2, (time - width) // 2 + width)
+
+
+def _seconds(signal: NDArray[Any], rate: int, window: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The instants of a window, and the signal at them."""
+    return np.arange(window.start, window.stop) / rate, signal[window]
+
+
+def _envelope(
+    ax: Axes, rate: int, low: NDArray[Any], high: NDArray[Any], color: str, alpha: float = 1
+) -> None:
+    """Between the lowest and the highest value at each pixel."""
+    first = np.unique(np.linspace(0, len(low), COLUMNS, endpoint=False).astype(int))
+    extremes = np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)
+    ax.fill_between(first / rate, *extremes, color=color, alpha=alpha, linewidth=0.5)
 
 
 def _waveforms(ax: Axes, rate: int, *curves: Curve) -> None:

@@ -206,6 +206,16 @@ def to_arviz(tree: xr.DataTree) -> Any:
     return arviz.InferenceData.from_datatree(tree)
 
 
+def best_chain(tree: xr.DataTree) -> int:
+    """The chain with the highest mean ``lp``; one whose mean is NaN comes last.
+
+    Args:
+        tree: the trace.
+    """
+    mean = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
+    return int(mean.fillna(-np.inf).argmax("chain"))
+
+
 def level(sources: NDArray[Any]) -> NDArray[Any]:
     """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
     power = np.square(sources).mean(-1)

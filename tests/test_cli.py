@@ -155,6 +155,14 @@ def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     assert [settings[key] for key in ("levels", "steps", "chains", "explorers")] == [6, 2, 1, 2]
 
 
+def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = call("separate", stereo, "--priors", priors, "--out", out, "--report", *BUDGET)
+    assert outcome.code == 0
+    assert outcome.out.endswith(f"{out / 'report.html'}: open it in a browser\n")
+    assert sorted(os.listdir(out)) == sorted([*FILES, "report.html"])
+
+
 def test_separate_says_which_sources_are_there(
     call, priors: Path, stereo: Path, tmp_path: Path
 ) -> None:

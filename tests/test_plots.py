@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_sep.calibration import RankTest
-from pyro_sep.plots import plot_audit, plot_calibration, plot_separation, save_figure
+from pyro_sep.plots import (
+    plot_audit,
+    plot_calibration,
+    plot_separation,
+    plot_spectrogram,
+    plot_waveform,
+    save_figure,
+)
 from pyro_sep.trace import build_trace
 
 RATE = 16_000
@@ -88,6 +95,36 @@ def test_separation_without_truth_or_with_silence() -> None:
     assert list(lines(figure, 1, 0)) == ["estimate"]
     silent, _ = trace(true_sources=np.stack([np.zeros(4000), TIME]))
     assert plot_separation(silent).axes[2].get_title(loc="left") == "sine"
+
+
+def test_waveform_shows_extremes_band_and_zoom() -> None:
+    draws = np.random.default_rng(0).normal(size=(20, 4000))
+    signal, truth = draws.mean(0), np.sin(300 * TIME)
+    whole, zoom = plot_waveform(signal, RATE, 1000, "C0", draws, truth).axes
+    quantiles = np.quantile(draws, (0.05, 0.95), axis=0)
+    band, extremes, mark = [c.get_paths()[0].vertices[:, 1] for c in whole.collections] + [
+        whole.patches[0].get_extents().transformed(whole.transData.inverted())
+    ]
+    assert (band.min(), band.max()) == pytest.approx((quantiles.min(), quantiles.max()))
+    assert (extremes.min(), extremes.max()) == pytest.approx((signal.min(), signal.max()))
+    assert (mark.x0, mark.x1) == pytest.approx((1000 / RATE, 1144 / RATE))  # 9 ms
+    curves = {str(line.get_label()): line.get_ydata() for line in zoom.lines}
+    np.testing.assert_array_equal(curves["estimate"], signal[1000:1144])
+    np.testing.assert_array_equal(curves["true"], truth[1000:1144])
+    within = zoom.collections[0].get_paths()[0].vertices[:, 1]
+    inside = quantiles[:, 1000:1144]
+    assert (within.min(), within.max()) == pytest.approx((inside.min(), inside.max()))
+
+
+@pytest.mark.parametrize("time", [256, 4000, 64_000])
+def test_spectrogram_shows_a_tone_at_0_db(time: int) -> None:
+    tone = np.sin(2 * np.pi * 2000 * np.arange(time) / RATE)
+    image = plot_spectrogram(tone, RATE).axes[0].images[0]
+    level = np.asarray(image.get_array())
+    assert level.shape[1] > 12
+    assert (level.argmax(0) / (len(level) - 1) * RATE / 2 == 2000).all()
+    np.testing.assert_allclose(level.max(0), 0, atol=0.01)
+    assert image.get_extent() == [0, time / RATE, 0, 8]
 
 
 def audit() -> xr.DataArray:

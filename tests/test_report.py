@@ -1,0 +1,286 @@
+import io
+import os
+import shutil
+import subprocess
+import sys
+from base64 import b64decode
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import xarray as xr
+from PIL import Image
+
+from pyro_sep import report
+from pyro_sep.cli import main
+from pyro_sep.diagnostics import MEANING, Verdict
+from pyro_sep.metrics import si_sdr
+from pyro_sep.report import render_report, write_report
+from pyro_sep.trace import build_trace, save_trace
+
+RATE, TIME, CHAINS, DRAWS = 8_000, 2_400, 2, 8
+NAMES = ["oboe", "flute"]
+STEP = 2 / 32768  # of 16 bits: libsndfile scales by 32767, rounds, and reads by 32768
+LABELS = {"estimate", "true source", "draw 1", "draw 5", "draw 8", "mean of chain 1"}
+
+
+def make_trace(**changes: Any) -> xr.DataTree:
+    """Two tones beyond full scale, with noise; chain 1 is the best."""
+    rng = np.random.default_rng(0)
+    seconds = np.arange(TIME) / RATE
+    truth = np.stack([1.5 * np.sin(2 * np.pi * f * seconds) for f in (300, 900)])
+    given = {
+        "sources": truth + 0.1 * rng.normal(size=(CHAINS, DRAWS, 2, TIME)),
+        "lp": rng.normal(size=(CHAINS, DRAWS)) + 10 * np.arange(CHAINS)[:, None],
+        "log_prior": rng.normal(size=(CHAINS, DRAWS, 2)),
+        "stats": {},
+        "warmup_stats": {},
+        "mixture": truth.mean(0),
+        "gains": (0.5, 0.5),
+        "source_names": NAMES,
+        "sample_rate": RATE,
+        "true_sources": truth,
+        "attrs": {"seed": 4, "gradients": 1234, "settings": {"levels": 22, "step_size": 0.7}},
+        **changes,
+    }
+    return build_trace(**given)
+
+
+class Page(HTMLParser):
+    """Elements of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def sounds(self) -> dict[str, tuple[np.ndarray, int]]:
+        return {
+            element["aria-label"]: soundfile.read(decode(element["src"]))
+            for element in self.all("audio")
+        }
+
+
+def decode(uri: str) -> io.BytesIO:
+    return io.BytesIO(b64decode(uri.split("base64,")[1], validate=True))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "DPI", 40)
+        yield
+
+
+@pytest.fixture(scope="module")
+def tree() -> xr.DataTree:
+    return make_trace()
+
+
+@pytest.fixture(scope="module")
+def html(tree: xr.DataTree) -> str:
+    return render_report(tree)
+
+
+@pytest.fixture(scope="module")
+def page(html: str) -> Page:
+    return Page(html)
+
+
+def test_sounds_are_those_of_the_trace(tree: xr.DataTree, page: Page) -> None:
+    sounds = page.sounds()
+    assert set(sounds) == {"mixture, recording"} | {
+        f"{n}, {label}" for n in NAMES for label in LABELS
+    }
+    draws, truth = tree["posterior/sources"].values, tree["constant_data/true_sources"].values
+    expected = {"mixture, recording": tree["observed_data/mixture"].values}
+    for k, name in enumerate(NAMES):
+        expected |= {
+            f"{name}, estimate": draws[1, :, k].mean(0),
+            f"{name}, true source": truth[k],
+            f"{name}, mean of chain 1": draws[0, :, k].mean(0),
+        }
+        expected |= {f"{name}, draw {i}": draws[1, i - 1, k] for i in (1, 5, 8)}
+    peak = max(np.abs(signal).max() for signal in expected.values())
+    assert peak > 1.5
+    assert f"turned down alike, by {20 * np.log10(peak):.1f} dB" in page.text
+    for label, signal in expected.items():
+        heard, rate = sounds[label]
+        assert rate == RATE
+        np.testing.assert_allclose(heard, signal / peak, atol=STEP, rtol=0)
+
+
+def test_pictures_decode_in_both_themes(page: Page) -> None:
+    light, dark = page.all("img"), page.all("source")
+    assert len(light) == len(dark) == 2 * 3
+    for image, other in zip(light, dark, strict=True):
+        assert other["media"] == "(prefers-color-scheme: dark)"
+        pixels = [np.asarray(Image.open(decode(uri))) for uri in (image["src"], other["srcset"])]
+        assert pixels[0].shape == pixels[1].shape
+        assert not np.array_equal(*pixels)
+    assert [image["alt"] for image in light[2:4]] == [
+        "Waveform of oboe with the band of its draws",
+        "Spectrogram of oboe",
+    ]
+
+
+def test_nothing_is_outside(page: Page) -> None:
+    for _, attrs in page.elements:
+        for name in {"src", "srcset", "href"} & set(attrs):
+            assert str(attrs[name]).startswith("data:")
+    assert not page.all("script")
+    assert not any(word in page.text for word in ("http", "url(", "@import"))  # of the style
+
+
+def test_scores_and_their_intervals(tree: xr.DataTree, page: Page) -> None:
+    truth = torch.from_numpy(tree["constant_data/true_sources"].values[0])
+    draws = torch.from_numpy(tree["posterior/sources"].values[1, :, 0])
+    unseparated = float(si_sdr(torch.from_numpy(tree["observed_data/mixture"].values), truth))
+    score = float(si_sdr(draws.mean(0), truth))
+    low, high = np.quantile(si_sdr(draws, truth), (0.05, 0.95))
+    # Tone of power 9 / 8, noise of 0.01: 20.5 dB a draw; a mean of 8 has 9.0 dB more.
+    assert (low, score) == pytest.approx((20.5, 29.5), abs=0.3)
+    assert f"SI-SDR / dB {score:.1f} {low:.1f} to {high:.1f}" in page.text
+    gains = [value - unseparated for value in (score, low, high)]
+    assert "improvement / dB {:.1f} {:.1f} to {:.1f}".format(*gains) in page.text
+
+
+def test_verdict_and_origin_in_words(page: Page) -> None:
+    # The noise of the draws is not in the mixture: 0.01 / 2 of 9 / 16 is -20.5 dB.
+    meaning = MEANING[Verdict.RESIDUAL]
+    assert f"Verdict: {Verdict.RESIDUAL} {meaning[0].upper()}{meaning[1:]} " in page.text
+    assert "-20.5 dB of the mixture is left" in page.text
+    for entry in ("seed 4", "gradients 1234", "levels 22", "step_size 0.7"):
+        assert entry in page.text
+    assert "inference_library_version" in page.text
+
+
+def test_what_the_trace_lacks_is_not_on_the_page(page: Page) -> None:
+    assert "presence" not in page.text
+    bare = Page(render_report(make_trace(true_sources=None, attrs={})))
+    assert "SI-SDR" not in bare.text
+    assert "true source" not in " ".join([bare.text, *bare.sounds()])
+    assert "gradients unknown" in bare.text
+    assert "nan" not in bare.text
+
+
+def test_presence_gains_and_silent_truth() -> None:
+    silent = np.stack([np.zeros(TIME), np.ones(TIME) * np.arange(TIME)])
+    shape = (CHAINS, DRAWS, 2)
+    gains = np.tile([0.25, 0.75], (CHAINS, DRAWS, 1))
+    presence = np.tile([0.125, 1.0], (CHAINS, DRAWS, 1))
+    assert gains.shape == presence.shape == shape
+    text = Page(render_report(make_trace(true_sources=silent, gains=gains, presence=presence))).text
+    assert "SI-SDR / dB true source is silent" in text
+    assert "gain 0.25 0.25 to 0.25" in text
+    assert "presence 0.12 0.12 to 0.12" in text
+
+
+def test_names_are_escaped() -> None:
+    name = '"><script>alert(1)</script>'
+    page = Page(render_report(make_trace(source_names=[name, "flute"], attrs={"mixture": name})))
+    assert not page.all("script")
+    assert f"{name}, estimate" in page.sounds()
+    assert page.text.count(name) > 2
+
+
+def test_draws_of_a_long_recording_are_heard_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "EXCERPT", 0.1)
+    tree = make_trace()
+    tree["posterior/sources"] /= 2  # within full scale
+    page = Page(render_report(tree))
+    sounds = page.sounds()
+    heard, _ = sounds["flute, draw 1"]
+    excerpt = tree["posterior/sources"].values[1, 0, 1, 800:1600]
+    assert len(sounds["flute, estimate"][0]) == TIME
+    assert len(heard) == 800
+    assert np.corrcoef(heard, excerpt)[0, 1] > 1 - 1e-6
+
+
+def test_a_chain_that_diverged_is_silent() -> None:
+    sources = np.array(make_trace()["posterior/sources"])
+    sources[0] = np.nan
+    lp = np.stack([np.full(DRAWS, np.nan), np.zeros(DRAWS)])
+    sounds = Page(render_report(make_trace(sources=sources, lp=lp))).sounds()
+    assert not sounds["oboe, mean of chain 1"][0].any()
+    assert sounds["oboe, estimate"][0].any()
+
+
+def test_one_trace_gives_one_page(tree: xr.DataTree, html: str, tmp_path: Path) -> None:
+    write_report(tree, tmp_path / "a.html")
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == html
+    assert os.listdir(tmp_path) == ["a.html"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        write_report(tree, tmp_path / "none" / "a.html")
+
+
+def test_imports_without_torch_and_pyplot() -> None:
+    code = (
+        "import sys, pyro_sep.report;"
+        "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_command_line(
+    tree: xr.DataTree,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_trace(tree, tmp_path / "trace.nc")
+    out = tmp_path / "page.html"
+    monkeypatch.setattr(
+        sys, "argv", ["pyro-sep", "report", str(tmp_path / "trace.nc"), "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    assert capsys.readouterr().out == f"{out}: open it in a browser\n"
+    assert len(Page(out.read_text(encoding="utf-8")).sounds()) == 13
+
+
+def test_it_opens_in_a_browser(tree: xr.DataTree, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium; apt-get install chromium")
+    write_report(tree, tmp_path / "report.html")
+    complaints: list[str] = []
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url[:80]))
+        page.goto((tmp_path / "report.html").as_uri())
+        loaded = "[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)"
+        page.wait_for_function(loaded)
+        durations = page.eval_on_selector_all("audio", "all => all.map(a => a.duration)")
+        pictures = page.eval_on_selector_all(
+            "img", "all => all.map(i => [i.naturalWidth, i.currentSrc])"
+        )
+        dark = page.eval_on_selector_all("source", "all => all.map(s => s.srcset)")
+        width = page.evaluate("document.documentElement.scrollWidth")
+        chromium.close()
+    assert complaints == []
+    assert durations == pytest.approx([TIME / RATE] * 13, abs=1e-3)
+    assert all(pixels > 100 for pixels, _ in pictures)
+    assert [source for _, source in pictures] == dark
+    assert width == 390  # nothing is wider than a phone
