@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from pyro_sep.trace import TINY
+from pyro_sep.trace import TINY, best_chain
 
 SUMMARIES = ("level", "centroid", "log_prior")
 
@@ -216,7 +216,7 @@ def prior_excess(tree: xr.DataTree) -> xr.DataArray:
     """
     stats, posterior = tree["sample_stats"].to_dataset(), tree["posterior"].to_dataset()
     gain_energy = tree["constant_data"].to_dataset()["gains"] ** 2
-    best = int(stats["lp"].mean("draw", skipna=False).fillna(-np.inf).argmax("chain"))
+    best = best_chain(tree)
     per_sample = posterior["log_prior"].isel(chain=best).mean("draw") / posterior.sizes["time"]
     if "noise_level" not in stats:
         return per_sample * np.nan

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pyro_sep.calibration import RankTest, coverage_error
 from pyro_sep.files import written_whole
+from pyro_sep.trace import best_chain
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
 SPECTRUM_TIME = 2048  # audio samples per periodogram: 8 Hz apart at 16 kHz, about a pixel each
@@ -34,7 +35,7 @@ def plot_separation(tree: xr.DataTree) -> Figure:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    best = int(tree["sample_stats"].to_dataset()["lp"].mean("draw").argmax("chain"))
+    best = best_chain(tree)
     draws = posterior["sources"].isel(chain=best).transpose("source", "draw", "time").values
     names = [str(name) for name in posterior["source"].values]
     true = constant.get("true_sources")

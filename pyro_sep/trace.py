@@ -206,6 +206,12 @@ def to_arviz(tree: xr.DataTree) -> Any:
     return arviz.InferenceData.from_datatree(tree)
 
 
+def best_chain(tree: xr.DataTree) -> int:
+    """Number of the chain of the highest mean log posterior; one with a NaN is the lowest."""
+    lp = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
+    return int(lp.fillna(-np.inf).argmax("chain"))
+
+
 def level(sources: NDArray[Any]) -> NDArray[Any]:
     """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
     power = np.square(sources).mean(-1)
