@@ -162,7 +162,7 @@ def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> 
     peak = float(samples.abs().max()) if samples.numel() else 0.0
     if audio_format == "flac" and peak > 1:
         raise ValueError(f"{path}: got a peak of {peak:.3g}, expected at most 1 in a FLAC; use WAV")
-    frames = samples.detach().cpu().float().T.numpy()
+    frames = samples.detach().cpu().float().numpy().T
     try:
         with written_whole(path) as temporary:
             soundfile.write(

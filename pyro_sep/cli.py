@@ -192,13 +192,14 @@ def separate_command(
         raise ValueError(f"write-draws: got {write_draws}, expected at most the {draws} of --draws")
     mixing = mixing_options(gains, noise_scale)
     folders = track_folders(recordings, out)
-    loaded = load_priors(priors, torch_device(device))
+    place = torch_device(device)
+    loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
+    rate = next(iter(chosen.values())).sample_rate
     files = StemFiles(audio_format, native, residual, write_draws)
     failed = False
     for path, folder in folders.items():
         try:
-            rate = next(iter(chosen.values())).sample_rate
             recording = load_audio(path, rate, start, duration)
             for note in recording.notes:
                 typer.echo(f"{path}: {note}", err=True)
@@ -207,7 +208,7 @@ def separate_command(
                 chosen,
                 folder,
                 files,
-                torch_device(device),
+                place,
                 absent=absent,
                 seed=seed,
                 progress=True,
