@@ -1,8 +1,9 @@
 """Stems as audio files.
 
 A stem is a share: a_k s_k, what its source adds to the mixture, not the source s_k as its prior
-knows it, which the trace holds. Stems and residual add up to the recording. As 32-bit floats they
-do so to rounding, more than 120 dB below full scale; in a FLAC each is rounded to 24 bits.
+knows it, which the trace holds. It has the recording's rate and channels, see
+:mod:`pyro_sep.lifting`. Stems and residual add up to the recording: to rounding as 32-bit floats,
+more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio import resample, save_audio
+from pyro_sep.audio import save_audio
 from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.lifting import lift
 from pyro_sep.separation import Separation
@@ -58,37 +59,31 @@ def write_stems(
         OSError: the folder cannot be written to.
     """
     mixture = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
-    own = (mixture[None], result.sample_rate)
-    original, rate = own if recording is None or files.native else recording
+    if files.native:
+        recording = None
+    original, rate = recording or (mixture[None], result.sample_rate)
+
+    def as_recorded(shares: Tensor) -> Tensor:
+        if recording is None:
+            return shares[:, None]
+        return lift(shares, mixture, result.sample_rate, original, rate)
 
     def write(name: str, samples: Tensor) -> str:
         path = folder / f"{name}.{files.suffix}"
         save_audio(path, samples, rate)
         return path.name
 
-    stems = rendered(result.shares, mixture, result.sample_rate, original, rate)
+    stems = as_recorded(result.shares)
     written = [write(name, stem) for name, stem in zip(result.names, stems, strict=True)]
     if files.residual:
         written.append(write(RESIDUAL, original - stems.sum(0)))
     if files.draws:
         (folder / DRAWS).mkdir(exist_ok=True)
         for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
-            draw = rendered(shares, mixture, result.sample_rate, original, rate)
-            for name, stem in zip(result.names, draw, strict=True):
+            for name, stem in zip(result.names, as_recorded(shares), strict=True):
                 write(f"{DRAWS}/{name}_{i:02d}", stem)
         written.append(DRAWS)
     return written, rate
-
-
-def rendered(shares: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate: int) -> Tensor:
-    """Stems at a recording's rate and channels; arguments and shape as of :func:`lift`.
-
-    A mono recording whose band the priors cover has the shares themselves. Only one of more
-    channels or a higher rate takes the filter of :mod:`pyro_sep.lifting`.
-    """
-    if len(recording) == 1 and to_rate <= rate:
-        return resample(shares, rate, to_rate, recording.shape[-1])[:, None]
-    return lift(shares, mixture, rate, recording, to_rate)
 
 
 def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:

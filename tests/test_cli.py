@@ -278,10 +278,9 @@ def test_what_could_not_be_written_is_not_drawn_again(
         assert call(*use, cut).code == 2
     assert os.listdir(cut / "duet") == ["checkpoint.pt"]
     other = call(*use, cut, "--seed", "5")
-    assert lines(other.err)[2:] == [
-        f"pyro-sep: {stereo}: {cut / 'duet' / 'checkpoint.pt'}: got the checkpoint of a run of seed 0, "
-        "expected seed 5; give another place, or delete it"
-    ]
+    (line,) = lines(other.err)[2:]
+    assert line.startswith(f"pyro-sep: {stereo}: {cut / 'duet' / 'checkpoint.pt'}: got the ")
+    assert line.endswith("of seed 0, expected seed 5; give another place, or delete it")
     with monkeypatch.context() as patch:
         patch.setattr(AnnealedPosterior, "evaluate", None)
         assert call(*use, cut).code == 0

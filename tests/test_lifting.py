@@ -34,6 +34,17 @@ def test_sources_apart_in_frequency_come_back_in_stereo() -> None:
     assert (recording - stems.sum(0)).square().mean() < 1e-3 * recording.square().mean()
 
 
+def test_mixed_down_again_they_are_the_posterior() -> None:
+    """Whatever it says, here three noises that have all frequencies in common."""
+    recording = torch.stack([band(seed, 100, 12_000) for seed in (1, 2)])
+    mixture = mono(recording)
+    low = torch.stack([mono(band(seed, 100, 5_000)[None]) for seed in (3, 4)])
+    shares = torch.stack([low[0], low[1], mixture - low.sum(0)])
+    stems = lift(shares, mixture, RATE, recording, TO_RATE)
+    assert not torch.allclose(stems[:, 0], stems[:, 1], atol=1e-2)
+    assert si_sdr(mono(stems)[:2], low).min() > 30
+
+
 def test_what_no_share_explains_is_left() -> None:
     source, other = band(0, 100, 1_500), band(1, 2_000, 5_000)
     recording = (source + other).expand(2, -1)

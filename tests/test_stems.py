@@ -98,12 +98,12 @@ def test_native_stems_are_the_posterior(
 def test_a_mono_recording_within_the_band_has_the_posterior(
     result: Separation, tmp_path: Path
 ) -> None:
-    """As native ones are, but at the recording's rate."""
-    for rate in (RATE, 8_000):
+    """As native ones are, but at the recording's rate; at a lower one but for the topmost band."""
+    for rate, error in ((RATE, 1e-6), (8_000, 1e-3)):
         write_stems(result, tmp_path, StemFiles(), recorded(result, 1, rate))
         for name, share in zip(NAMES, result.shares, strict=True):
             expected = resample(share, RATE, rate, TIME * rate // RATE)
-            assert torch.allclose(read_audio(tmp_path / f"{name}.wav")[0], expected, atol=1e-6)
+            assert torch.allclose(read_audio(tmp_path / f"{name}.wav")[0], expected, atol=error)
 
 
 @pytest.mark.parametrize("inferred", [False, True])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_sep.trace import build_trace, load_trace, save_trace, to_arviz
+from pyro_sep.trace import best_chain, build_trace, load_trace, save_trace, to_arviz
 
 RATE = 8000
 SHAPE = (2, 30, 2, 80)
@@ -97,6 +97,12 @@ def test_unknown_gains_and_noise_are_of_the_posterior() -> None:
     np.testing.assert_allclose(tree["posterior_predictive/mixture"], mixed, atol=1e-5)
     with pytest.raises(ValueError, match=r"noise_scale: got shape \(30,\), expected \(2, 30\)"):
         build_trace(**arguments(noise_scale=noise[0]))
+
+
+def test_the_best_chain_has_the_highest_mean_and_no_nan() -> None:
+    lp = [[0.0, 9.0], [5.0, 5.0], [100.0, np.nan]]
+    stats = xr.Dataset({"lp": (("chain", "draw"), lp)})
+    assert best_chain(xr.DataTree.from_dict({"sample_stats": stats})) == 1
 
 
 def test_coordinates() -> None:
