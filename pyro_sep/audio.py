@@ -39,17 +39,18 @@ def load_audio(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a file that is cut off, no audio samples, NaN or infinity;
-            an excerpt that holds nothing.
+        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
+            or infinity; an excerpt that holds nothing.
     """
     whole, original_rate = read_audio(path)
     first = round(start * original_rate)
     last = None if duration is None else first + round(duration * original_rate)
     channels = whole[:, first:last]
     if start < 0 or channels.shape[-1] == 0:
+        asked = "" if duration is None else f" of {duration:g} s"
         raise ValueError(
-            f"{path}: got start {start:g} s and duration {duration} s, expected an excerpt of its "
-            f"{whole.shape[-1] / original_rate:.3f} s; name an earlier or a longer one"
+            f"{path}: got an excerpt{asked} from {start:g} s on, expected one that holds some of "
+            f"its {whole.shape[-1] / original_rate:.3f} s; start earlier, or take more"
         )
     notes = []
     if channels.shape[-1] < whole.shape[-1]:
@@ -66,6 +67,8 @@ def load_audio(
 def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     """Read an audio file as it is.
 
+    Of an MP3 or OGG that is cut off, streams which need not say how long they are, what there is.
+
     Args:
         path: as in :func:`load_audio`.
 
@@ -74,7 +77,8 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a file that is cut off, no audio samples, NaN or infinity.
+        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
+            or infinity.
     """
     path = Path(path)
     if not path.exists():
@@ -84,7 +88,7 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-            cut_off = len(frames) < file.frames or _lacks_bytes(file.extra_info)
+            cut_off = _lacks_bytes(file.extra_info)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: header-less .raw
         reason = str(error).rsplit(": ", 1)[-1]
         raise ValueError(

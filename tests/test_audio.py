@@ -67,7 +67,7 @@ def test_excerpts(tmp_path: Path) -> None:
         assert note == f"cut to {len(samples[kept]) / 1000:.3f} s from {start:.3f} s on"
     assert load_audio(tmp_path / "a.wav", 1000, 0.0, 1.0).notes == ()
     for start, duration in ((1.0, None), (2.0, 0.1), (0.5, 0.0), (-0.1, None)):
-        with pytest.raises(ValueError, match=r"a\.wav: got start .* excerpt of its 1\.000 s"):
+        with pytest.raises(ValueError, match=r"a\.wav: got an excerpt.* of its 1\.000 s"):
             load_audio(tmp_path / "a.wav", 1000, start, duration)
 
 
@@ -82,7 +82,7 @@ def test_formats(tmp_path: Path, suffix: str, rate: int) -> None:
     assert error < (0.03 if suffix == "mp3" else 2**-15)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
 def test_a_file_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, tone(440, 44_100, 44_100).numpy(), 44_100)
