@@ -137,7 +137,7 @@ def audit_command(
 @app.command("separate")
 def separate_command(
     recordings: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Audio of any rate and channels.")
+        list[Path], typer.Argument(metavar="FILE", help="Audio of any rate and channels.")
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its DIR/TRACK.")],
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",

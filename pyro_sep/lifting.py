@@ -11,7 +11,8 @@ transforms, at each frequency and frame,
 Liutkus & Badeau 2015 (ICASSP, "Generalized Wiener filtering with fractional power spectrograms"),
 at the exponent 2. So stems that are mixed down again are the posterior itself, and only panorama
 and treble are the filter's. Filtering the whole recording would give the posterior away: of the
-true shares of a song's four stems it makes stems of 6 to 10 dB SI-SDR, this of 14 to 21 dB.
+true shares of a song's four stems it makes stems of 6 to 10 dB SI-SDR, this of 14 to 21 dB
+(stempeg's excerpt).
 
 Above the band the posterior says nothing. There each frame's ratios are those of the energies in
 the topmost octave of the band: what is brightest below goes on above.
@@ -60,7 +61,7 @@ def lift(shares: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate:
         known = int(BAND * min(rate, to_rate) / to_rate * (size // 2))
         for power in powers:
             power[known:] = power[known // 2 : known].mean(0)
-    total = torch.stack(powers).sum(0).clamp(min=torch.finfo(recording.dtype).tiny)
+    total = sum(powers[1:], powers[0]).clamp(min=torch.finfo(recording.dtype).tiny)
     rest = transform(recording - parts.sum(0))
     filtered = [
         torch.istft(power / total * rest, size, size // 4, window=window, length=time)
