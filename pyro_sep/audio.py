@@ -1,5 +1,6 @@
 """Audio files, sample rates, frames and mu-law cells."""
 
+import re
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -11,41 +12,62 @@ from torch import Tensor
 
 from pyro_sep.files import written_whole
 
+FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
+UNKNOWN_SIZE = 0x7FFFF000  # bytes from which on it is what sox or ffmpeg write into a pipe
+
 
 class Recording(NamedTuple):
     """An audio file as read, mono and at the rate asked for."""
 
     samples: Tensor  # (time,), float32, full scale is 1
     sample_rate: int  # Hz
+    original: Tensor  # (channel, time), as in the file
     original_rate: int  # Hz
-    original_time: int  # audio samples per channel in the file
     notes: tuple[str, ...]  # what was done to the audio, a line each
 
 
-def load_audio(path: str | PathLike[str], sample_rate: int) -> Recording:
+def load_audio(
+    path: str | PathLike[str], sample_rate: int, start: float = 0.0, duration: float | None = None
+) -> Recording:
     """Read an audio file, mix it down to mono by the mean of its channels, and resample it.
 
     Args:
         path: a file in any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...).
         sample_rate: rate of the samples returned, in Hz.
+        start: of the excerpt to take, in seconds.
+        duration: of the excerpt in seconds, at most until the end, which None stands for.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a damaged header, no audio samples, NaN or infinity.
+        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
+            or infinity; an excerpt that holds nothing.
     """
-    channels, original_rate = read_audio(path)
-    original_time = channels.shape[-1]
+    whole, original_rate = read_audio(path)
+    first = round(start * original_rate)
+    last = None if duration is None else first + round(duration * original_rate)
+    channels = whole[:, first:last]
+    if start < 0 or channels.shape[-1] == 0:
+        asked = "" if duration is None else f" of {duration:g} s"
+        raise ValueError(
+            f"{path}: got an excerpt{asked} from {start:g} s on, expected one that holds some of "
+            f"its {whole.shape[-1] / original_rate:.3f} s; start earlier, or take more"
+        )
     notes = []
+    if channels.shape[-1] < whole.shape[-1]:
+        length = channels.shape[-1] / original_rate
+        notes.append(f"cut to {length:.3f} s from {first / original_rate:.3f} s on")
     if len(channels) > 1:
         notes.append(f"mixed down from {len(channels)} channels")
     if original_rate != sample_rate:
         notes.append(f"resampled from {original_rate} Hz to {sample_rate} Hz")
     samples = torchaudio.functional.resample(channels.mean(0), original_rate, sample_rate)
-    return Recording(samples, sample_rate, original_rate, original_time, tuple(notes))
+    return Recording(samples, sample_rate, channels, original_rate, tuple(notes))
 
 
 def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     """Read an audio file as it is.
+
+    Of an MP3 or OGG that is cut off, streams which need not say how long they are, what there is.
 
     Args:
         path: as in :func:`load_audio`.
@@ -55,7 +77,8 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a damaged header, no audio samples, NaN or infinity.
+        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
+            or infinity.
     """
     path = Path(path)
     if not path.exists():
@@ -63,19 +86,32 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     if path.is_dir():
         raise ValueError(f"{path}: got a folder, expected an audio file; name a file in it")
     try:
-        frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            frames, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+            cut_off = _lacks_bytes(file.extra_info)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: header-less .raw
         reason = str(error).rsplit(": ", 1)[-1]
         raise ValueError(
             f"{path}: got no readable audio ({reason}), expected WAV, FLAC, OGG or MP3; "
             "convert or replace the file"
         ) from error
+    if cut_off:
+        raise ValueError(
+            f"{path}: got {len(frames)} audio samples, expected more by its header; "
+            "the file is cut off, copy it again"
+        )
     if len(frames) == 0:
         raise ValueError(f"{path}: got 0 audio samples, expected at least 1; record it again")
     channels = torch.from_numpy(frames).T
     if not channels.isfinite().all():
         raise ValueError(f"{path}: got NaN or infinity, expected finite samples; export it again")
     return channels, rate
+
+
+def _lacks_bytes(log: str) -> bool:
+    """Whether libsndfile's log of a WAV or AIFF says that its audio is longer than the file."""
+    sizes = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return sizes is not None and int(sizes[2]) < int(sizes[1]) < UNKNOWN_SIZE
 
 
 def resample(samples: Tensor, from_rate: int, to_rate: int, time: int) -> Tensor:
@@ -100,31 +136,42 @@ def resample(samples: Tensor, from_rate: int, to_rate: int, time: int) -> Tensor
 
 
 def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> None:
-    """Write a mono WAV of 32-bit floats, whole or not at all.
+    """Write a WAV of 32-bit floats or a FLAC of 24 bits, whole or not at all.
 
-    The samples read back are equal bit for bit, also beyond full scale. The files of two runs
-    differ in four bytes: libsndfile writes the time of day into the PEAK chunk.
+    Samples read back from a WAV are equal bit for bit, also beyond full scale. The files of two
+    runs differ in four bytes: libsndfile writes the time of day into the PEAK chunk. Those of a
+    FLAC are rounded to 2^-23, 138 dB below full scale, beyond which there are none.
 
     Args:
-        path: where to; the name ends in ``.wav``.
-        samples: ``(time,)``, full scale is 1.
+        path: where to; the name ends in ``.wav`` or ``.flac``.
+        samples: ``(time,)`` or ``(channel, time)``, full scale is 1.
         sample_rate: in Hz.
 
     Raises:
-        ValueError: another suffix, another shape, NaN or infinity.
+        ValueError: another suffix, another shape, NaN or infinity, a FLAC beyond full scale.
         OSError: the file cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".wav":
-        raise ValueError(f"{path}: got suffix {path.suffix!r}, expected '.wav'; rename it")
-    if samples.ndim != 1:
-        raise ValueError(f"samples: got shape {tuple(samples.shape)}, expected (time,)")
+    audio_format = path.suffix.lower()[1:]
+    if audio_format not in FORMATS:
+        raise ValueError(
+            f"{path}: got suffix {path.suffix!r}, expected '.wav' or '.flac'; rename it"
+        )
+    if samples.ndim not in (1, 2):
+        raise ValueError(
+            f"samples: got shape {tuple(samples.shape)}, expected (time,) or (channel, time)"
+        )
     if not samples.isfinite().all():
         raise ValueError(f"{path}: got NaN or infinity to write, expected finite samples")
-    frames = samples.detach().cpu().float().numpy()
+    peak = float(samples.abs().max()) if samples.numel() else 0.0
+    if audio_format == "flac" and peak > 1:
+        raise ValueError(f"{path}: got a peak of {peak:.3g}, expected at most 1 in a FLAC; use WAV")
+    frames = samples.detach().cpu().float().numpy().T
     try:
         with written_whole(path) as temporary:
-            soundfile.write(temporary, frames, sample_rate, subtype="FLOAT", format="WAV")
+            soundfile.write(
+                temporary, frames, sample_rate, FORMATS[audio_format], format=audio_format.upper()
+            )
     except soundfile.LibsndfileError as error:
         reason = error.error_string
         raise OSError(f"{path}: could not be written ({reason}); check space and rights") from error

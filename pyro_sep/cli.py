@@ -1,20 +1,15 @@
-"""The command line: train and audit priors, separate recordings, diagnose and evaluate.
+"""The command line: train and audit priors, separate recordings, diagnose and evaluate."""
 
-Every mistake of a user is one line on standard error and exit code 2; an interrupt is 130.
-"""
-
-import sys
 import time as clock
-from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
-import torch
 import typer
 
 from pyro_sep.inference.settings import Annealing
-from pyro_sep.models.train import CHECKPOINT, TrainConfig, TrainingDivergedError
+from pyro_sep.models.train import TrainConfig
+from pyro_sep.program import mixing_options, one_of, report, run, torch_device
 
 app = typer.Typer(
     add_completion=False,
@@ -65,9 +60,9 @@ def train(
     from pyro_sep.models.train import fit, fit_serially
     from pyro_sep.priors import PRIORS
 
-    _one_of("family", family, FAMILIES)
-    _one_of("size", size, FAMILIES[family].sizes)
-    _one_of("recipe", recipe, ("conditional", "serial"))
+    one_of("family", family, FAMILIES)
+    one_of("size", size, FAMILIES[family].sizes)
+    one_of("recipe", recipe, ("conditional", "serial"))
     torch_device(device)
     audio = open_source(source, sample_rate, time, musdb)
     if score_weight is None:
@@ -141,77 +136,106 @@ def audit_command(
 
 @app.command("separate")
 def separate_command(
-    mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture, any rate.")],
-    out: Annotated[Path, typer.Option(help="Folder for stems, trace, picture and summary.")],
+    recordings: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Audio of any rate and channels.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; each file's results go to its DIR/TRACK.")],
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
+    stems: Annotated[
+        str | None, typer.Option(help="Those of the set that are in there, by commas.")
+    ] = None,
     gains: Annotated[
         str | None, typer.Option(help="One per source, by commas, or infer; 1/N by default.")
     ] = None,
     noise_scale: Annotated[
         str | None, typer.Option(help="Std of the mixture's own noise, a number or infer.")
     ] = None,
+    start: Annotated[float, typer.Option(min=0, help="Of an excerpt, in seconds.")] = 0.0,
+    duration: Annotated[
+        float | None, typer.Option(min=0, help="Of an excerpt, in seconds; to the end by default.")
+    ] = None,
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
-    draws: Annotated[int, typer.Option(min=1, help="Draws per chain.")] = Annealing.draws,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Draws per chain, all in trace.nc.")
+    ] = Annealing.draws,
     absent: Annotated[
         str | None, typer.Option(help="infer: sources may be absent; say which are there.")
     ] = None,
-    report: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
+    page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Also residual.wav: what no prior explains.")
+    ] = False,
+    write_draws: Annotated[
+        int, typer.Option(min=0, help="So many draws of each stem as audio, draws/STEM_01.wav.")
+    ] = 0,
+    native: Annotated[
+        bool, typer.Option("--native", help="Stems mono, at the priors' rate: as drawn.")
+    ] = False,
+    audio_format: Annotated[str, typer.Option("--format", help="Of stems: wav or flac.")] = "wav",
     device: str = "cpu",
 ) -> None:
-    """Separate a recording: NAME.wav per source, trace.nc, separation.png, summary.json.
+    """Separate recordings: DIR/TRACK/STEM.wav, trace.nc, separation.png, summary.json.
 
-    A run that was cut off goes on where it was, when it is started again.
+    Stems have the recording's rate and channels, and add up to it with the residual. A run that was
+    cut off goes on where it was, when it is started again.
     """
-    from pyro_sep.audio import load_audio
-    from pyro_sep.checkpoints import load_priors
-    from pyro_sep.outputs import check_writable, write_separation
-    from pyro_sep.separation import check_mixtures, separate
+    from pyro_sep.audio import FORMATS, load_audio
+    from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.recordings import separate_recording, track_folders
+    from pyro_sep.stems import StemFiles
 
+    one_of("format", audio_format, FORMATS)
     if absent is not None:
-        _one_of("absent", absent, ("infer",))
-    mixing: dict[str, Any] = {}
-    if gains is not None:
-        mixing["gains"] = gains if gains == "infer" else _numbers("gains", gains)
-    if noise_scale is not None:
-        known = noise_scale != "infer"
-        mixing["noise_scale"] = _numbers("noise_scale", noise_scale)[0] if known else noise_scale
-    loaded = load_priors(priors, torch_device(device))
-    recording = load_audio(mixture, next(iter(loaded.values())).sample_rate)
-    for note in recording.notes:
-        typer.echo(f"{mixture}: {note}", err=True)
-    check_mixtures(recording.samples[None])
-    check_writable(out)
-    result = separate(
-        recording.samples.to(device),
-        loaded,
-        absent=absent,
-        seed=seed,
-        progress=True,
-        attrs={"mixture": mixture.name, "notes": list(recording.notes)},
-        chains=chains,
-        explorers=explorers,
-        levels=levels,
-        steps=steps,
-        draws=draws,
-        checkpoint=out / CHECKPOINT,
-        **mixing,
-    )
-    write_separation(result, out, recording.original_rate, recording.original_time)
-    (out / CHECKPOINT).unlink()
-    typer.echo(
-        f"{out}: {', '.join(f'{name}.wav' for name in result.names)}, trace.nc, "
-        "separation.png, summary.json"
-    )
-    if result.presence is not None:
-        pairs = zip(result.names, result.presence.tolist(), strict=True)
-        cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
-        typer.echo(f"probability of presence: {cells}")
-    if report:
-        report_command(out / "trace.nc", out / "report.html")
+        one_of("absent", absent, ("infer",))
+    if write_draws > draws:
+        raise ValueError(f"write-draws: got {write_draws}, expected at most the {draws} of --draws")
+    mixing = mixing_options(gains, noise_scale)
+    folders = track_folders(recordings, out)
+    place = torch_device(device)
+    loaded = load_priors(priors, place)
+    chosen = loaded if stems is None else choose_priors(loaded, stems)
+    rate = next(iter(chosen.values())).sample_rate
+    files = StemFiles(audio_format, native, residual, write_draws)
+    failed = False
+    for path, folder in folders.items():
+        try:
+            recording = load_audio(path, rate, start, duration)
+            for note in recording.notes:
+                typer.echo(f"{path}: {note}", err=True)
+            result, written = separate_recording(
+                recording,
+                chosen,
+                folder,
+                files,
+                place,
+                absent=absent,
+                seed=seed,
+                progress=True,
+                attrs={"mixture": path.name, "notes": list(recording.notes)},
+                chains=chains,
+                explorers=explorers,
+                levels=levels,
+                steps=steps,
+                draws=draws,
+                **mixing,
+            )
+        except (ValueError, OSError) as error:
+            report(error, path)
+            failed = True
+            continue
+        typer.echo(f"{folder}: {', '.join(written)}")
+        if page:
+            report_command(folder / "trace.nc", folder / "report.html")
+        if result.presence is not None:
+            pairs = zip(result.names, result.presence.tolist(), strict=True)
+            cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
+            typer.echo(f"probability of presence: {cells}")
+    if failed:
+        raise typer.Exit(2)
 
 
 @app.command("diagnose")
@@ -280,54 +304,6 @@ def evaluate_command(
                 frame.to_csv(partial)
 
 
-def _one_of(option: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(choices)}")
-
-
-def _numbers(option: str, value: str) -> list[float]:
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        raise ValueError(f"{option}: got {value!r}, expected numbers or infer") from None
-
-
-def torch_device(name: str) -> torch.device:
-    """A device by name.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"device: got {name!r}, expected cpu or one that is here ({reason})"
-        ) from None
-    return torch.device(name)
-
-
 def main() -> None:
     """Run the command line."""
     run(app)
-
-
-def run(command: Callable[..., None] | typer.Typer) -> NoReturn:
-    """Run a command: a mistake is one line and exit code 2, an interrupt 130."""
-    program = command if isinstance(command, typer.Typer) else _single(command)
-    try:
-        program(standalone_mode=True)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    except (ValueError, OSError, TrainingDivergedError) as error:
-        sys.stderr.write(f"pyro-sep: {str(error).splitlines()[0]}\n")
-        sys.exit(2)
-    sys.exit(0)
-
-
-def _single(command: Callable[..., None]) -> typer.Typer:
-    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    program.command()(command)
-    return program

@@ -4,6 +4,9 @@ SI-SDR (:mod:`pyro_sep.metrics`) takes the channels of a stem as one signal. BSS
 Liutkus & Ito 2018, arXiv 1804.06267) is museval's: medians over windows of a second. It is slow,
 one to three seconds for each second of four stereo stems, so it is made on request.
 
+Estimates and references are shares, which add up to the mixture, as ``pyro-sep separate`` writes
+them. SI-SDR does not depend on their gain, BSS Eval does.
+
 Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
 mono estimates. Where a reference is silent there is no score.
 """

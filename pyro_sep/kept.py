@@ -111,7 +111,10 @@ class Kept:
         statistics = Statistics._make(part.cpu() for part in draws.statistics)
         self.count += sources.shape[2]
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
-        for name, values in ({"sources": means, "lp": statistics.lp} | extras).items():
+        summed = {"sources": means, "lp": statistics.lp} | extras
+        if "gains" in extras:  # a product is known better than its factors
+            summed["shares"] = extras["gains"][..., None] * means
+        for name, values in summed.items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
         for i, trace in enumerate(self.traces):
             stats = _of(i, statistics)._asdict()

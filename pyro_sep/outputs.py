@@ -6,32 +6,38 @@ from pathlib import Path
 
 import xarray as xr
 
-from pyro_sep.audio import resample, save_audio
+from pyro_sep.data.tracks import Audio
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
 from pyro_sep.plots import plot_separation, save_figure
 from pyro_sep.separation import Separation
-from pyro_sep.trace import save_trace
+from pyro_sep.stems import StemFiles, write_stems
+from pyro_sep.trace import best_chain, save_trace
 
 
 def write_separation(
-    result: Separation, folder: Path, rate: int | None = None, time: int | None = None
-) -> None:
-    """Write NAME.wav per source, trace.nc, separation.png and summary.json, each whole.
+    result: Separation,
+    folder: Path,
+    files: StemFiles | None = None,
+    recording: Audio | None = None,
+) -> list[str]:
+    """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
     Args:
         result: what to write.
         folder: made where it is missing.
-        rate: of the WAV files in Hz; the priors' where None.
-        time: audio samples of the WAV files; as many as were separated where None.
+        files: which stems, see :mod:`pyro_sep.stems`; a WAV per source where None.
+        recording: whose rate and channels they are to have; those of the mixture where None.
+
+    Returns:
+        Names of what was written.
 
     Raises:
+        ValueError: a FLAC beyond full scale.
         OSError: the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rate, time = rate or result.sample_rate, time or result.sources.shape[-1]
-    for name, source in zip(result.names, result.sources, strict=True):
-        save_audio(folder / f"{name}.wav", resample(source, result.sample_rate, rate, time), rate)
+    stems, rate = write_stems(result, folder, files or StemFiles(), recording)
     save_trace(result.trace, folder / "trace.nc")
     save_figure(plot_separation(result.trace), folder / "separation.png")
     agreement = chain_agreement(result.trace)
@@ -40,7 +46,7 @@ def write_separation(
         "sources": list(result.names),
         "sample_rate": rate,
         "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
-        "best_chain": int(mean_lp.argmax()),
+        "best_chain": best_chain(result.trace),
         "r_hat": _by_source(agreement["r_hat"]),
         "ess_bulk": _by_source(agreement["ess_bulk"]),
         "settings": dict(result.trace.attrs),
@@ -51,6 +57,7 @@ def write_separation(
             for name, value in zip(result.names, result.presence, strict=True)
         }
     save_json(summary, folder / "summary.json")
+    return [*stems, "trace.nc", "separation.png", "summary.json"]
 
 
 def check_writable(folder: Path) -> None:

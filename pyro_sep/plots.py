@@ -37,8 +37,8 @@ def plot_separation(tree: xr.DataTree) -> Figure:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    best = posterior["sources"].isel(chain=best_chain(tree))
-    draws = best.transpose("source", "draw", "time").values
+    best = best_chain(tree)
+    draws = posterior["sources"].isel(chain=best).transpose("source", "draw", "time").values
     names = [str(name) for name in posterior["source"].values]
     true = constant.get("true_sources")
     mixture = tree["observed_data"].to_dataset()["mixture"].values

@@ -46,6 +46,8 @@ class Separation:
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace`.
+        shares: what each source adds to the mixture, the posterior mean of a_k s_k, of that same
+            chain, ``(source, time)``.
         presence: where it was inferred, the posterior probability that each source is present
             ``(source,)``, by the draws of that same chain. Modes differ by tens of nats or more,
             so a mean over chains weighted by their posterior is that of the best one.
@@ -55,6 +57,7 @@ class Separation:
     names: tuple[str, ...]
     sample_rate: int
     trace: xr.DataTree
+    shares: Tensor
     presence: Tensor | None = None
 
 
@@ -178,7 +181,14 @@ def separate_batch(
     root = run | {"settings": asdict(settings), "gradients": descent.gradients, **(attrs or {})}
     rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
     return [
-        Separation(mean["sources"], tuple(priors), rate, trace, mean.get("presence"))
+        Separation(
+            mean["sources"],
+            tuple(priors),
+            rate,
+            trace,
+            mean.get("shares", mixing.weights(mean["sources"]) * mean["sources"]),
+            mean.get("presence"),
+        )
         for mean, trace in results
     ]
 
@@ -230,12 +240,9 @@ def describe(
         true_sources=None if true_sources is None else true_sources.cpu(),
         attrs=attrs or {},
     )
-    return Separation(
-        means[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0),
-        tuple(priors),
-        rate,
-        trace,
-    )
+    estimate = means[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0)
+    shares = mixing.weights(estimate) * estimate
+    return Separation(estimate, tuple(priors), rate, trace, shares)
 
 
 def default_ladder(priors: Priors, time: int) -> dict[str, float]:

@@ -207,13 +207,9 @@ def to_arviz(tree: xr.DataTree) -> Any:
 
 
 def best_chain(tree: xr.DataTree) -> int:
-    """The chain with the highest mean ``lp``; one whose mean is NaN comes last.
-
-    Args:
-        tree: the trace.
-    """
-    mean = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
-    return int(mean.fillna(-np.inf).argmax("chain"))
+    """Number of the chain of the highest mean log posterior; one with a NaN is the lowest."""
+    lp = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
+    return int(lp.fillna(-np.inf).argmax("chain"))
 
 
 def level(sources: NDArray[Any]) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from pyro_sep.audio import (
     audio_files,
     load_audio,
     mu_law_bins,
+    read_audio,
     resample,
     save_audio,
 )
@@ -36,8 +37,70 @@ def test_round_trip_is_exact_beyond_full_scale(tmp_path: Path) -> None:
     save_audio(tmp_path / "a.wav", samples, 16_000)
     recording = load_audio(tmp_path / "a.wav", 16_000)
     assert torch.equal(recording.samples, samples)
-    assert recording[1:] == (16_000, 16_000, 1001, ())
+    assert torch.equal(recording.original, samples[None])
+    assert (recording.sample_rate, recording.original_rate, recording.notes) == (16_000, 16_000, ())
     assert soundfile.info(tmp_path / "a.wav").subtype == "FLOAT"
+
+
+@pytest.mark.parametrize(("suffix", "step"), [("wav", 0.0), ("flac", 2.0**-23)])
+def test_stereo_is_written(tmp_path: Path, suffix: str, step: float) -> None:
+    samples = torch.rand(2, 1001, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    path = tmp_path / f"a.{suffix}"
+    save_audio(path, samples, 44_100)
+    written, rate = read_audio(path)
+    assert rate == 44_100
+    assert (written - samples).abs().max() <= step
+
+
+def test_excerpts(tmp_path: Path) -> None:
+    samples = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    save_audio(tmp_path / "a.wav", samples, 1000)
+    for start, duration, kept in (
+        (0.2, 0.3, slice(200, 500)),
+        (0.9, None, slice(900, None)),
+        (0.9, 5.0, slice(900, None)),
+    ):
+        recording = load_audio(tmp_path / "a.wav", 1000, start, duration)
+        assert torch.equal(recording.samples, samples[kept])
+        assert torch.equal(recording.original[0], samples[kept])
+        (note,) = recording.notes
+        assert note == f"cut to {len(samples[kept]) / 1000:.3f} s from {start:.3f} s on"
+    assert load_audio(tmp_path / "a.wav", 1000, 0.0, 1.0).notes == ()
+    for start, duration in ((1.0, None), (2.0, 0.1), (0.5, 0.0), (-0.1, None)):
+        with pytest.raises(ValueError, match=r"a\.wav: got an excerpt.* of its 1\.000 s"):
+            load_audio(tmp_path / "a.wav", 1000, start, duration)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "aiff"])
+@pytest.mark.parametrize("rate", [8_000, 48_000])
+def test_formats(tmp_path: Path, suffix: str, rate: int) -> None:
+    channels = torch.stack([tone(440, rate, rate), tone(1000, rate, rate)])
+    soundfile.write(tmp_path / f"a.{suffix}", channels.T.numpy(), rate)
+    read, got = read_audio(tmp_path / f"a.{suffix}")
+    assert (got, read.shape) == (rate, (2, rate))
+    error = (read - channels).square().mean().sqrt()  # of tones of RMS 0.35
+    assert error < (0.03 if suffix == "mp3" else 2**-15)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "aiff"])
+def test_a_file_that_is_cut_off(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(440, 44_100, 44_100).numpy(), 44_100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = "got no readable audio" if suffix == "flac" else "the file is cut off, copy it again"
+    with pytest.raises(ValueError, match=message) as caught:
+        read_audio(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0x7FFFF000, 0xFFFFFFFF])
+def test_a_wav_that_came_through_a_pipe(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(440, 8_000, 8_000).numpy(), 8_000)
+    content = bytearray(path.read_bytes())
+    content[40:44] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+    assert read_audio(path)[0].shape == (1, 8_000)
 
 
 def test_stereo_is_mixed_down_and_resampled(tmp_path: Path) -> None:
@@ -50,7 +113,8 @@ def test_stereo_is_mixed_down_and_resampled(tmp_path: Path) -> None:
     assert recording.samples.dtype == torch.float32
     # Away from the ends, where the resampling kernel meets the zeros outside.
     assert torch.allclose(recording.samples[200:-200], expected[200:-200], atol=2e-3)
-    assert recording.original_rate == recording.original_time == 44_100
+    assert recording.original_rate == 44_100
+    assert torch.equal(recording.original, torch.stack([left, right]))
     assert recording.notes == (
         "mixed down from 2 channels",
         "resampled from 44100 Hz to 16000 Hz",
@@ -121,10 +185,12 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_unwritable_audio_is_refused(tmp_path: Path) -> None:
     samples = torch.zeros(10)
-    with pytest.raises(ValueError, match=r"expected '\.wav'"):
-        save_audio(tmp_path / "a.flac", samples, 16_000)
-    with pytest.raises(ValueError, match=r"got shape \(1, 10\), expected \(time,\)"):
-        save_audio(tmp_path / "a.wav", samples[None], 16_000)
+    with pytest.raises(ValueError, match=r"expected '\.wav' or '\.flac'"):
+        save_audio(tmp_path / "a.mp3", samples, 16_000)
+    with pytest.raises(ValueError, match=r"got shape \(1, 1, 10\), expected \(time,\) or"):
+        save_audio(tmp_path / "a.wav", samples[None, None], 16_000)
+    with pytest.raises(ValueError, match=r"got a peak of 1\.2, expected at most 1 in a FLAC"):
+        save_audio(tmp_path / "a.flac", samples - 1.2, 16_000)
     with pytest.raises(ValueError, match="NaN or infinity"):
         save_audio(tmp_path / "a.wav", samples / 0, 16_000)
     with pytest.raises(FileNotFoundError, match="there is no folder"):

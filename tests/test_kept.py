@@ -52,6 +52,7 @@ def killed(at: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def assert_same(a: Separation, b: Separation) -> None:
     assert torch.equal(a.sources, b.sources)
+    assert torch.equal(a.shares, b.shares)
     xr.testing.assert_identical(a.trace.load(), b.trace.load())
 
 
@@ -67,17 +68,23 @@ def test_a_store_holds_what_memory_holds(gaussian_priors: Any, tmp_path: Path) -
     xr.testing.assert_identical(load_trace(tmp_path / "a.zarr").load(), memory.trace)
 
 
-def test_the_mean_is_that_of_all_expected_sources(
-    gaussian_priors: Any, where: Where, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = []
+@pytest.fixture
+def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Draws]:
+    """What a sink is given."""
+    given: list[Draws] = []
 
     class Recorder(Kept):
         def add(self, draws: Draws, first: int) -> None:
-            blocks.append(draws)
+            given.append(draws)
             super().add(draws, first)
 
     monkeypatch.setattr(separation, "Kept", Recorder)
+    return given
+
+
+def test_the_mean_is_that_of_all_expected_sources(
+    gaussian_priors: Any, where: Where, blocks: list[Draws]
+) -> None:
     result = separate(mixture(), gaussian_priors(0.5, 0.3), **BUDGET, **where("a"))
     best = result.trace["sample_stats"]["lp"].values.mean(1).argmax()
     means = torch.cat([block.means for block in blocks], 2)[0]
@@ -85,6 +92,20 @@ def test_the_mean_is_that_of_all_expected_sources(
     assert torch.allclose(result.sources, means[best].mean(0), atol=1e-6)
     assert np.array_equal(result.trace["posterior"]["sources"].values, draws)
     assert not torch.allclose(means, draws, atol=1e-3)
+
+
+def test_shares_are_means_of_products(gaussian_priors: Any, blocks: list[Draws]) -> None:
+    known = separate(mixture(), gaussian_priors(0.5, 0.3), gains=(0.2, 0.6), **BUDGET)
+    assert torch.allclose(known.shares, torch.tensor([[0.2], [0.6]]) * known.sources)
+    blocks.clear()
+    result = separate(mixture(), gaussian_priors(0.5, 0.3), gains="infer", **BUDGET)
+    best = result.trace["sample_stats"]["lp"].values.mean(1).argmax()
+    means = torch.cat([block.means for block in blocks], 2)[0, best]
+    gains = torch.cat([block.mixing["gains"] for block in blocks], 2)[0, best]
+    expected = (gains[..., None] * means).mean(0)
+    assert torch.allclose(result.shares, expected, atol=1e-6)
+    factors = gains.mean(0)[:, None] * means.mean(0)
+    assert not torch.allclose(result.shares, factors, atol=1e-4)
 
 
 def test_each_mixture_has_its_store(gaussian_priors: Any, tmp_path: Path) -> None:

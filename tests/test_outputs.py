@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_sep import outputs
-from pyro_sep.audio import resample
 from pyro_sep.outputs import check_writable, write_separation
 from pyro_sep.separation import Separation
+from pyro_sep.stems import StemFiles
 from pyro_sep.trace import build_trace, load_trace
 
 RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
@@ -43,7 +43,8 @@ def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None)
         true_sources=None,
         attrs={"seed": 4, "settings": {"chains": chains}},
     )
-    return Separation(samples[-1].mean(0), NAMES, RATE, trace, presence)
+    sources = samples[-1].mean(0)
+    return Separation(sources, NAMES, RATE, trace, sources / 2, presence)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,10 @@ def result() -> Separation:
 
 def test_everything_is_written(result: Separation, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
-    write_separation(result, folder)
+    written = write_separation(result, folder)
+    assert written == ["oboe.wav", "flute.wav", "trace.nc", "separation.png", "summary.json"]
     assert sorted(os.listdir(folder)) == FILES
-    for name, source in zip(NAMES, result.sources, strict=True):
+    for name, share in zip(NAMES, result.shares, strict=True):
         info = soundfile.info(folder / f"{name}.wav")
         assert (info.subtype, info.samplerate, info.frames, info.channels) == (
             "FLOAT",
@@ -64,19 +66,17 @@ def test_everything_is_written(result: Separation, tmp_path: Path) -> None:
             1,
         )
         written, _ = soundfile.read(folder / f"{name}.wav", dtype="float32")
-        assert np.array_equal(written, source.numpy())
+        assert np.array_equal(written, share.numpy())
     assert load_trace(folder / "trace.nc").identical(result.trace)
     assert (folder / "separation.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_stems_have_the_rate_and_length_asked_for(result: Separation, tmp_path: Path) -> None:
-    write_separation(result, tmp_path, 44_100, 2_203)
-    for name, source in zip(NAMES, result.sources, strict=True):
-        written, rate = soundfile.read(tmp_path / f"{name}.wav", dtype="float32")
-        assert (rate, written.shape) == (44_100, (2_203,))
-        assert soundfile.info(tmp_path / f"{name}.wav").subtype == "FLOAT"
-        assert np.array_equal(written, resample(source, RATE, 44_100, 2_203).numpy())
-    assert json.loads((tmp_path / "summary.json").read_text())["sample_rate"] == 44_100
+def test_the_summary_has_the_stems_rate(result: Separation, tmp_path: Path) -> None:
+    recording = torch.randn(1, 2_203, generator=torch.Generator().manual_seed(0)), 44_100
+    for native, rate in ((False, 44_100), (True, RATE)):
+        write_separation(result, tmp_path, StemFiles(native=native), recording)
+        assert json.loads((tmp_path / "summary.json").read_text())["sample_rate"] == rate
+        assert soundfile.info(tmp_path / "oboe.wav").samplerate == rate
 
 
 def test_the_summary_adds_up(result: Separation, tmp_path: Path) -> None:

@@ -99,15 +99,10 @@ def test_unknown_gains_and_noise_are_of_the_posterior() -> None:
         build_trace(**arguments(noise_scale=noise[0]))
 
 
-def test_the_best_chain_has_the_highest_mean() -> None:
-    tree = build_trace(**arguments())
-    lp = tree["sample_stats/lp"]
-    lp[:] = np.array([[1.0], [2.0]])
-    assert best_chain(tree) == 1
-    lp[1, -1] = np.nan
-    assert best_chain(tree) == 0
-    lp[:] = np.nan
-    assert best_chain(tree) == 0
+def test_the_best_chain_has_the_highest_mean_and_no_nan() -> None:
+    lp = [[0.0, 9.0], [5.0, 5.0], [100.0, np.nan]]
+    stats = xr.Dataset({"lp": (("chain", "draw"), lp)})
+    assert best_chain(xr.DataTree.from_dict({"sample_stats": stats})) == 1
 
 
 def test_coordinates() -> None:

@@ -36,6 +36,12 @@ def test_folders_of_stems_are_tracks(folder: Path) -> None:
     assert np.array_equal(samples.T, frames)
 
 
+def test_draws_are_no_tracks(folder: Path) -> None:
+    before = [track.name for track in stems_folder(folder)]
+    write(folder / before[0] / "draws" / "bass_01.wav", 0)
+    assert [track.name for track in stems_folder(folder)] == before
+
+
 def test_a_mixture_is_its_own_or_the_sum(folder: Path) -> None:
     song, tune = stems_folder(folder)
     parts = [song.read(stem)[0] for stem in song.stems]

@@ -15,6 +15,8 @@ from torch import Tensor
 from pyro_sep.audio import audio_files, read_audio
 
 MIXTURE = "mixture"
+RESIDUAL = "residual"  # of a mixture, what none of the stems explains
+DRAWS = "draws"  # folder in a separated track; the stems in it are no track
 SUBSETS = ("train", "test")
 FRAMES = 150  # of a track: Frank & Ilse 2020 (arXiv 2011.01761)
 
@@ -77,7 +79,7 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     """Tracks of a folder: each subfolder with audio files, one a stem, is a track.
 
     TRACK/STEM.wav and, as in musdb18-HQ and its results, train/TRACK/STEM.wav and
-    test/TRACK/STEM.wav.
+    test/TRACK/STEM.wav. Folders named draws hold posterior draws of stems and are passed over.
 
     Args:
         folder: searched with its subfolders.
@@ -87,6 +89,8 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     """
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
     for path in audio_files(folder):
+        if path.parent.name == DRAWS:
+            continue
         if path.stem in files[path.parent]:
             raise ValueError(
                 f"{path}: got a second file of the stem {path.stem}, expected one; remove it"

@@ -1,0 +1,70 @@
+"""From recordings to a folder of results for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_sep.audio import Recording
+from pyro_sep.models.train import CHECKPOINT
+from pyro_sep.outputs import check_writable, write_separation
+from pyro_sep.priors import Priors
+from pyro_sep.separation import Separation, check_mixtures, separate
+from pyro_sep.stems import StemFiles
+
+
+def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """By file the folder of its results: OUT/TRACK, its name without suffix.
+
+    Raises:
+        ValueError: two files of one name.
+    """
+    tracks: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in tracks:
+            raise ValueError(
+                f"{path}: got a second track {path.stem!r} after {tracks[path.stem]}, expected "
+                "names that differ; rename one, or give it another --out"
+            )
+        tracks[path.stem] = path
+    return {path: out / track for track, path in tracks.items()}
+
+
+def separate_recording(
+    recording: Recording,
+    priors: Priors,
+    folder: Path,
+    files: StemFiles,
+    device: torch.device,
+    **options: Any,
+) -> tuple[Separation, list[str]]:
+    """Separate a recording, and write what :func:`write_separation` does.
+
+    A run that was cut off goes on where it was: its checkpoint stays in the folder until all is
+    written.
+
+    Args:
+        recording: at the priors' rate.
+        priors: of the sources, by name.
+        folder: of the results, made where it is missing.
+        files: which stems.
+        device: of the priors.
+        options: of :func:`~pyro_sep.separation.separate`.
+
+    Returns:
+        The separation, and the names of what was written.
+
+    Raises:
+        ValueError: bad audio or settings.
+        OSError: the folder cannot be written to.
+    """
+    check_mixtures(recording.samples[None])
+    check_writable(folder)
+    checkpoint = folder / CHECKPOINT
+    samples = recording.samples.to(device)
+    result = separate(samples, priors, checkpoint=checkpoint, **options)
+    original = (recording.original, recording.original_rate)
+    written = write_separation(result, folder, files, original)
+    checkpoint.unlink()
+    return result, written
