@@ -10,9 +10,8 @@ transforms, at each frequency and frame,
 
 Liutkus & Badeau 2015 (ICASSP, "Generalized Wiener filtering with fractional power spectrograms"),
 at the exponent 2. So stems that are mixed down again are the posterior itself, and only panorama
-and treble are the filter's. Filtering the whole recording would give the posterior away: of the
-true shares of a song's four stems it makes stems of 6 to 10 dB SI-SDR, this of 14 to 21 dB
-(stempeg's excerpt).
+and treble are the filter's; filtering the whole recording would give away the phases that the
+posterior knows.
 
 Above the band the posterior says nothing. There each frame's ratios are those of the energies in
 the topmost octave of the band: what is brightest below goes on above.
