@@ -100,14 +100,14 @@ class Annealing:
         if may_be_silent:
             ladder = (PRESENCE_SHARE, PRESENCE_RENOISE, PRESENCE_LEVELS)
             places.append((ladder, (self.steps, 2 * self.tournaments)))
-        exchange = (self.renoised_steps, self.tournaments)
+        exchange = (max(1, self.steps // 3), self.tournaments)
         if count > 2 and not may_be_silent:
             places.append(((1.0, RENOISE, RENOISE_LEVELS), exchange))
         if count > 2 or may_be_silent:
             places.append(((REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS), exchange))
         held: dict[float, Tournament] = {}
         for (share, renoise, levels), budget in places:
-            sigma = min(level for level in self.sigmas if level >= share * self.sigma_turn)
+            sigma = self._last_level(share)
             start = min(self.sigma_max, renoise * sigma)
             held.setdefault(sigma, Tournament(geometric_ladder(start, sigma, levels), *budget))
         return held
@@ -115,12 +115,11 @@ class Annealing:
     @property
     def sigma_refine(self) -> float:
         """Where overtones tell: the last level at REFINE_SHARE of the turn or above."""
-        return min(sigma for sigma in self.sigmas if sigma >= REFINE_SHARE * self.sigma_turn)
+        return self._last_level(REFINE_SHARE)
 
-    @property
-    def renoised_steps(self) -> int:
-        """Steps per level of a tournament that exchanges."""
-        return max(1, self.steps // 3)
+    def _last_level(self, share: float) -> float:
+        """The last of the ladder at this share of the turn or above."""
+        return min(sigma for sigma in self.sigmas if sigma >= share * self.sigma_turn)
 
     def total_steps(self, count: int, may_be_silent: bool) -> int:
         """Steps per chain with ``count`` sources, if all tournaments are held."""

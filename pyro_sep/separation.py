@@ -25,7 +25,7 @@ from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.presence import SpikeAndSlab, presence_of_draws
 from pyro_sep.priors import Prior, Priors, WaveformPrior
 from pyro_sep.store import TraceStore
-from pyro_sep.trace import build_trace
+from pyro_sep.trace import best_chain, build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
@@ -240,7 +240,7 @@ def describe(
         true_sources=None if true_sources is None else true_sources.cpu(),
         attrs=attrs or {},
     )
-    estimate = means[int(lp.mean(1).nan_to_num(nan=-torch.inf).argmax())].mean(0)
+    estimate = means[best_chain(trace)].mean(0)
     shares = mixing.weights(estimate) * estimate
     return Separation(estimate, tuple(priors), rate, trace, shares)
 
