@@ -67,6 +67,7 @@ class TrainConfig:
         stairs: how often the learning rate falls; 0 for a cosine.
         ema: decay of the averaged weights, shorter at the beginning.
         score_weight: w of the score's loss.
+        gain_db: frames are made louder or softer by a gain of uniform decibels up to this many.
         clip: largest norm of a gradient.
         seed: of weights, frames and noise.
     """
@@ -80,6 +81,7 @@ class TrainConfig:
     stairs: int = 0
     ema: float = 0.999
     score_weight: float = 0.0
+    gain_db: float = 0.0
     clip: float = 1.0
     seed: int = 0
 
@@ -249,6 +251,9 @@ def draw_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean frames, noisy frames ``(batch, time)`` and noise levels ``(batch,)``."""
     clean = source(config.batch, config.time, generator)
+    if config.gain_db:
+        decibels = config.gain_db * (2 * torch.rand(config.batch, 1, generator=generator) - 1)
+        clean = clean * 10 ** (decibels / 20)
     strata = torch.arange(config.batch) / config.batch
     uniform = (torch.rand(1, generator=generator) + strata) % 1
     if network.sigma_min == network.sigma_max:

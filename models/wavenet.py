@@ -39,7 +39,7 @@ from pyro_sep.models.spectrum import SpectralExtrapolator
 from pyro_sep.models.windows import sum_over_time
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
-COMPONENT_SCALE_MIN = 0.01
+COMPONENT_SCALE_MIN = 0.01  # in units of the head
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class WaveNetConfig:
         spectra: windows of the short-time spectra in audio samples; empty for none.
         head: ``"gaussians"`` or ``"categorical"``.
         components: Gaussians, or quantisation bins.
+        relative: the Gaussians' means and scales are in units of ``sigma_data`` instead of full
+            scale, for audio that keeps far below it.
         companding: spacing of the bins, ``"linear"`` or ``"mu-law"``; for the categorical head.
         head_width: channels of the head.
         head_past: audio samples that the head sees directly.
@@ -73,6 +75,7 @@ class WaveNetConfig:
     spectra: tuple[int, ...] = (256, 1024)
     head: Literal["gaussians", "categorical"] = "gaussians"
     components: int = 8
+    relative: bool = False
     companding: Literal["linear", "mu-law"] = "linear"
     head_width: int = 48
     head_past: int = 16
@@ -97,6 +100,17 @@ class WaveNetConfig:
 #: Sizes by name: what ships, and Table 2 of Frank & Ilse 2020 (arXiv 2011.01761).
 CONFIGS = {
     "toy": WaveNetConfig(),
+    "music": WaveNetConfig(
+        width=96,
+        hop=32,
+        past=64,
+        spectra=(512, 2048),
+        head_past=32,
+        relative=True,
+        sigma_data=0.06,
+        sigma_min=0.002,
+        sigma_max=0.4,
+    ),
     "paper": WaveNetConfig(
         width=256,
         blocks=3,
@@ -283,11 +297,13 @@ class WaveNet(nn.Module):
     def _head(self, context: Tensor, past: Tensor, noise: Tensor) -> Components:
         hidden = F.silu(context + self.head_past(past) + self.head_condition(noise)[:, None])
         out = self.head_out(F.silu(self.head_hidden(hidden)))
-        if self.config.head == "categorical":
+        c = self.config
+        if c.head == "categorical":
             return Components(out.log_softmax(-1), self.centres, self.scales)
         logits, shift, spread = out.chunk(3, -1)
         scale = COMPONENT_SCALE_MIN + 0.5 * F.softplus(spread - 1)
-        return Components(logits.log_softmax(-1), self.centres + shift, scale)
+        unit = c.sigma_data if c.relative else 1.0
+        return Components(logits.log_softmax(-1), unit * (self.centres + shift), unit * scale)
 
 
 def _past(y: Tensor, length: int, hop: int) -> Tensor:

@@ -36,7 +36,7 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors and its model card.")],
     family: Annotated[str, typer.Option(help="Network: wavenet or flow.")] = "wavenet",
-    size: Annotated[str, typer.Option(help="toy, toy-deep, or the paper's.")] = "toy",
+    size: Annotated[str, typer.Option(help="toy, toy-deep, music, or the paper's.")] = "toy",
     recipe: Annotated[
         str,
         typer.Option(help="conditional: one network, all noise levels; serial: one per level."),
@@ -48,6 +48,9 @@ def train(
     score_weight: Annotated[
         float | None, typer.Option(min=0, help="Of score matching; 0.3 for a flow, else 0.")
     ] = None,
+    gain_db: Annotated[
+        float, typer.Option(min=0, help="Frames are made louder or softer by up to so much.")
+    ] = TrainConfig.gain_db,
     seed: int = 0,
     sample_rate: Annotated[int, typer.Option(min=1)] = 16_000,
     musdb: MusdbRoot = None,
@@ -73,6 +76,7 @@ def train(
         time=time,
         learning_rate=learning_rate,
         score_weight=score_weight,
+        gain_db=gain_db,
         seed=seed,
     )
     level = training_level(audio, time, seed)

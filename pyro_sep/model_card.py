@@ -20,6 +20,7 @@ COMMAND_OPTIONS = (
     "time",
     "learning_rate",
     "score_weight",
+    "gain_db",
     "seed",
     "sample_rate",
 )

@@ -165,6 +165,18 @@ def test_at_one_noise_level(sigma: float) -> None:
     assert torch.equal(clean, other)
 
 
+def test_random_gains_are_uniform_in_decibels() -> None:
+    def ones(count: int, time: int, generator: torch.Generator) -> Tensor:
+        return torch.ones(count, time)
+
+    config = dataclasses.replace(SHORT, batch=2_000, time=4, gain_db=6.0)
+    clean, noisy, sigma = draw_batch(ones, NETWORK, config, torch.Generator().manual_seed(0))
+    assert (clean == clean[:, :1]).all()  # one gain a frame
+    decibels = 20 * clean[:, 0].double().log10()
+    assert scipy.stats.kstest((decibels.numpy() + 6) / 12, "uniform").pvalue > 1e-3
+    assert ((noisy - clean) / sigma[:, None]).std() == pytest.approx(1, abs=0.05)
+
+
 def test_batches_follow_their_generator_alone() -> None:
     first = draw_batch(square, NETWORK, SHORT, torch.Generator().manual_seed(7))
     torch.manual_seed(99)

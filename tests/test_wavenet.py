@@ -24,6 +24,7 @@ SIZES: dict[str, Any] = {
 }
 HEADS = {
     "gaussians": {"head": "gaussians"},
+    "relative": {"head": "gaussians", "relative": True, "sigma_data": 0.2},
     "linear": {"head": "categorical", "companding": "linear"},
     "mu-law": {"head": "categorical", "companding": "mu-law"},
 }
@@ -326,6 +327,14 @@ def test_wide_sigmas_stay_finite() -> None:
 def test_bad_configs(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WaveNetConfig(**changes)
+
+
+def test_relative_components_are_in_units_of_the_level() -> None:
+    x, sigma = noise(1, 12), levels(0.1)
+    plain, relative = (tiny(sigma_data=0.2, relative=relative)(x, sigma) for relative in (0, 1))
+    assert torch.equal(plain.log_weight, relative.log_weight)
+    assert torch.allclose(relative.mean, 0.2 * plain.mean)
+    assert torch.allclose(relative.scale, 0.2 * plain.scale)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.3])
