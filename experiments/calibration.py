@@ -17,7 +17,8 @@ of its trace: how far a user can trust their intervals. Draws of one chain depen
 so do the ranks among them, which is part of the answer.
 
 Per source these functions are ranked: level in dB, centroid in Hz, log prior in nats (of noisy
-sources alone: a clean tone has no density) and the audio at three instants. After Talts et al. 2018
+sources alone: a clean tone has no density) and the audio at three instants; the coverage of the
+audio is also that of all its samples, which depend on each other. After Talts et al. 2018
 (arXiv 1804.06788). Batches of simulations are files in --out, and a run that was stopped goes on.
 The tones are drawn with --seed; none is of the test split.
 """
@@ -190,13 +191,17 @@ def simulate(task: Task, sampler: str, time: int, count: int, seeds: list[int]) 
     started = clock.monotonic()
     sigma = None if sampler in CLEAN else task.ladder["sigma_min"]
     truth, mixtures = draw_truth(task, time, count, sigma, seeds[0])
-    true = functions(task.priors, truth, sigma)
-    drawn = functions(task.priors, SAMPLERS[sampler](task, mixtures, seeds[1]), sigma)
+    sources = SAMPLERS[sampler](task, mixtures, seeds[1])
+    true, drawn = (functions(task.priors, audio, sigma) for audio in (truth, sources))
+    generator = np.random.default_rng(seeds)
+    found = np.moveaxis(ranks(truth.numpy(), sources.numpy(), generator), -1, 0)
+    covered = coverage(found, sources.shape[1], generator)
     dims = ("simulation", "source", "function")
     return xr.Dataset(
         {
             "true": (dims, np.stack(list(true.values()), -1)),
             "draws": (("simulation", "draw", *dims[1:]), np.stack(list(drawn.values()), -1)),
+            "covered": (("interval", *dims[:2]), covered),
             "seconds": ("simulation", np.full(count, (clock.monotonic() - started) / count)),
         },
         {"source": list(task.priors), "function": list(true)},
@@ -294,6 +299,8 @@ def report(batches: xr.Dataset, settings: dict[str, Any], out: Path) -> None:
         for source in true["source"].values.tolist()
         for function in true["function"].values.tolist()
     ]
+    audio = batches["covered"].mean("simulation")
+    everywhere = {name: audio.sel(source=name).values.tolist() for name in batches["source"].values}
     verdict, errors = judge(rows), coverage_error(count)
     spent = float(batches["seconds"].mean())
     summary = {
@@ -304,6 +311,7 @@ def report(batches: xr.Dataset, settings: dict[str, Any], out: Path) -> None:
         "coverage_error": errors.tolist(),
         "verdict": verdict,
         "functions": rows,
+        "coverage_of_all_audio": everywhere,
     }
     save_json(settings | summary, out / "summary.json")
     save_figure(plot_calibration(found, covered, test), out / "calibration.png")
@@ -312,6 +320,8 @@ def report(batches: xr.Dataset, settings: dict[str, Any], out: Path) -> None:
     for row in rows:
         shares = "".join(f"{share:>7.0%}" for share in row["coverage"])
         print(f"{row['source']:<10}{row['function']:<17}{shares}   p {row['p_value']:.3g}")
+    for source, shares in everywhere.items():
+        print(f"{source:<10}{'all audio':<17}" + "".join(f"{share:>7.0%}" for share in shares))
     print(f"{count} simulations, {spent:.1f} s each: {verdict}\nResults: {out}")
 
 

@@ -279,6 +279,23 @@ def test_the_draws_of_a_trace_are_judged_beside_clean_tones(tmp_path: Path) -> N
     assert "log_prior" not in batch["function"]
 
 
+def test_all_samples_of_the_audio_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = load("calibration")
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(4, 2, 256, generator=generator)
+    scale = torch.tensor([1.0, 0.0])[:, None]  # of the draws: the second source's miss
+    draws = scale * torch.randn(4, 30, 2, 256, generator=generator)
+    monkeypatch.setattr(script, "draw_truth", lambda *arguments: (truth, truth.sum(1)))
+    monkeypatch.setitem(script.SAMPLERS, "separate", lambda *arguments: draws + 1e-6)
+    script.main(sampler="separate", simulations=4, out=tmp_path)
+    shares = json.loads((tmp_path / "summary.json").read_text())["coverage_of_all_audio"]
+    for p, share in zip(NOMINAL, shares["square"], strict=True):
+        assert share == pytest.approx(p, abs=5 * (p * (1 - p) / 1024) ** 0.5)
+    assert shares["saw"][:2] == [0, 0]
+
+
 def test_the_verdict_names_what_is_off() -> None:
     script = load("calibration")
     rows = [{"source": "saw", "function": name, "p_value": 0.03} for name in ("level", "centroid")]
