@@ -170,7 +170,7 @@ def main(
     ladder = default_ladder(chosen, time) | given
     own_steps = {} if steps is None else {"steps": steps}
     mixing = Mixing.mean(len(chosen))
-    own = "gaussian" if sampler in GAUSSIAN else default_constraint(chosen, mixing)
+    own = "gaussian" if sampler in GAUSSIAN else default_constraint(mixing)
     task = Task(chosen, mixing, ladder, (constraint or own) == "exact", draws, own_steps)
     out.mkdir(parents=True, exist_ok=True)
     parts = []

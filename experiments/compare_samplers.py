@@ -4,9 +4,9 @@
     python experiments/compare_samplers.py --priors oracle --samplers langevin,mala --mixtures 2
 
 Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics with a
-Gaussian mixture, the default of ``pyro_sep.separate`` under learned priors, and with an exact one,
-its default under the oracle; overdamped Langevin dynamics, SGLD; the same with a Metropolis test,
-MALA; and sequential Monte Carlo, these with a Gaussian mixture. HMC and NUTS are Pyro's, at the
+Gaussian mixture, and with an exact one, the default of ``pyro_sep.separate``; overdamped Langevin
+dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carlo, these with a
+Gaussian mixture. HMC and NUTS are Pyro's, at the
 last noise level alone, each chain from the mixture plus noise; for flows NUTS runs in the latent
 space, where the prior is white.
 

@@ -57,6 +57,9 @@ def main(
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    constraint: Annotated[
+        str | None, typer.Option(help="gaussian or exact; by default as separate has it.")
+    ] = None,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
     family: Annotated[
         str | None, typer.Option(help="Of the set's priors: wavenet, flow, oracle.")
@@ -74,11 +77,12 @@ def main(
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
     budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
+    options = budget | {"constraint": constraint}
     started = clock.monotonic()
     rows = []
     for start in range(0, mixtures, BATCH):
         batch = items[start : start + BATCH]
-        separate = algorithm_1 if paper else partial(separate_batch, **budget)
+        separate = algorithm_1 if paper else partial(separate_batch, **options)
         results = separate(
             torch.stack([item.mixture for item in batch]).to(device),
             chosen,

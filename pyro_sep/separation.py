@@ -131,7 +131,7 @@ def separate_batch(
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
-        constraint = "gaussian" if any(inferred) else default_constraint(priors, mixing)
+        constraint = "gaussian" if any(inferred) else default_constraint(mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
@@ -264,18 +264,17 @@ def default_ladder(priors: Priors, time: int) -> dict[str, float]:
     }
 
 
-def default_constraint(priors: Priors, mixing: Mixing) -> str:
+def default_constraint(mixing: Mixing) -> str:
     r"""How sources whose gains and noise are known are tied to their mixture.
 
-    Noisy sources hold on to their tones by the evidence of their own samples, which goes with
+    Noisy sources hold on to their modes by the evidence of their own samples, which goes with
     :math:`1 / \sigma^2`. The mixture tells of the clean sources up to noise of variance
     :math:`2 \sigma^2 \sum_k a_k^2 + \gamma^2` under the Gaussian likelihood, and half as much where
-    sources add up to it: then it has said twice the nats by the time the modes freeze. An exact
-    prior, which chooses all at once, needs them. It takes a mixture without noise of its own to
-    speak of, gamma up to the default. Learned priors keep the likelihood that they were measured
-    with.
+    sources add up to it: then it has said twice the nats by the time the modes freeze. So the
+    constraint is exact unless the mixture has noise of its own to speak of, gamma above the
+    default.
     """
-    return "exact" if _are_exact(priors) and mixing.noise_scale <= NOISE_SCALE else "gaussian"
+    return "exact" if mixing.noise_scale <= NOISE_SCALE else "gaussian"
 
 
 def _are_exact(priors: Priors) -> bool:
