@@ -137,7 +137,10 @@ def audit_command(
 @app.command("separate")
 def separate_command(
     recordings: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Audio of any rate and channels.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Audio of any rate and channels; the mixture of a .stem.mp4."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its DIR/TRACK.")],
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",

@@ -20,6 +20,7 @@ from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import cli, recordings
+from pyro_sep.audio import read_audio
 from pyro_sep.checkpoints import load_prior, load_priors, save_prior
 from pyro_sep.diagnostics import diagnose, format_diagnosis
 from pyro_sep.models.family import FAMILIES
@@ -268,6 +269,38 @@ def test_options_that_do_not_fit(call, priors: Path, stereo: Path, tmp_path: Pat
         (("--duration", "0"), "duet.wav: got an excerpt of 0 s from 0 s on, expected"),
     ):
         refused(call(*use, *options), message)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ffmpeg
+def test_the_mixture_of_a_stem_mp4(call, priors: Path, tmp_path: Path) -> None:
+    song = tmp_path / "A song. 2.stem.mp4"
+    cut = ("-map", "0", "-c", "copy", "-t", "0.1", song)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", excerpt(), *cut], check=True)
+    out, use = tmp_path / "out", ("--priors", priors, *BUDGET, "--draws", "2", "--residual")
+    outcome = call("separate", song, "--out", out, *use)
+    assert outcome.code == 0, outcome.err
+    assert lines(outcome.err) == [f"{song}: {note}" for note in NOTES]
+    folder = out / "A song. 2"
+    stems = [soundfile.read(folder / f"{n}.wav") for n in ("sine", "saw", "residual")]
+    mixture, rate = read_audio(song)
+    assert {stem_rate for _, stem_rate in stems} == {rate} == {44_100}
+    assert np.abs(np.sum([stem for stem, _ in stems], 0).T - mixture.numpy()).max() < 1e-5
+    (folder / "sine.wav").rename(folder / "bass.wav")
+    judged = call("evaluate", out, "--musdb", song)
+    assert judged.code == 0, judged.err
+    assert judged.out.splitlines()[0] == "A song. 2"
+    excerpted = call("separate", song, "--out", out, *use, "--start", "0.05", "--duration", "0.02")
+    assert excerpted.code == 0, excerpted.err
+    assert soundfile.info(folder / "sine.wav").frames == 882
+
+
+@needs_ffmpeg
+def test_a_stem_mp4_that_is_cut_off(call, priors: Path, tmp_path: Path) -> None:
+    song = tmp_path / "song.stem.mp4"
+    song.write_bytes(excerpt().read_bytes()[:500_000])
+    outcome = call("separate", song, "--priors", priors, "--out", tmp_path / "out", *BUDGET)
+    refused(outcome, "audio samples of mixture, expected 268288; the file is cut off, copy it")
     assert not (tmp_path / "out").exists()
 
 
