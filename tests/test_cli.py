@@ -259,12 +259,35 @@ def test_stems_of_choice(call, priors: Path, stereo: Path, tmp_path: Path) -> No
     assert turned.out.startswith(f"{out / 'duet'}: saw.wav, sine.wav, trace.nc")
 
 
+def test_segments_give_the_same_stems(
+    call, both_families: Path, stereo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = ("separate", stereo, "--priors", both_families, *BUDGET, "--draws", "5", "--out")
+    assert call(*use, tmp_path / "whole").code == 0
+    lengths = []
+    for network in (WaveNet, FloWaveNet):
+
+        def forward(self, x, sigma, original=network.forward):  # type: ignore[no-untyped-def]
+            lengths.append(x.shape[-1])
+            return original(self, x, sigma)
+
+        monkeypatch.setattr(network, "forward", forward)
+    assert call(*use, tmp_path / "parts", "--segment", "0.006").code == 0
+    assert max(lengths) < 363  # audio samples of the recording at 16 kHz
+    for name in ("sine", "saw"):
+        stems = [
+            soundfile.read(tmp_path / f / "duet" / f"{name}.wav")[0] for f in ("whole", "parts")
+        ]
+        assert np.abs(stems[0] - stems[1]).max() < 1e-3 * np.abs(stems[0]).max()
+
+
 def test_options_that_do_not_fit(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
     use = ("separate", stereo, "--priors", priors, "--out", tmp_path / "out")
     for options, message in (
         (("--stems", "sine,cello"), "sources: got 'cello', expected some of sine, saw"),
         (("--format", "mp3"), "format: got 'mp3', expected one of wav, flac"),
         (("--write-draws", "9", "--draws", "8"), "write-draws: got 9, expected at most the 8"),
+        (("--segment", "0"), "segment: got 0 s, expected at least 1 / 16000 s, an audio sample"),
         (("--start", "3"), "duet.wav: got an excerpt from 3 s on, expected one"),
         (("--duration", "0"), "duet.wav: got an excerpt of 0 s from 0 s on, expected"),
     ):
