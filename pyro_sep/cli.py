@@ -232,17 +232,16 @@ def separate_command(
                 draws=draws,
                 **mixing,
             )
+            typer.echo(f"{folder}: {', '.join(written)}")
+            if result.presence is not None:
+                pairs = zip(result.names, result.presence.tolist(), strict=True)
+                cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
+                typer.echo(f"probability of presence: {cells}")
+            if page:
+                report_command(folder / "trace.nc", folder / "report.html")
         except (ValueError, OSError) as error:
             report(error, path)
             failed = True
-            continue
-        typer.echo(f"{folder}: {', '.join(written)}")
-        if page:
-            report_command(folder / "trace.nc", folder / "report.html")
-        if result.presence is not None:
-            pairs = zip(result.names, result.presence.tolist(), strict=True)
-            cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
-            typer.echo(f"probability of presence: {cells}")
     if failed:
         raise typer.Exit(2)
 

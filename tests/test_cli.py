@@ -164,6 +164,24 @@ def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Pa
     assert sorted(os.listdir(out)) == sorted([*FILES, "report.html"])
 
 
+def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
+    call, priors: Path, tmp_path: Path
+) -> None:
+    paths, out = [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "out"
+    for path in paths:
+        soundfile.write(path, 0.4 * np.sin(np.arange(300) / 5), 16_000)
+    (out / "a" / "report.html").mkdir(parents=True)
+    use = ("--priors", priors, "--out", out, "--report", *BUDGET, "--draws", "5")
+    outcome = call("separate", *paths, *use)
+    assert outcome.code == 2
+    (line,) = lines(outcome.err)
+    page = out / "a" / "report.html"
+    assert line == f"pyro-sep: {paths[0]}: {page}: is a folder; give the name of a file"
+    for folder in (out / "a", out / "b"):
+        assert sorted(os.listdir(folder)) == sorted([*FILES, "report.html"])
+    assert (out / "b" / "report.html").is_file()
+
+
 def test_separate_says_which_sources_are_there(
     call, priors: Path, stereo: Path, tmp_path: Path
 ) -> None:
