@@ -192,6 +192,7 @@ def separate_command(
     """
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.outputs import REPORT
     from pyro_sep.recordings import separate_recording, track_folders
     from pyro_sep.stems import StemFiles
 
@@ -238,7 +239,7 @@ def separate_command(
                 cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
                 typer.echo(f"probability of presence: {cells}")
             if page:
-                report_command(folder / "trace.nc", folder / "report.html")
+                report_command(folder / "trace.nc", folder / REPORT)
         except (ValueError, OSError) as error:
             report(error, path)
             failed = True

@@ -275,6 +275,7 @@ def test_stems_of_choice(call, priors: Path, stereo: Path, tmp_path: Path) -> No
     assert load_trace(out / "duet" / "trace.nc")["posterior"]["source"].values.tolist() == ["saw"]
     turned = call(*use, out, "--stems", "saw,sine")
     assert turned.out.startswith(f"{out / 'duet'}: saw.wav, sine.wav, trace.nc")
+    assert sorted(os.listdir(out / "duet")) == FILES  # of this run alone
 
 
 def test_segments_give_the_same_stems(
