@@ -32,6 +32,7 @@ from pyro_sep.inference.settings import Annealing
 from pyro_sep.plots import save_figure
 from pyro_sep.priors import Priors
 from pyro_sep.separation import separate_batch
+from pyro_sep.trace import best_chain
 
 BATCH = 5  # mixtures separated at once
 PRESENT = (2, 3)  # how many sources a mixture holds
@@ -97,6 +98,7 @@ def infer(
             "present": [name in subset(index, names) for name in names],
             "probability": result.trace["posterior"]["presence"].values.mean(1).tolist(),
             "lp": result.trace["sample_stats"]["lp"].values.mean(1).tolist(),
+            "best": best_chain(result.trace),
         }
         for index, result in zip(indices, results, strict=True)
     ]
@@ -104,7 +106,7 @@ def infer(
 
 def judged(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Truths and probabilities by the best chain, ``(mixture, source)``."""
-    best = [row["probability"][int(np.argmax(row["lp"]))] for row in rows]
+    best = [row["probability"][row["best"]] for row in rows]
     return np.array([row["present"] for row in rows]), np.array(best)
 
 

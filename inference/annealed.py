@@ -285,10 +285,12 @@ class _Walk:
                     state = self._rescale(state, self.shares, sigma)
                 if step % thin == 0:
                     kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
-                    at = (state.position, state.evaluation, sigma)
-                    clean.append(self.target.draw_clean(*at, self.generator))
+                    drawn, mean = self.target.draw_clean(
+                        state.position, state.evaluation, sigma, self.generator
+                    )
                     self.evaluations += TANGENTS * len(state.position)
-                    means.append(self.target.denoise(*at))
+                    clean.append(drawn)
+                    means.append(mean)
                     noisy.append(state.position)
                     mixing.append(self.target.mixing.unknown())
             self.drawing, self.drawn = state, first + len(clean)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from pyro_sep.models.couplings import COUPLINGS, Kind, coupling
 from pyro_sep.models.interpolator import Interpolator, nested_stages
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
+from pyro_sep.models.windows import WINDOW, in_windows
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,16 @@ CONFIGS = {
 
 
 class FloWaveNet(nn.Module):
-    """The flow; see the module's docstring."""
+    """The flow; see the module's docstring.
+
+    Attributes:
+        window: audio samples of a density that are evaluated at once, which bounds the memory.
+    """
 
     def __init__(self, config: FloWaveNetConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.window = WINDOW
         steps: list[Transform] = [Precondition(c.sigma_data)]
         if c.partition == "nested":
             stages = nested_stages(c.squeeze, c.flows)
@@ -174,10 +180,30 @@ class FloWaveNet(nn.Module):
         x, log_det = self.transform.inverse(z.unflatten(1, (channels, 1, -1)), sigma)
         return x.flatten(1), log_det
 
+    @property
+    def reach(self) -> int:
+        """Audio samples to either side that can change what a sample adds to the log density."""
+        c = self.config
+        if c.partition == "nested":  # couplings read audio, never what another one made of it
+            return self.interpolator.reach * c.squeeze
+        tokens = c.flows * (c.kernel // 2) * 2**c.layers  # of a block, all its couplings
+        return sum(tokens * c.squeeze ** (block + 1) for block in range(c.blocks))
+
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Log density of noisy audio, summed over time, in nats: ``(batch,)``."""
-        z, log_det = self(x, sigma)
-        return log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+        """Log density of noisy audio, summed over time, in nats: ``(batch,)``.
+
+        An evaluating network takes long audio in windows (:mod:`pyro_sep.models.windows`); weights
+        in training have a gradient of the whole alone.
+        """
+
+        def log_density(part: Tensor) -> Tensor:
+            z, log_det = self(part, sigma)
+            return log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+        if self.training:
+            return log_density(x)
+        hop = self.config.multiple
+        return in_windows(log_density, x, self.window, self.reach, self.reach, hop)
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """Training loss: nats per sample that code noisy audio, ``(batch,)``."""

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from pyro_sep.audio import mu_law_bins
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
 from pyro_sep.models.spectrum import SpectralExtrapolator
-from pyro_sep.models.windows import sum_over_time
+from pyro_sep.models.windows import WINDOW, in_windows
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
 COMPONENT_SCALE_MIN = 0.01  # in units of the head
@@ -136,11 +136,16 @@ class Components(NamedTuple):
 
 
 class WaveNet(nn.Module):
-    """The network; see the module's docstring for the density it defines."""
+    """The network; see the module's docstring for the density it defines.
+
+    Attributes:
+        window: audio samples of a density that are evaluated at once, which bounds the memory.
+    """
 
     def __init__(self, config: WaveNetConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.window = WINDOW
         self.embed = NoiseEmbedding()
         spectra = [SpectralExtrapolator(window, c.hop, CHANNELS) for window in c.spectra]
         self.spectra = nn.ModuleList(spectra)
@@ -207,18 +212,23 @@ class WaveNet(nn.Module):
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Log density of noisy audio, summed over time, in nats: ``(batch,)``.
 
-        Memory is bounded, however long the audio (:mod:`pyro_sep.models.windows`).
+        An evaluating network takes long audio in windows (:mod:`pyro_sep.models.windows`); weights
+        in training have a gradient of the whole alone.
         """
-        variance = sigma.square()[:, None, None]
 
-        def terms(part: Tensor) -> Tensor:
-            log_weight, mean, scale = self(part, sigma)
-            spread = scale.square() + variance
-            deviation = (part[..., None] - mean).square() / spread
-            return torch.logsumexp(log_weight - 0.5 * (deviation + spread.log()), -1)
+        def log_density(part: Tensor) -> Tensor:
+            return self._log_prob(part, sigma)
 
-        past = -(-self.receptive_field // self.config.hop) * self.config.hop
-        return sum_over_time(terms, x, past) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+        if self.training:
+            return log_density(x)
+        return in_windows(log_density, x, self.window, self.receptive_field, hop=self.config.hop)
+
+    def _log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
+        log_weight, mean, scale = self(x, sigma)
+        variance = scale.square() + sigma.square()[:, None, None]
+        deviation = (x[..., None] - mean).square() / variance
+        terms = torch.logsumexp(log_weight - 0.5 * (deviation + variance.log()), -1)
+        return terms.sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """Training loss: nats per sample that code clean audio given the noisy past, ``(batch,)``.

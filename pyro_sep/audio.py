@@ -11,6 +11,7 @@ import torchaudio.functional
 from torch import Tensor
 
 from pyro_sep.files import written_whole
+from pyro_sep.streams import STEM_MP4, read_stream
 
 FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
 UNKNOWN_SIZE = 0x7FFFF000  # bytes from which on it is what sox or ffmpeg write into a pipe
@@ -32,15 +33,16 @@ def load_audio(
     """Read an audio file, mix it down to mono by the mean of its channels, and resample it.
 
     Args:
-        path: a file in any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...).
+        path: a file in any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), or a
+            .stem.mp4, of which the mixture is read; that needs ffmpeg.
         sample_rate: rate of the samples returned, in Hz.
         start: of the excerpt to take, in seconds.
         duration: of the excerpt in seconds, at most until the end, which None stands for.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
-            or infinity; an excerpt that holds nothing.
+        ValueError: a folder, not audio, a WAV, AIFF, FLAC or .stem.mp4 that is cut off, no audio
+            samples, NaN or infinity; an excerpt that holds nothing; no ffmpeg for a .stem.mp4.
     """
     whole, original_rate = read_audio(path)
     first = round(start * original_rate)
@@ -77,14 +79,26 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a WAV, AIFF or FLAC that is cut off, no audio samples, NaN
-            or infinity.
+        ValueError: as :func:`load_audio`, but for excerpts.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; check the path")
     if path.is_dir():
         raise ValueError(f"{path}: got a folder, expected an audio file; name a file in it")
+    if path.name.endswith(STEM_MP4):
+        channels, rate = read_stream(path, "mixture")
+    else:
+        channels, rate = _read_file(path)
+    if channels.shape[-1] == 0:
+        raise ValueError(f"{path}: got 0 audio samples, expected at least 1; record it again")
+    if not channels.isfinite().all():
+        raise ValueError(f"{path}: got NaN or infinity, expected finite samples; export it again")
+    return channels, rate
+
+
+def _read_file(path: Path) -> tuple[Tensor, int]:
+    """Audio ``(channel, time)`` by libsndfile, and its rate."""
     try:
         with soundfile.SoundFile(path) as file:
             frames, rate = file.read(dtype="float32", always_2d=True), file.samplerate
@@ -92,7 +106,7 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: header-less .raw
         reason = str(error).rsplit(": ", 1)[-1]
         raise ValueError(
-            f"{path}: got no readable audio ({reason}), expected WAV, FLAC, OGG or MP3; "
+            f"{path}: got no readable audio ({reason}), expected WAV, FLAC, OGG, MP3 or .stem.mp4; "
             "convert or replace the file"
         ) from error
     if cut_off:
@@ -100,12 +114,7 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
             f"{path}: got {len(frames)} audio samples, expected more by its header; "
             "the file is cut off, copy it again"
         )
-    if len(frames) == 0:
-        raise ValueError(f"{path}: got 0 audio samples, expected at least 1; record it again")
-    channels = torch.from_numpy(frames).T
-    if not channels.isfinite().all():
-        raise ValueError(f"{path}: got NaN or infinity, expected finite samples; export it again")
-    return channels, rate
+    return torch.from_numpy(frames).T, rate
 
 
 def _lacks_bytes(log: str) -> bool:

@@ -141,7 +141,10 @@ def audit_command(
 @app.command("separate")
 def separate_command(
     recordings: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Audio of any rate and channels.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE", help="Audio of any rate and channels; the mixture of a .stem.mp4."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its DIR/TRACK.")],
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
@@ -180,6 +183,10 @@ def separate_command(
         bool, typer.Option("--native", help="Stems mono, at the priors' rate: as drawn.")
     ] = False,
     audio_format: Annotated[str, typer.Option("--format", help="Of stems: wav or flac.")] = "wav",
+    segment: Annotated[
+        float | None,
+        typer.Option(help="Seconds evaluated at once: less takes less memory, to the same result."),
+    ] = None,
     device: str = "cpu",
 ) -> None:
     """Separate recordings: DIR/TRACK/STEM.wav, trace.nc, separation.png, summary.json.
@@ -189,6 +196,7 @@ def separate_command(
     """
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.outputs import REPORT
     from pyro_sep.recordings import separate_recording, track_folders
     from pyro_sep.stems import StemFiles
 
@@ -202,6 +210,8 @@ def separate_command(
     place = torch_device(device)
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
+    if segment is not None:
+        chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
     rate = next(iter(chosen.values())).sample_rate
     files = StemFiles(audio_format, native, residual, write_draws)
     failed = False
@@ -227,17 +237,16 @@ def separate_command(
                 draws=draws,
                 **mixing,
             )
+            typer.echo(f"{folder}: {', '.join(written)}")
+            if result.presence is not None:
+                pairs = zip(result.names, result.presence.tolist(), strict=True)
+                cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
+                typer.echo(f"probability of presence: {cells}")
+            if page:
+                report_command(folder / "trace.nc", folder / REPORT)
         except (ValueError, OSError) as error:
             report(error, path)
             failed = True
-            continue
-        typer.echo(f"{folder}: {', '.join(written)}")
-        if page:
-            report_command(folder / "trace.nc", folder / "report.html")
-        if result.presence is not None:
-            pairs = zip(result.names, result.presence.tolist(), strict=True)
-            cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
-            typer.echo(f"probability of presence: {cells}")
     if failed:
         raise typer.Exit(2)
 

@@ -1,18 +1,22 @@
 """What a separation leaves on disk: stems, trace, picture, summary."""
 
+import json
 import math
 import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import xarray as xr
 
-from pyro_sep.data.tracks import Audio
+from pyro_sep.data.tracks import DRAWS, Audio
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
 from pyro_sep.plots import plot_separation, save_figure
 from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles, write_stems
+from pyro_sep.stems import StemFiles, stem_files, write_stems
 from pyro_sep.trace import best_chain, save_trace
+
+REPORT = "report.html"  # of a run, written after all else if it is asked for
 
 
 def write_separation(
@@ -23,6 +27,9 @@ def write_separation(
 ) -> list[str]:
     """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
+    What a former run left in the folder and this one does not write goes: stems and draws of its
+    sources or these, report.html, and no other file.
+
     Args:
         result: what to write.
         folder: made where it is missing.
@@ -30,7 +37,7 @@ def write_separation(
         recording: whose rate and channels they are to have; those of the mixture where None.
 
     Returns:
-        Names of what was written.
+        Names of what was written, of files and the folder of draws.
 
     Raises:
         ValueError: a FLAC beyond full scale.
@@ -56,8 +63,29 @@ def write_separation(
             name: round(float(value), 3)
             for name, value in zip(result.names, result.presence, strict=True)
         }
+    _remove_former(folder, {*result.names, *_former_sources(folder)}, stems)
     save_json(summary, folder / "summary.json")
-    return [*stems, "trace.nc", "separation.png", "summary.json"]
+    written = dict.fromkeys(Path(name).parts[0] for name in stems)
+    return [*written, "trace.nc", "separation.png", "summary.json"]
+
+
+def _remove_former(folder: Path, names: Collection[str], stems: Sequence[str]) -> None:
+    """Remove the stems of a former run, but for those now written, its draws and its page."""
+    kept = {folder / name for name in stems}
+    for path in (*stem_files(folder, names), folder / REPORT):
+        if path not in kept and path.is_file():
+            path.unlink()
+    draws = folder / DRAWS
+    if draws.is_dir() and not any(draws.iterdir()):
+        draws.rmdir()
+
+
+def _former_sources(folder: Path) -> list[str]:
+    """Those of the summary in a folder; none where there is no such thing."""
+    try:
+        return list(map(str, json.loads((folder / "summary.json").read_text())["sources"]))
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def check_writable(folder: Path) -> None:

@@ -233,8 +233,10 @@ class AnnealedPosterior:
 
     def draw_clean(
         self, sources: Tensor, evaluation: Evaluation, sigma: float, generator: torch.Generator
-    ) -> Tensor:
-        r"""A draw of the clean sources given noisy ones, conditioned on the mixture.
+    ) -> tuple[Tensor, Tensor]:
+        r"""A draw of the clean sources given noisy ones, and their mean.
+
+        Both are conditioned on the mixture, the mean is that of :meth:`denoise`.
 
         The law of clean sources has the mean :math:`D(x)` of Tweedie's formula and the covariance
         :math:`\sigma^2 J`, :math:`J = dD / dx` (Efron 2011, J. Am. Stat. Assoc. 106), and is
@@ -261,6 +263,9 @@ class AnnealedPosterior:
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
             generator: source of randomness; :data:`TANGENTS` gradients are evaluated.
+
+        Returns:
+            Draw and mean, each ``(lane, source, time)``.
         """
         mean = self._tweedie(sources, evaluation, sigma)
         noise = self.project(torch.empty_like(sources).normal_(generator=generator))
@@ -269,7 +274,7 @@ class AnnealedPosterior:
             nudged = sources + NUDGE * sigma * (noise - spread)
             moved = self._tweedie(nudged, self.evaluate(nudged, sigma), sigma) - mean
             spread = spread + moved / (NUDGE * sigma)
-        return self._condition(mean + sigma * spread, sigma)
+        return self._condition(mean + sigma * spread, sigma), self._condition(mean, sigma)
 
     def _tweedie(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
         score = evaluation.gradient

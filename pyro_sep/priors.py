@@ -5,6 +5,7 @@ A prior is conditioned on a noise level: ``prior.condition(sigma)`` is the law o
 log density over the whole event, summed over time, in nats.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
@@ -134,6 +135,32 @@ class NetworkPrior(TorchDistribution):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the network in place, like ``torch.nn.Module.to``; the prior on what it became."""
         self.network.to(*args, **kwargs)
+        return self._with()
+
+    def in_segments(self, seconds: float) -> Self:
+        """Have the network evaluate long audio in parts, in place; the prior on what it became.
+
+        Memory grows with their length, and with what a prediction sees where that is more. Values
+        and gradients are the same up to rounding; see :mod:`pyro_sep.models.windows`.
+
+        Args:
+            seconds: of audio that is evaluated at once.
+
+        Raises:
+            ValueError: less than an audio sample, or no finite number; a true prior, whose density
+                is no sum over time.
+        """
+        if isinstance(self.network, Waveform):
+            raise ValueError(
+                f"segment: got {seconds:g} s for the true prior of {self.name!r}, expected a "
+                "trained one; the true one hears all of a frame at once, take a shorter excerpt"
+            )
+        if not 1 <= seconds * self.sample_rate < math.inf:
+            raise ValueError(
+                f"segment: got {seconds:g} s, expected at least 1 / {self.sample_rate} s, an audio "
+                "sample"
+            )
+        self.network.window = round(seconds * self.sample_rate)
         return self._with()
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:

@@ -12,22 +12,25 @@ from pyro_sep.outputs import check_writable, write_separation
 from pyro_sep.priors import Priors
 from pyro_sep.separation import Separation, check_mixtures, separate
 from pyro_sep.stems import StemFiles
+from pyro_sep.streams import STEM_MP4
 
 
 def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """By file the folder of its results: OUT/TRACK, its name without suffix.
+    """By file the folder of its results: OUT/TRACK, its name without suffix or .stem.mp4.
 
     Raises:
         ValueError: two files of one name.
     """
     tracks: dict[str, Path] = {}
     for path in paths:
-        if path.stem in tracks:
+        suffix = STEM_MP4 if path.name.endswith(STEM_MP4) else path.suffix
+        track = path.name.removesuffix(suffix)
+        if track in tracks:
             raise ValueError(
-                f"{path}: got a second track {path.stem!r} after {tracks[path.stem]}, expected "
+                f"{path}: got a second track {track!r} after {tracks[track]}, expected "
                 "names that differ; rename one, or give it another --out"
             )
-        tracks[path.stem] = path
+        tracks[track] = path
     return {path: out / track for track, path in tracks.items()}
 
 

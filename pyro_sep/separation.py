@@ -219,11 +219,10 @@ def describe(
     lanes = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(lanes), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(lanes, sigma)
-    at = (lanes, evaluation, sigma)
-    clean = target.draw_clean(*at, torch.Generator(mixture.device).manual_seed(seed))
+    generator = torch.Generator(mixture.device).manual_seed(seed)
     clean, means = (
         part.reshape(noisy.shape)[..., : mixture.shape[-1]].cpu()  # what was heard
-        for part in (clean, target.denoise(*at))
+        for part in target.draw_clean(lanes, evaluation, sigma, generator)
     )
     lp = evaluation.log_density.reshape(noisy.shape[:2]).cpu()
     rate = next(iter(priors.values())).sample_rate

@@ -6,7 +6,7 @@ knows it, which the trace holds. It has the recording's rate and channels, see
 more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio import save_audio
+from pyro_sep.audio import FORMATS, save_audio
 from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.lifting import lift
 from pyro_sep.separation import Separation
@@ -52,7 +52,7 @@ def write_stems(
         recording: whose rate and channels they are to have; those of the mixture where None.
 
     Returns:
-        Names of the files and folders, and the stems' rate in Hz.
+        Names of the files, those of draws with their folder, and the stems' rate in Hz.
 
     Raises:
         ValueError: a FLAC beyond full scale.
@@ -69,9 +69,9 @@ def write_stems(
         return lift(shares, mixture, result.sample_rate, original, rate)
 
     def write(name: str, samples: Tensor) -> str:
-        path = folder / f"{name}.{files.suffix}"
-        save_audio(path, samples, rate)
-        return path.name
+        file = f"{name}.{files.suffix}"
+        save_audio(folder / file, samples, rate)
+        return file
 
     stems = as_recorded(result.shares)
     written = [write(name, stem) for name, stem in zip(result.names, stems, strict=True)]
@@ -81,9 +81,18 @@ def write_stems(
         (folder / DRAWS).mkdir(exist_ok=True)
         for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
             for name, stem in zip(result.names, as_recorded(shares), strict=True):
-                write(f"{DRAWS}/{name}_{i:02d}", stem)
-        written.append(DRAWS)
+                written.append(write(f"{DRAWS}/{name}_{i:02d}", stem))
     return written, rate
+
+
+def stem_files(folder: Path, names: Collection[str]) -> list[Path]:
+    """Files in a folder that :func:`write_stems` writes of such sources, in any format."""
+    stems = [path for path in folder.iterdir() if path.stem in (*names, RESIDUAL)]
+    for path in (folder / DRAWS).glob("*"):
+        name, _, number = path.stem.rpartition("_")
+        if name in names and number.isdecimal():
+            stems.append(path)
+    return [path for path in stems if path.suffix[1:] in FORMATS and path.is_file()]
 
 
 def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import cli, recordings
+from pyro_sep.audio import read_audio
 from pyro_sep.checkpoints import load_prior, load_priors, save_prior
 from pyro_sep.diagnostics import diagnose, format_diagnosis
 from pyro_sep.models.family import FAMILIES
@@ -163,6 +164,24 @@ def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Pa
     assert sorted(os.listdir(out)) == sorted([*FILES, "report.html"])
 
 
+def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
+    call, priors: Path, tmp_path: Path
+) -> None:
+    paths, out = [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "out"
+    for path in paths:
+        soundfile.write(path, 0.4 * np.sin(np.arange(300) / 5), 16_000)
+    (out / "a" / "report.html").mkdir(parents=True)
+    use = ("--priors", priors, "--out", out, "--report", *BUDGET, "--draws", "5")
+    outcome = call("separate", *paths, *use)
+    assert outcome.code == 2
+    (line,) = lines(outcome.err)
+    page = out / "a" / "report.html"
+    assert line == f"pyro-sep: {paths[0]}: {page}: is a folder; give the name of a file"
+    for folder in (out / "a", out / "b"):
+        assert sorted(os.listdir(folder)) == sorted([*FILES, "report.html"])
+    assert (out / "b" / "report.html").is_file()
+
+
 def test_separate_says_which_sources_are_there(
     call, priors: Path, stereo: Path, tmp_path: Path
 ) -> None:
@@ -256,6 +275,29 @@ def test_stems_of_choice(call, priors: Path, stereo: Path, tmp_path: Path) -> No
     assert load_trace(out / "duet" / "trace.nc")["posterior"]["source"].values.tolist() == ["saw"]
     turned = call(*use, out, "--stems", "saw,sine")
     assert turned.out.startswith(f"{out / 'duet'}: saw.wav, sine.wav, trace.nc")
+    assert sorted(os.listdir(out / "duet")) == FILES  # of this run alone
+
+
+def test_segments_give_the_same_stems(
+    call, both_families: Path, stereo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = ("separate", stereo, "--priors", both_families, *BUDGET, "--draws", "5", "--out")
+    assert call(*use, tmp_path / "whole").code == 0
+    lengths = []
+    for network in (WaveNet, FloWaveNet):
+
+        def forward(self, x, sigma, original=network.forward):  # type: ignore[no-untyped-def]
+            lengths.append(x.shape[-1])
+            return original(self, x, sigma)
+
+        monkeypatch.setattr(network, "forward", forward)
+    assert call(*use, tmp_path / "parts", "--segment", "0.006").code == 0
+    assert max(lengths) < 363  # audio samples of the recording at 16 kHz
+    for name in ("sine", "saw"):
+        stems = [
+            soundfile.read(tmp_path / f / "duet" / f"{name}.wav")[0] for f in ("whole", "parts")
+        ]
+        assert np.abs(stems[0] - stems[1]).max() < 1e-3 * np.abs(stems[0]).max()
 
 
 def test_options_that_do_not_fit(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
@@ -264,10 +306,43 @@ def test_options_that_do_not_fit(call, priors: Path, stereo: Path, tmp_path: Pat
         (("--stems", "sine,cello"), "sources: got 'cello', expected some of sine, saw"),
         (("--format", "mp3"), "format: got 'mp3', expected one of wav, flac"),
         (("--write-draws", "9", "--draws", "8"), "write-draws: got 9, expected at most the 8"),
+        (("--segment", "0"), "segment: got 0 s, expected at least 1 / 16000 s, an audio sample"),
         (("--start", "3"), "duet.wav: got an excerpt from 3 s on, expected one"),
         (("--duration", "0"), "duet.wav: got an excerpt of 0 s from 0 s on, expected"),
     ):
         refused(call(*use, *options), message)
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ffmpeg
+def test_the_mixture_of_a_stem_mp4(call, priors: Path, tmp_path: Path) -> None:
+    song = tmp_path / "A song. 2.stem.mp4"
+    cut = ("-map", "0", "-c", "copy", "-t", "0.1", song)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", excerpt(), *cut], check=True)
+    out, use = tmp_path / "out", ("--priors", priors, *BUDGET, "--draws", "2", "--residual")
+    outcome = call("separate", song, "--out", out, *use)
+    assert outcome.code == 0, outcome.err
+    assert lines(outcome.err) == [f"{song}: {note}" for note in NOTES]
+    folder = out / "A song. 2"
+    stems = [soundfile.read(folder / f"{n}.wav") for n in ("sine", "saw", "residual")]
+    mixture, rate = read_audio(song)
+    assert {stem_rate for _, stem_rate in stems} == {rate} == {44_100}
+    assert np.abs(np.sum([stem for stem, _ in stems], 0).T - mixture.numpy()).max() < 1e-5
+    (folder / "sine.wav").rename(folder / "bass.wav")
+    judged = call("evaluate", out, "--musdb", song)
+    assert judged.code == 0, judged.err
+    assert judged.out.splitlines()[0] == "A song. 2"
+    excerpted = call("separate", song, "--out", out, *use, "--start", "0.05", "--duration", "0.02")
+    assert excerpted.code == 0, excerpted.err
+    assert soundfile.info(folder / "sine.wav").frames == 882
+
+
+@needs_ffmpeg
+def test_a_stem_mp4_that_is_cut_off(call, priors: Path, tmp_path: Path) -> None:
+    song = tmp_path / "song.stem.mp4"
+    song.write_bytes(excerpt().read_bytes()[:500_000])
+    outcome = call("separate", song, "--priors", priors, "--out", tmp_path / "out", *BUDGET)
+    refused(outcome, "audio samples of mixture, expected 268288; the file is cut off, copy it")
     assert not (tmp_path / "out").exists()
 
 

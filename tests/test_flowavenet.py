@@ -251,16 +251,8 @@ def test_log_prob_reads_what_its_input_holds_now(partition: str) -> None:
 @pytest.mark.parametrize("coupling", ["affine", "mixture"])
 def test_a_shifted_frame_has_a_shifted_score(partition: str, coupling: str) -> None:
     network = tiny(partition=partition, coupling=coupling)
-    config = network.config
-    shift = config.multiple
-    if partition == "nested":
-        reach = network.interpolator.reach * config.squeeze
-    else:
-        taps = 1 + sum(2**layer for layer in range(config.layers))  # of 3, to either side
-        reach = sum(
-            config.flows * taps * config.squeeze ** (block + 1) for block in range(config.blocks)
-        )
-    edge = 2 * (reach + shift)  # a latent is moved by what is near, a score is of what is near
+    shift = network.config.multiple
+    edge = 2 * (network.reach + shift)  # a latent sees what is near, a score what sees it
     time = 2 * edge + 5 * shift
     sound = 0.6 * noise(1, time + shift)
 

@@ -114,6 +114,48 @@ def test_a_summary_without_r_hat_is_still_json(tmp_path: Path) -> None:
     assert summary["ess_bulk"]["oboe"]["level"] > 0
 
 
+def listed(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def test_a_folder_holds_one_run(result: Separation, tmp_path: Path) -> None:
+    foreign = ["draws/notes.txt", "drums.wav", "oboe.mp3", "oboe_01.wav"]
+    write_separation(result, tmp_path, StemFiles(residual=True, draws=3))
+    (tmp_path / "report.html").touch()
+    for name in foreign:
+        (tmp_path / name).touch()
+    write_separation(result, tmp_path, StemFiles("flac", draws=2))
+    drawn = [f"draws/{name}_0{i}.flac" for name in NAMES for i in (1, 2)]
+    flac = [*FILES[2:], "flute.flac", "oboe.flac"]
+    assert listed(tmp_path) == sorted([*foreign, *drawn, *flac])
+    assert write_separation(result, tmp_path)[:2] == ["oboe.wav", "flute.wav"]
+    assert listed(tmp_path) == sorted([*foreign, *FILES])
+    (tmp_path / "draws" / "notes.txt").unlink()
+    write_separation(result, tmp_path)
+    assert not (tmp_path / "draws").exists()
+
+
+def test_sources_of_the_former_run_go_with_it(result: Separation, tmp_path: Path) -> None:
+    (tmp_path / "flute.wav").write_bytes(b"of a run that was cut off")
+    one = Separation(result.sources, ("oboe", "drum"), RATE, result.trace, result.shares)
+    write_separation(one, tmp_path)
+    assert listed(tmp_path) == sorted({*FILES, "drum.wav"})  # who has written it is not known
+    write_separation(result, tmp_path)
+    assert listed(tmp_path) == FILES
+    for summary in ("", "[]", '{"sources": 3}', '{"sources": ["../a"]}'):
+        (tmp_path / "summary.json").write_text(summary)
+        write_separation(result, tmp_path)
+        assert listed(tmp_path) == FILES
+
+
+def test_what_cannot_be_written_removes_nothing(result: Separation, tmp_path: Path) -> None:
+    write_separation(result, tmp_path)
+    loud = Separation(result.sources, NAMES, RATE, result.trace, 4 * result.shares)
+    with pytest.raises(ValueError, match="use WAV"):
+        write_separation(loud, tmp_path, StemFiles("flac"))
+    assert listed(tmp_path) == FILES
+
+
 def full_disk(*args: Any, **kwargs: Any) -> None:
     raise OSError(28, "No space left on device")
 

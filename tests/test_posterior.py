@@ -211,7 +211,9 @@ def test_clean_draws_follow_the_posterior_of_sources_on_manifolds(exact: bool) -
     root = axes * values.clamp(min=0).sqrt()
     noisy = (mean + normal(lanes, 2 * TIME) @ root.T).reshape(lanes, 2, TIME)
     generator = torch.Generator().manual_seed(4)
-    drawn = target.draw_clean(noisy, target.evaluate(noisy, SIGMA), SIGMA, generator)
+    at = (noisy, target.evaluate(noisy, SIGMA), SIGMA)
+    drawn, denoised = target.draw_clean(*at, generator)
+    assert torch.equal(denoised, target.denoise(*at))
 
     pull = SIGMA**2 / (energy + own) * mix.T
     allowed = eye - pull @ mix

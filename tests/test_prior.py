@@ -450,6 +450,30 @@ def test_to_moves_the_noise_level_with_the_network(make: MakePrior) -> None:
     assert double.log_prob(x).dtype == torch.float64
 
 
+@learned
+def test_segments_give_the_density_of_the_whole(make: MakePrior) -> None:
+    prior = make(time=512, sigma=0.3)
+    x = torch.randn(3, 512, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole, lengths = prior.log_prob(x), []
+    prior.network.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[-1]))
+    in_parts = prior.in_segments(64 / prior.sample_rate)
+    assert torch.allclose(in_parts.log_prob(x), whole, rtol=1e-10)
+    assert max(lengths) < 256
+    assert (in_parts.event_shape, in_parts.sigma) == (prior.event_shape, prior.sigma)
+
+
+@learned
+def test_segments_are_at_least_an_audio_sample(make: MakePrior) -> None:
+    for seconds in (0.0, -1.0, math.nan, math.inf, 0.9 / 16_000):
+        with pytest.raises(ValueError, match=r"^segment: got .* s, expected at least 1 / 16000 s"):
+            make().in_segments(seconds)
+
+
+def test_a_true_prior_hears_a_frame_at_once() -> None:
+    with pytest.raises(ValueError, match="segment: got 1 s for the true prior of 'saw', expected"):
+        oracle_of().in_segments(1.0)
+
+
 def test_the_noise_widens_the_samples_of_a_wavenet() -> None:
     # An untrained law is iid: variance of four equal components, and of the noise.
     torch.manual_seed(0)

@@ -15,12 +15,15 @@ CPU = torch.device("cpu")
 
 
 def test_a_folder_per_track(tmp_path: Path) -> None:
-    paths = [Path("a/song.wav"), Path("tune.1.mp3")]
+    tracks = {"a/song.wav": "song", "tune.1.mp3": "tune.1", "b/A - B. 2.stem.mp4": "A - B. 2"}
+    paths = [Path(path) for path in tracks]
     folders = track_folders(paths, tmp_path)
-    assert folders == {paths[0]: tmp_path / "song", paths[1]: tmp_path / "tune.1"}
+    assert folders == {Path(path): tmp_path / track for path, track in tracks.items()}
     message = r"^b/song\.flac: got a second track 'song' after a/song\.wav, expected names"
     with pytest.raises(ValueError, match=message):
         track_folders([*paths, Path("b/song.flac")], tmp_path)
+    with pytest.raises(ValueError, match=r"^song\.stem\.mp4: got a second track 'song' after"):
+        track_folders([*paths, Path("song.stem.mp4")], tmp_path)
 
 
 def test_shares_add_up_and_the_checkpoint_goes_last(

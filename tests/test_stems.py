@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_sep.audio import read_audio, resample
 from pyro_sep.data.tracks import Audio, stems_folder
 from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles, drawn_shares, write_stems
+from pyro_sep.stems import StemFiles, drawn_shares, stem_files, write_stems
 from pyro_sep.trace import build_trace
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
@@ -123,7 +123,8 @@ def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) 
     folder.mkdir()
     recording = recorded(result, 2, 44_100)
     written, _ = write_stems(result, folder, StemFiles(draws=2), recording)
-    assert written == ["oboe.wav", "flute.wav", "draws"]
+    drawn = [f"draws/{name}_{i}.wav" for i in ("01", "02") for name in ("oboe", "flute")]
+    assert written == ["oboe.wav", "flute.wav", *drawn]
     names = [f"{name}_{i}.wav" for name in ("flute", "oboe") for i in ("01", "02")]
     assert sorted(os.listdir(folder / "draws")) == names
     first, second = (read_audio(folder / "draws" / name)[0] for name in names[:2])
@@ -131,6 +132,16 @@ def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) 
     assert not torch.equal(first, second)
     (track,) = stems_folder(tmp_path)  # as evaluate sees it
     assert (track.name, sorted(track.stems)) == ("song", ["flute", "oboe"])
+
+
+def test_stems_are_known_by_name_and_format(result: Separation, tmp_path: Path) -> None:
+    files = StemFiles("flac", residual=True, draws=2)
+    written, _ = write_stems(result, tmp_path, files)
+    foreign = ("drums.wav", "oboe.mp3", "oboe_01.wav", "draws/oboe.wav", "draws/oboe_take.wav")
+    for name in (*foreign, "draws/drums_01.wav", "draws/residual_01.wav"):
+        (tmp_path / name).touch()
+    (tmp_path / "flute.wav").mkdir()
+    assert set(stem_files(tmp_path, NAMES)) == {tmp_path / name for name in written}
 
 
 def test_a_flac_holds_nothing_beyond_full_scale(result: Separation, tmp_path: Path) -> None:

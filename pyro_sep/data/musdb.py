@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from pyro_sep.audio import active_frames, read_audio
-from pyro_sep.data.tracks import MIXTURE, Audio, Track, stem_frames
+from pyro_sep.data.tracks import MIXTURE, Track, stem_frames
+from pyro_sep.streams import STEM_MP4, read_stream
 
 STEMS = ("bass", "drums", "vocals", "other")
-STREAMS = {MIXTURE: 0, "drums": 1, "bass": 2, "other": 3, "vocals": 4}  # of a .stem.mp4
-SLACK = 0.1  # seconds by which a decoder may differ from the header
 
 
 def musdb_tracks(root: Path) -> list[Track]:
@@ -37,7 +36,7 @@ def musdb_tracks(root: Path) -> list[Track]:
 
     try:
         if root.is_file():
-            name = root.name.removesuffix(".stem.mp4")
+            name = root.name.removesuffix(STEM_MP4)
             return [_of_streams(musdb.MultiTrack(str(root), name, subset="test", stem_id=0))]
         streams = [_of_streams(track) for track in musdb.DB(str(root)).tracks]
         folders = [_of_folder(track) for track in musdb.DB(str(root), is_wav=True).tracks]
@@ -142,28 +141,6 @@ def _of_folder(track: Any) -> Track:
 
 
 def _of_streams(track: Any) -> Track:
-    readers = {name: partial(_read_stream, track, name) for name in (*STEMS, MIXTURE)}
+    # musdb itself decodes to 16 bits, and clips: mixtures go beyond full scale.
+    readers = {name: partial(read_stream, Path(track.path), name) for name in (*STEMS, MIXTURE)}
     return Track(track.name, track.subset, readers)
-
-
-def _read_stream(track: Any, stem: str) -> Audio:
-    import ffmpeg
-    import stempeg
-
-    try:
-        # musdb itself decodes to 16 bits, and clips: mixtures go beyond full scale.
-        frames, rate = stempeg.read_stems(
-            track.path, stem_id=STREAMS[stem], info=track.info, always_3d=True, dtype="float32"
-        )
-    except (ffmpeg.Error, Warning, RuntimeError, LookupError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{track.path}: got no readable audio of {stem} ({reason}); replace the file"
-        ) from error
-    samples = torch.from_numpy(frames[0].copy()).T
-    if samples.shape[-1] < track.samples - SLACK * rate:
-        raise ValueError(
-            f"{track.path}: got {samples.shape[-1]} audio samples of {stem}, expected "
-            f"{track.samples}; the file is cut off, copy it again"
-        )
-    return samples, rate
