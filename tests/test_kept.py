@@ -173,8 +173,8 @@ def test_a_checkpoint_without_its_store_is_refused(gaussian_priors: Any, tmp_pat
     [
         ({"seed": 1}, "seed 0, expected seed 1"),
         ({"steps": 4}, "steps 3, expected steps 4"),
-        ({"noise_scale": 0.01}, "noise_scale 0.001, expected noise_scale 0.01"),
-        ({"constraint": "exact"}, "constraint gaussian, expected constraint exact"),
+        ({"noise_scale": 5e-4}, "noise_scale 0.001, expected noise_scale 0.0005"),
+        ({"constraint": "gaussian"}, "constraint exact, expected constraint gaussian"),
         ({"gains": (1.0, 0.5)}, r"gains \(0.5, 0.5\), expected gains \(1.0, 0.5\)"),
         (
             {"mixture": mixture(441)},
