@@ -152,7 +152,8 @@ def separate_command(
         str | None, typer.Option(help="Those of the set that are in there, by commas.")
     ] = None,
     gains: Annotated[
-        str | None, typer.Option(help="One per source, by commas, or infer; 1/N by default.")
+        str | None,
+        typer.Option(help="One per source, by commas, or infer; by default 1, of toy tones 1/N."),
     ] = None,
     noise_scale: Annotated[
         str | None, typer.Option(help="Std of the mixture's own noise, a number or infer.")

@@ -12,7 +12,7 @@ beyond its end is not heard, and its likelihood does not depend on it.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.priors import Prior, Priors
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
@@ -221,6 +222,12 @@ def frame_time(priors: Iterable[Prior], time: int) -> int:
     """Audio samples of sources whose mixture has ``time``: as few more as all priors can take."""
     multiple = math.lcm(*(prior.multiple for prior in priors))
     return -(-time // multiple) * multiple
+
+
+def usual_gains(names: Collection[str]) -> tuple[float, ...]:
+    """Gains where a user gives none: mixtures of toy waveforms are means, recordings are sums."""
+    gain = 1 / len(names) if set(names) <= set(WAVEFORMS) else 1.0
+    return (gain,) * len(names)
 
 
 def check_count(priors: Priors, mixing: LinearMixing) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from pyro_sep.audio import Recording
+from pyro_sep.data.tracks import MIXTURE
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.outputs import check_writable, write_separation
 from pyro_sep.priors import Priors
@@ -18,6 +19,8 @@ from pyro_sep.streams import STEM_MP4
 def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """By file the folder of its results: OUT/TRACK, its name without suffix or .stem.mp4.
 
+    TRACK/mixture.wav, as in musdb18-HQ, is called after its folder.
+
     Raises:
         ValueError: two files of one name.
     """
@@ -25,6 +28,8 @@ def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     for path in paths:
         suffix = STEM_MP4 if path.name.endswith(STEM_MP4) else path.suffix
         track = path.name.removesuffix(suffix)
+        if track == MIXTURE:
+            track = path.resolve().parent.name
         if track in tracks:
             raise ValueError(
                 f"{path}: got a second track {track!r} after {tracks[track]}, expected "

@@ -496,7 +496,7 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     refused(call("separate", stereo, "--priors", priors, *to, *use), device)
     refused(call("audit", "--priors", priors, *to, *use), device)
     refused(call("train", "--source", "toy:sine", *to, *use), device)
-    message = "size: got 'huge', expected one of toy, paper"
+    message = "size: got 'huge', expected one of toy, music, paper"
     refused(call("train", "--source", "toy:sine", *to, "--size", "huge"), message)
     refused(call("train", "--source", "toy:sine", *to, "--size", "paper-musdb18"), "size: got")
     message = "size: got 'huge', expected one of toy, toy-deep, paper"

@@ -8,7 +8,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time, model
+from pyro_sep.mixing import (
+    NOISE_SCALE,
+    Mixing,
+    check_count,
+    frame_time,
+    model,
+    usual_gains,
+)
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
 
@@ -264,3 +271,8 @@ def test_numbers_out_of_range(gains: tuple[float, ...], noise_scale: float, matc
         Mixing(gains, noise_scale)
     assert "expected" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_recordings_are_sums_and_toy_mixtures_means() -> None:
+    assert usual_gains(["sine", "saw"]) == (0.5, 0.5)
+    assert usual_gains(["saw", "flute"]) == (1.0, 1.0)

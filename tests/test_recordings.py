@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 
 def test_a_folder_per_track(tmp_path: Path) -> None:
     tracks = {"a/song.wav": "song", "tune.1.mp3": "tune.1", "b/A - B. 2.stem.mp4": "A - B. 2"}
+    tracks["test/C - D/mixture.wav"] = "C - D"
     paths = [Path(path) for path in tracks]
     folders = track_folders(paths, tmp_path)
     assert folders == {Path(path): tmp_path / track for path, track in tracks.items()}
