@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
-# 128 ms and 8 Hz at 16 kHz: on training tracks all methods do better than with half of it.
+# 128 ms and 8 Hz at 16 kHz: on training tracks all do better on average than with half of it.
 SIZE = 2048  # audio samples per frame
 HOP = SIZE // 4
 
