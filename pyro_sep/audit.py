@@ -7,7 +7,8 @@ white noise of std sigma itself has,
 
 in nats. Zero is the ceiling: a prior that knew the source to the last digit would see only noise.
 A set of priors is *discriminative* at a level when each source's own prior has the highest excess
-on it, and each prior's highest excess is on its own source. Inputs are noised at the level they
+on it, and each prior's highest excess is on its own source. The first is what Bayes' rule needs; the
+second fails where one source is easier to predict than another by any prior. Inputs are noised at the level they
 are judged at. Clean inputs, as Frank & Ilse 2020 (arXiv 2011.01761) judged, lack the noise that the
 law expects, and their ceiling is half a nat.
 """
@@ -33,7 +34,7 @@ SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359, 1.0, 2.0)
 def audit(
     priors: Priors,
     audio: Mapping[str, Tensor],
-    sigmas: Sequence[float] = SIGMAS,
+    sigmas: Sequence[float] | None = None,
     seed: int = 0,
     progress: bool = False,
     noised: bool = True,
@@ -43,7 +44,7 @@ def audit(
     Args:
         priors: by source name.
         audio: held-out clean audio of each source, ``(frame, time)``, under the same names.
-        sigmas: noise levels.
+        sigmas: noise levels; those of :data:`SIGMAS` that all priors know where None.
         seed: of the noise, which is the same for all priors.
         progress: show a bar.
         noised: noise the audio at the level it is judged at; else it stays clean.
@@ -56,6 +57,8 @@ def audit(
     """
     if set(priors) != set(audio):
         raise ValueError(f"audio: got {sorted(audio)}, expected the priors' names {sorted(priors)}")
+    if sigmas is None:
+        sigmas = known_levels(priors)
     names = list(priors)
     table = np.zeros((len(sigmas), len(names), len(names)))
     with tqdm(total=table.size, unit="cell", disable=not progress) as bar:
@@ -115,6 +118,12 @@ def log_likelihoods(
     return (excess - floor).rename("log_likelihood")
 
 
+def known_levels(priors: Priors) -> list[float]:
+    """Those of :data:`SIGMAS` that all priors know."""
+    low, high = zip(*(prior.sigmas for prior in priors.values()), strict=True)
+    return [sigma for sigma in SIGMAS if max(low) <= sigma <= min(high)]
+
+
 def noise_entropy(sigma: float) -> float:
     """Entropy of white noise of std sigma, in nats per audio sample."""
     return 0.5 * math.log(2 * math.pi * math.e * sigma**2)
@@ -144,12 +153,14 @@ def format_audit(table: xr.DataArray) -> str:
     width = max(9, *(len(name) + 2 for name in names))
     lines = ["excess in nats per audio sample over the noise (0 is the ceiling)"]
     lines.append(f"{'sigma':>7} {'prior':>{width}} |" + "".join(f"{n:>{width}}" for n in names))
-    verdicts = discriminative(table)
+    verdicts, by_source = discriminative(table), own_wins(table)[1].all("source")
     for sigma, level in zip(table.sigma.values, table, strict=True):
         for name, row in zip(names, level.values, strict=True):
             cells = "".join(f"{value:>{width}.3f}" for value in row)
             lines.append(f"{sigma:>7g} {name:>{width}} |{cells}")
         verdict = "discriminative" if verdicts[float(sigma)] else "NOT discriminative"
+        if by_source.sel(sigma=sigma) and not verdicts[float(sigma)]:
+            verdict += ", but each source is likeliest under its own prior"
         lines.append(f"sigma {sigma:g}: {verdict}")
     return "\n".join(lines)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyro_sep.audit import SIGMAS, audit
+from pyro_sep.audit import audit
 from pyro_sep.checkpoints import save_prior
 from pyro_sep.files import written_whole
 from pyro_sep.priors import NetworkPrior
@@ -58,12 +58,9 @@ def save_with_card(
     save_prior(prior, path)
     rows = ""
     if len(held_out):
-        low, high = prior.sigmas
-        sigmas = [sigma for sigma in SIGMAS if low <= sigma <= high]
-        table = audit({prior.name: prior}, {prior.name: held_out}, sigmas)
-        rows = "".join(
-            f"| {s:g} | {v:.3f} |\n" for s, v in zip(sigmas, table.values[:, 0, 0], strict=True)
-        )
+        table = audit({prior.name: prior}, {prior.name: held_out})
+        pairs = zip(table["sigma"].values, table.values[:, 0, 0], strict=True)
+        rows = "".join(f"| {sigma:g} | {excess:.3f} |\n" for sigma, excess in pairs)
     parameters = sum(p.numel() for p in prior.network.parameters())
     text = f"""# Prior of {prior.name}
 

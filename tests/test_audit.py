@@ -77,6 +77,14 @@ def test_the_true_law_is_best_and_below_zero() -> None:
     assert (own >= table.values.max(axis=1) - 1e-9).all()
 
 
+def test_levels_are_those_that_all_priors_know() -> None:
+    class Narrow(WhitePrior):
+        sigmas = (0.02, 0.4)
+
+    narrow = {"loud": PRIORS["loud"], "soft": Narrow(0.1)}
+    assert audit(narrow, white_audio()).sigma.values.tolist() == [0.027, 0.077, 0.129, 0.359]
+
+
 def test_the_noise_is_the_same_for_all_priors_and_follows_the_seed() -> None:
     audio = white_audio()
     twins = audit({"loud": PRIORS["loud"], "soft": PRIORS["loud"]}, audio, (0.3,))
@@ -135,7 +143,7 @@ def test_log_likelihoods_are_the_closed_form_clean_and_noised() -> None:
 def table_of(*levels: list[list[float]]) -> xr.DataArray:
     size = len(levels[0])
     names = [f"name{i}" for i in range(size)]
-    coords = {"sigma": [0.1 * (i + 1) for i in range(len(levels))], "prior": names, "source": names}
+    coords = {"sigma": [(i + 1) / 10 for i in range(len(levels))], "prior": names, "source": names}
     return xr.DataArray(list(levels), coords, ("sigma", "prior", "source"))
 
 
@@ -162,18 +170,23 @@ def test_own_wins_tell_rows_from_columns() -> None:
 
 
 def test_verdicts_are_per_level(tmp_path: Path) -> None:
-    table = table_of([[-0.1, -2.0], [-3.0, -0.2]], [[-0.12345678, -0.05], [-3.0, -0.01]])
-    assert discriminative(table) == {0.1: True, 0.2: False}
+    table = table_of(
+        [[-0.1, -2.0], [-3.0, -0.2]],
+        [[-0.12345678, -0.05], [-3.0, -0.01]],
+        [[-0.1, -0.05], [-3.0, -0.06]],
+    )
+    assert discriminative(table) == {0.1: True, 0.2: False, 0.3: False}
     lines = format_audit(table).splitlines()
     assert [line for line in lines if line.startswith("sigma ")] == [
         "sigma 0.1: discriminative",
-        "sigma 0.2: NOT discriminative",
+        "sigma 0.2: NOT discriminative, but each source is likeliest under its own prior",
+        "sigma 0.3: NOT discriminative",
     ]
     save_audit(table, tmp_path / "audit.json")
     content = json.loads((tmp_path / "audit.json").read_text())
     assert content["names"] == ["name0", "name1"]
-    assert content["sigmas"] == [0.1, 0.2]
-    assert content["discriminative"] == {"0.1": True, "0.2": False}
+    assert content["sigmas"] == [0.1, 0.2, 0.3]
+    assert content["discriminative"] == {"0.1": True, "0.2": False, "0.3": False}
     np.testing.assert_allclose(content["excess[sigma][prior][source]"], table.values, atol=5e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
 
