@@ -8,7 +8,7 @@ found in github.com/morris-frank/unsupervised-source-separation, the code of Fra
 (arXiv 2011.01761). The paper reports that separation failed, without a figure.
 
 ======================  ============================================================================
-no fault                as ``pyro_sep.separate`` does it
+no fault                as ``pyro_sep.separate`` does it under the Gaussian likelihood
 paper's ladder          noise levels from 0.359 down, rather than from the level that the frame asks
 sign of the likelihood  the chain is pushed away from the mixture, as in the paper's Eq. 3
 no likelihood           weight 0, as in the last commit

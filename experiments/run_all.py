@@ -44,7 +44,7 @@ STEPS = (
     Step("line_profile", paper="--frames 32"),
     Step("separate_toy", paper="--mixtures 1500 --seconds 1"),
     Step("langevin_ablation", cpu="--mixtures 2"),
-    Step("compare_samplers", cpu="--mixtures 1 --priors wavenet,flow"),
+    Step("compare_samplers", cpu="--mixtures 1 --seconds 0.032 --priors wavenet,flow"),
     Step("latent_nuts", cpu="--warmup 15 --draws 15 --max-tree-depth 3"),
     Step("flow_ablation", cpu="--steps 100"),
     Step("train_priors", cpu="--scale cpu --steps 20", paper="--scale paper"),
