@@ -108,7 +108,8 @@ def separate_batch(
         noise_scale: gamma, std of the mixture's own noise; unknown where "infer".
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
-            :class:`~pyro_sep.posterior.AnnealedPosterior`. By default :func:`default_constraint`.
+            :class:`~pyro_sep.posterior.AnnealedPosterior`. By default ``"gaussian"`` where presence,
+            gains or noise are inferred, else :func:`default_constraint`.
         absent: ``"infer"`` where each source may be silent, which its prior then allows for with
             probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
         seed: of all randomness.
@@ -131,7 +132,8 @@ def separate_batch(
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
-        constraint = "gaussian" if any(inferred) else default_constraint(mixing)
+        # Presence is told better by the likelihood: a source that is silenced can be missed there.
+        constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(
             f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
@@ -264,7 +266,7 @@ def default_ladder(priors: Priors, time: int) -> dict[str, float]:
 
 
 def default_constraint(mixing: Mixing) -> str:
-    r"""How sources whose gains and noise are known are tied to their mixture.
+    r"""How sources that are all present, by known gains, are tied to their mixture.
 
     Noisy sources hold on to their modes by the evidence of their own samples, which goes with
     :math:`1 / \sigma^2`. The mixture tells of the clean sources up to noise of variance

@@ -317,7 +317,12 @@ def test_sources_add_up_to_a_mixture_without_noise() -> None:
 
 @pytest.mark.parametrize(
     ("options", "expected"),
-    [({}, "exact"), ({"constraint": "gaussian"}, "gaussian"), ({"gains": "infer"}, "gaussian")],
+    [
+        ({}, "exact"),
+        ({"constraint": "gaussian"}, "gaussian"),
+        ({"gains": "infer"}, "gaussian"),
+        ({"absent": "infer"}, "gaussian"),
+    ],
 )
 def test_the_trace_says_how_sources_are_tied(options: dict[str, Any], expected: str) -> None:
     mixture = toy_mixture("test", 100, tuple(ORACLES), MIN_TIME).mixture
