@@ -132,7 +132,7 @@ def separate_batch(
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
-        # Presence is told better by the likelihood: a source that is silenced can be missed there.
+        # experiments/presence.py: the likelihood tells it in 40 mixtures of 40, exact ones in 3 of 5.
         constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(
