@@ -7,10 +7,10 @@ white noise of std sigma itself has,
 
 in nats. Zero is the ceiling: a prior that knew the source to the last digit would see only noise.
 A set of priors is *discriminative* at a level when each source's own prior has the highest excess
-on it, and each prior's highest excess is on its own source. The first is what Bayes' rule needs; the
-second fails where one source is easier to predict than another by any prior. Inputs are noised at the level they
-are judged at. Clean inputs, as Frank & Ilse 2020 (arXiv 2011.01761) judged, lack the noise that the
-law expects, and their ceiling is half a nat.
+on it, and each prior's highest excess is on its own source. The first is what Bayes' rule needs;
+the second fails where one source is easier to predict than another by any prior. Inputs are noised
+at the level they are judged at. Clean inputs, as Frank & Ilse 2020 (arXiv 2011.01761) judged, lack
+the noise that the law expects, and their ceiling is half a nat.
 """
 
 import math

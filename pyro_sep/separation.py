@@ -108,8 +108,8 @@ def separate_batch(
         noise_scale: gamma, std of the mixture's own noise; unknown where "infer".
         constraint: ``"gaussian"``, the likelihood of that noise, or ``"exact"``: the sources add up
             to the mixture, whatever the noise_scale; see
-            :class:`~pyro_sep.posterior.AnnealedPosterior`. By default ``"gaussian"`` where presence,
-            gains or noise are inferred, else :func:`default_constraint`.
+            :class:`~pyro_sep.posterior.AnnealedPosterior`. By default ``"gaussian"`` where
+            presence, gains or noise are inferred, else :func:`default_constraint`.
         absent: ``"infer"`` where each source may be silent, which its prior then allows for with
             probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
         seed: of all randomness.
@@ -132,7 +132,7 @@ def separate_batch(
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
-        # experiments/presence.py: the likelihood tells it in 40 mixtures of 40, exact ones in 3 of 5.
+        # experiments/presence.py: the likelihood tells it in 40 mixtures of 40, not so exact ones.
         constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(
