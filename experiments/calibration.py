@@ -171,7 +171,8 @@ def main(
     own_steps = {} if steps is None else {"steps": steps}
     mixing = Mixing.mean(len(chosen))
     own = "gaussian" if sampler in GAUSSIAN else default_constraint(mixing)
-    task = Task(chosen, mixing, ladder, (constraint or own) == "exact", draws, own_steps)
+    settings["constraint"] = constraint or own
+    task = Task(chosen, mixing, ladder, settings["constraint"] == "exact", draws, own_steps)
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for first in range(0, simulations, batch):

@@ -6,9 +6,8 @@
 Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics with a
 Gaussian mixture, and with an exact one, the default of ``pyro_sep.separate``; overdamped Langevin
 dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carlo, these with a
-Gaussian mixture. HMC and NUTS are Pyro's, at the
-last noise level alone, each chain from the mixture plus noise; for flows NUTS runs in the latent
-space, where the prior is white.
+Gaussian mixture. HMC and NUTS are Pyro's, at the last noise level alone, each chain from the
+mixture plus noise; for flows NUTS runs in the latent space, where the prior is white.
 
 The improvement of SI-SDR is that of the mean of the best chain, a gradient is one of all sources of
 one mixture, and seconds are of the CPU. R-hat and ESS are the worst over level, centroid and log

@@ -7,10 +7,10 @@ Sampled instruments (fluidsynth and a General MIDI soundfont) play bass, drums a
 vocals, that line of an excerpt which is most like a song, are a sampled choir or a recorded voice
 that sings. --out has the layout of musdb18-HQ, train/TRACK/STEM.wav and test/TRACK/STEM.wav, 44.1
 kHz stereo of 16 bit; the mixture is exactly the sum of its stems. metadata.json says what each
-track was made from, its licence, which is that of its package, and its levels.
+track was made from, the licence of its score, and its levels; recorded voices are GPL-2+.
 
 The same arguments and versions give the same bytes; a run that was cut off goes on. Training and
-test tracks share neither song nor voice. An excerpt with a stem that comes out silent is left out.
+test tracks share neither song nor recorded voice. An excerpt with a stem that comes out silent is left out.
 
 It needs fluidsynth and fluid-soundfont-gm; scores, those of any of the Debian packages
 openttd-openmsx, freedoom and planetblupi-music-midi, of which unpacking is enough (dpkg-deb -x);

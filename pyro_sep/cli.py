@@ -114,7 +114,7 @@ def audit_command(
     device: str = "cpu",
 ) -> None:
     """Say whether priors may be used: every prior on every source at every noise level."""
-    from pyro_sep.audit import audit, format_audit, save_audit
+    from pyro_sep.audit import SIGMAS, audit, format_audit, known_levels, save_audit
     from pyro_sep.checkpoints import load_priors
     from pyro_sep.data.source import default_spec, open_source
     from pyro_sep.plots import plot_audit, save_figure
@@ -130,6 +130,11 @@ def audit_command(
         name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()
     }
+    if not known_levels(loaded):
+        raise ValueError(
+            f"priors: got none of the levels {', '.join(f'{sigma:g}' for sigma in SIGMAS)} that all "
+            "of them know, expected one; name priors of one range"
+        )
     table = audit(loaded, audio, seed=seed, progress=True)
     typer.echo(format_audit(table))
     if out is not None:
@@ -197,6 +202,7 @@ def separate_command(
     """
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.mixing import usual_gains
     from pyro_sep.outputs import REPORT
     from pyro_sep.recordings import separate_recording, track_folders
     from pyro_sep.stems import StemFiles
@@ -206,11 +212,12 @@ def separate_command(
         one_of("absent", absent, ("infer",))
     if write_draws > draws:
         raise ValueError(f"write-draws: got {write_draws}, expected at most the {draws} of --draws")
-    mixing = mixing_options(gains, noise_scale)
+    given = mixing_options(gains, noise_scale)
     folders = track_folders(recordings, out)
     place = torch_device(device)
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
+    mixing = {"gains": usual_gains(chosen)} | given
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
     rate = next(iter(chosen.values())).sample_rate

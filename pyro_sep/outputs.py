@@ -28,7 +28,7 @@ def write_separation(
     """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
     What a former run left in the folder and this one does not write goes: stems and draws of its
-    sources or these, report.html, and no other file.
+    sources or these, report.html, and no other file. Its summary.json tells that there was one.
 
     Args:
         result: what to write.
@@ -63,7 +63,8 @@ def write_separation(
             name: round(float(value), 3)
             for name, value in zip(result.names, result.presence, strict=True)
         }
-    _remove_former(folder, {*result.names, *_former_sources(folder)}, stems)
+    if former := _former_sources(folder):
+        _remove_former(folder, {*result.names, *former}, stems)
     save_json(summary, folder / "summary.json")
     written = dict.fromkeys(Path(name).parts[0] for name in stems)
     return [*written, "trace.nc", "separation.png", "summary.json"]

@@ -22,7 +22,7 @@ def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     TRACK/mixture.wav, as in musdb18-HQ, is called after its folder.
 
     Raises:
-        ValueError: two files of one name.
+        ValueError: two files of one name, or a file that lies in the folder of its own results.
     """
     tracks: dict[str, Path] = {}
     for path in paths:
@@ -34,6 +34,11 @@ def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
             raise ValueError(
                 f"{path}: got a second track {track!r} after {tracks[track]}, expected "
                 "names that differ; rename one, or give it another --out"
+            )
+        if (out / track).resolve() == path.resolve().parent:
+            raise ValueError(
+                f"{path}: got it in {out / track}, where its results would go, expected another "
+                "folder than its own; give another --out"
             )
         tracks[track] = path
     return {path: out / track for track, path in tracks.items()}

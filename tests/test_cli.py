@@ -486,7 +486,7 @@ def test_bad_priors(call, priors: Path, stereo: Path, tmp_path: Path, case: str)
 def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     to = ("--out", out)
-    message = "priors: got 'orchestra', expected a shipped set (toy, "
+    message = "priors: got 'orchestra', expected a shipped set (music, toy, "
     refused(call("separate", stereo, "--priors", "orchestra", *to), message)
     (tmp_path / "empty").mkdir()
     message = "empty: no *.safetensors in it; train priors with `pyro-sep train`"
@@ -515,6 +515,19 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     message = "audio: got ['cello', 'saw', 'sine'], expected the priors' names ['saw', 'sine']"
     refused(call("audit", "--priors", priors, "--source", "cello=toy:saw", *to), message)
     assert not out.exists()
+
+
+def test_recordings_are_sums_and_toy_mixtures_means(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    flute = tmp_path / "flute"
+    flute.mkdir()
+    for file, name in (("saw", "flute"), ("sine", "sine")):
+        shutil.copy(priors / f"{file}.safetensors", flute / f"{name}.safetensors")
+    for folder, gain in ((priors, 0.5), (flute, 1.0)):
+        assert call("separate", stereo, "--priors", folder, "--out", tmp_path, *BUDGET).code == 0
+        trace = load_trace(tmp_path / "duet" / "trace.nc")
+        assert trace["constant_data"]["gains"].values.tolist() == [gain, gain]
 
 
 def test_gains_and_noise_are_numbers_or_inferred(

@@ -23,6 +23,10 @@ def test_a_folder_per_track(tmp_path: Path) -> None:
     message = r"^b/song\.flac: got a second track 'song' after a/song\.wav, expected names"
     with pytest.raises(ValueError, match=message):
         track_folders([*paths, Path("b/song.flac")], tmp_path)
+    with pytest.raises(
+        ValueError, match=r"mixture\.wav: got it in \S*C, where its results would go"
+    ):
+        track_folders([tmp_path / "C" / "mixture.wav"], tmp_path)
     with pytest.raises(ValueError, match=r"^song\.stem\.mp4: got a second track 'song' after"):
         track_folders([*paths, Path("song.stem.mp4")], tmp_path)
 
