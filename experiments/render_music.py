@@ -10,7 +10,8 @@ kHz stereo of 16 bit; the mixture is exactly the sum of its stems. metadata.json
 track was made from, the licence of its score, and its levels; recorded voices are GPL-2+.
 
 The same arguments and versions give the same bytes; a run that was cut off goes on. Training and
-test tracks share neither song nor recorded voice. An excerpt with a stem that comes out silent is left out.
+test tracks share neither song nor recorded voice. An excerpt with a stem that comes out silent is
+left out.
 
 It needs fluidsynth and fluid-soundfont-gm; scores, those of any of the Debian packages
 openttd-openmsx, freedoom and planetblupi-music-midi, of which unpacking is enough (dpkg-deb -x);

@@ -132,8 +132,8 @@ def audit_command(
     }
     if not known_levels(loaded):
         raise ValueError(
-            f"priors: got none of the levels {', '.join(f'{sigma:g}' for sigma in SIGMAS)} that all "
-            "of them know, expected one; name priors of one range"
+            f"priors: got none that all know of the levels {', '.join(map(str, SIGMAS))}, expected "
+            "one; name priors of one range"
         )
     table = audit(loaded, audio, seed=seed, progress=True)
     typer.echo(format_audit(table))
