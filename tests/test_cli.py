@@ -517,6 +517,14 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     assert not out.exists()
 
 
+def test_an_audit_needs_a_level_that_all_know(
+    call, priors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyro_sep.audit.SIGMAS", (7.0, 9.0))
+    message = "priors: got none that all know of the levels 7.0, 9.0, expected one"
+    refused(call("audit", "--priors", priors), message)
+
+
 def test_recordings_are_sums_and_toy_mixtures_means(
     call, priors: Path, stereo: Path, tmp_path: Path
 ) -> None:
