@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
+from pyro_sep.extras import import_extra
+
 # 128 ms and 8 Hz at 16 kHz: on training tracks all do better on average than with half of it.
 SIZE = 2048  # audio samples per frame
 HOP = SIZE // 4
@@ -211,12 +213,5 @@ def _below_cutoff(signal: Tensor, sample_rate: int) -> Tensor:
 
 
 def _import(method: str, module: str) -> Any:
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"{method}: got no {module.partition('.')[0]} ({error}), expected it; "
-            "pip install 'pyro-sep[music]'"
-        ) from error
+    package = module.partition(".")[0]
+    return import_extra(module, method, package, "it; pip install 'pyro-sep[music]'")

@@ -122,6 +122,11 @@ def audit_command(
     if wrong := [entry for entry in source or [] if "=" not in entry]:
         raise ValueError(f"source: got {wrong[0]!r}, expected NAME=SOURCE")
     loaded = load_priors(priors, torch_device(device))
+    if not known_levels(loaded):
+        raise ValueError(
+            f"priors: got none that all know of the levels {', '.join(map(str, SIGMAS))}, expected "
+            "one; name priors of one range"
+        )
     specs = {name: default_spec(name, musdb) for name in loaded} | dict(
         entry.split("=", 1) for entry in source or []
     )
@@ -130,11 +135,6 @@ def audit_command(
         name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()
     }
-    if not known_levels(loaded):
-        raise ValueError(
-            f"priors: got none that all know of the levels {', '.join(map(str, SIGMAS))}, expected "
-            "one; name priors of one range"
-        )
     table = audit(loaded, audio, seed=seed, progress=True)
     typer.echo(format_audit(table))
     if out is not None:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pyro_sep.audio import resample
 from pyro_sep.data.tracks import Audio, Track
+from pyro_sep.extras import import_extra
 from pyro_sep.files import written_whole
 from pyro_sep.metrics import si_sdr, silent
 
@@ -69,7 +70,8 @@ def evaluate(
     Raises:
         ValueError: an estimate without a reference, or no museval.
     """
-    museval = _import_museval() if bss_eval else None
+    remedy = "it and ffmpeg; pip install 'pyro-sep[music]', apt-get install ffmpeg"
+    museval = import_extra("museval", "bss-eval", "museval", remedy) if bss_eval else None
     known = {track.name: track for track in references}
     if unknown := [track.name for track in estimates if track.name not in known]:
         raise ValueError(
@@ -185,15 +187,3 @@ def _bss_eval(museval: Any, name: str, judged: _Judged) -> Any:
         for stem, *values in zip(stems, *scores, strict=True):
             store.add_target(stem, dict(zip(BSS_METRICS, values, strict=True)))
     return store
-
-
-def _import_museval() -> Any:
-    try:
-        import museval
-    except (ImportError, RuntimeError) as error:  # RuntimeError: stempeg's, without ffmpeg
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"bss-eval: got no museval ({reason}), expected it and ffmpeg; "
-            "pip install 'pyro-sep[music]', apt-get install ffmpeg"
-        ) from error
-    return museval

@@ -132,7 +132,7 @@ def separate_batch(
     mixing = known_mixing(priors, gains, noise_scale)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
-        # experiments/presence.py: the likelihood tells it in 40 mixtures of 40, not so exact ones.
+        # experiments/presence.py: 40 mixtures of 40 are right by the likelihood, 3 of 5 if exact.
         constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
     if constraint not in CONSTRAINTS:
         raise ValueError(

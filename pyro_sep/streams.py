@@ -1,10 +1,11 @@
 """Streams of a .stem.mp4: a mixture and its stems in one file; ffmpeg decodes, through stempeg."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_sep.extras import import_extra
 
 STEM_MP4 = ".stem.mp4"
 STREAMS = {"mixture": 0, "drums": 1, "bass": 2, "other": 3, "vocals": 4}  # musdb18's order
@@ -25,7 +26,12 @@ def read_stream(path: Path, name: str) -> tuple[Tensor, int]:
     Raises:
         ValueError: ffmpeg or stempeg is missing, no readable audio, or a file that is cut off.
     """
-    stempeg = _import_stempeg(path)
+    stempeg = import_extra(
+        "stempeg",
+        path,
+        "decoder",
+        "stempeg, ffmpeg and ffprobe; pip install stempeg, apt-get install ffmpeg",
+    )
     import ffmpeg
 
     try:
@@ -35,8 +41,7 @@ def read_stream(path: Path, name: str) -> tuple[Tensor, int]:
         )
         expected = info.samples(0)
     except (ffmpeg.Error, Warning, RuntimeError, LookupError, ValueError) as error:
-        report = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
-        reason = report[-1] if report else str(error).splitlines()[0]
+        reason = last_words(error) or str(error).splitlines()[0]
         raise ValueError(
             f"{path}: got no readable audio of {name} ({reason}); replace the file"
         ) from error
@@ -49,13 +54,7 @@ def read_stream(path: Path, name: str) -> tuple[Tensor, int]:
     return samples, rate
 
 
-def _import_stempeg(path: Path) -> Any:
-    try:
-        import stempeg
-    except (ImportError, RuntimeError) as error:  # RuntimeError: stempeg's own, without ffmpeg
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: got no decoder ({reason}), expected stempeg, ffmpeg and ffprobe; "
-            "pip install stempeg, apt-get install ffmpeg"
-        ) from error
-    return stempeg
+def last_words(error: Exception) -> str:
+    """What ffmpeg or ffprobe printed last, where it is they that failed; else nothing."""
+    report = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
+    return report[-1] if report else ""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_sep.audio import active_frames, read_audio
 from pyro_sep.data.tracks import MIXTURE, Track, stem_frames
-from pyro_sep.streams import STEM_MP4, read_stream
+from pyro_sep.streams import STEM_MP4, last_words, read_stream
 
 STEMS = ("bass", "drums", "vocals", "other")
 
@@ -41,8 +41,7 @@ def musdb_tracks(root: Path) -> list[Track]:
         streams = [_of_streams(track) for track in musdb.DB(str(root)).tracks]
         folders = [_of_folder(track) for track in musdb.DB(str(root), is_wav=True).tracks]
     except (ffmpeg.Error, LookupError) as error:
-        report = getattr(error, "stderr", b"").decode(errors="replace").strip().splitlines()
-        reason = report[-1] if report else f"{root}: a file without audio"
+        reason = last_words(error) or f"{root}: a file without audio"
         raise ValueError(f"{reason}; got no stems in it, replace the file") from error
     tracks = streams + [track for track in folders if track.stems]
     if not tracks:
