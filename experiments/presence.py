@@ -53,7 +53,6 @@ def main(
     loaded = load_priors(priors)
     names, time = tuple(loaded), round(seconds * SAMPLE_RATE)
     budget = {"steps": steps, "chains": chains, "explorers": explorers}
-    budget["exchange_every"] = min(Annealing.exchange_every, steps)  # at least one a level
     settings = budget | {"seconds": seconds, "priors": priors, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -107,8 +107,8 @@ def main(
     names = chosen_stems(stems)
     chosen = chosen_methods(methods, names)
     loaded = chosen_priors(priors, stems) if "posterior" in chosen else {}
-    budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
-    budget |= {"draws": draws, "exchange_every": min(Annealing.exchange_every, steps)}
+    budget = {"chains": chains, "explorers": explorers, "levels": levels}
+    budget |= {"steps": steps, "draws": draws}
     settings = {"musdb": str(musdb), "stems": stems, "seconds": seconds}
     further: dict[str, dict[str, Any]] = {
         "nmf": {"seed": seed},

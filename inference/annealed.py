@@ -216,13 +216,14 @@ class _Walk:
         state = self._start(self.target, self.position, sigma)
         shares = self._shares(state, sigma)
         adaptation = DualAveraging(prox_center=log(self.step_size))
+        every = min(self.settings.exchange_every, self.settings.steps)
         for step in range(1, self.settings.steps + 1):
             self.target, state, acceptance_rate = self._step(self.target, state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
             if self.settings.corrected:
                 adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
                 self.step_size = exp(adaptation.get_state()[0])
-            if exchange and step % self.settings.exchange_every == 0:
+            if exchange and every and step % every == 0:
                 state = self._exchange(state, sigma)
             elif not exchange and step % RESCALE_EVERY == 0:
                 state = self._rescale(state, shares, sigma)

@@ -52,7 +52,7 @@ class Annealing:
         persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
         corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
             step size is that of the first level alone, and adapts at every level before the draws.
-        exchange_every: steps between exchanges; more than ``steps`` for none.
+        exchange_every: steps between exchanges above the turn, one a level at least; 0 for none.
     """
 
     sigma_max: float
@@ -71,9 +71,10 @@ class Annealing:
     exchange_every: int = 20
 
     def __post_init__(self) -> None:
-        if self.tournaments < 0:
-            raise ValueError(f"tournaments: got {self.tournaments}, expected 0 or more")
-        for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every"):
+        for name in ("tournaments", "exchange_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        for name in ("steps", "chains", "explorers", "draws", "thin"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
         if not 0 < self.step_size < 2**0.5:

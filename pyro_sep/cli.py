@@ -242,7 +242,6 @@ def separate_command(
                 explorers=explorers,
                 levels=levels,
                 steps=steps,
-                exchange_every=min(Annealing.exchange_every, steps),
                 draws=draws,
                 **mixing,
             )

@@ -200,13 +200,14 @@ def prior_excess(tree: xr.DataTree) -> xr.DataArray:
     r"""Log prior of the best chain over what the noise alone has, per source and audio sample.
 
     .. math:: \frac{1}{T} \overline{\log p_{k,\sigma}(x_k)} + \tfrac{1}{2} \log(2 \pi e \sigma^2)
-              - \frac{a_k^2}{4 \sum_j a_j^2}
+              - \frac{c \, a_k^2}{\sum_j a_j^2}
 
     in nats, the mean over the draws of the chain with the highest mean ``lp``. It compares with
     the excess of :func:`pyro_sep.audit.audit`: zero is a prior that knows all but the noise. The
-    last term is the gain from the mixture, whose likelihood of variance :math:`\sigma^2 \sum_j
-    a_j^2` halves the variance of the noise along the gains. T are the audio samples of the mixture;
-    a prior that had to take a few more counts too high.
+    last term is the gain from the mixture: its likelihood of variance :math:`\sigma^2 \sum_j
+    a_j^2` halves the variance of the noise along the gains, c = 1/4; where the sources add up to it
+    exactly there is none, c = 1/2. T are the audio samples of the mixture; a prior that had to take
+    a few more counts too high.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
@@ -222,7 +223,8 @@ def prior_excess(tree: xr.DataTree) -> xr.DataArray:
         return per_sample * np.nan
     sigma = float(stats["noise_level"].isel(chain=best, draw=-1))
     floor = 0.5 * math.log(2 * math.pi * math.e * sigma**2)
-    return per_sample + floor - gain_energy / (4 * gain_energy.sum())
+    gained = 0.5 if tree.attrs.get("constraint") == "exact" else 0.25
+    return per_sample + floor - gained * gain_energy / gain_energy.sum()
 
 
 def mixture_residual(tree: xr.DataTree) -> float:

@@ -328,7 +328,7 @@ def test_explorers_find_the_right_mode_as_often_as_chance_allows() -> None:
             chains=chains,
             explorers=explorers,
             draws=1,
-            exchange_every=31,  # none
+            exchange_every=0,
         )
         return float((draws.sources[0, :, 0, 0].mean(-1) > 0).double().mean())
 
@@ -481,7 +481,7 @@ def test_what_is_kept_is_consistent_with_the_densities() -> None:
 
 def test_warmup_holds_every_step_but_no_start() -> None:
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    budget = {"steps": 3, "chains": 2, "explorers": 1, "draws": 1, "exchange_every": 4}
+    budget = {"steps": 3, "chains": 2, "explorers": 1, "draws": 1, "exchange_every": 0}
     draws, log = walk(torch.ones(1, 20), priors, Mixing.mean(2), **budget)
     steps = [log["evaluation"][4 * level + i] for level in range(6) for i in (1, 2, 3)]
     assert torch.equal(draws.warmup.lp[0], torch.stack([e.log_density for e in steps], 1))
@@ -510,14 +510,15 @@ def test_warmup_is_the_ladder_step_by_step() -> None:
     assert (draws.warmup.log_prior[..., 0] <= floor + 1e-4).all()
 
 
-def test_every_step_is_one_evaluation() -> None:
+@pytest.mark.parametrize(("every", "per_level"), [(3, 2), (20, 1)])
+def test_every_step_is_one_evaluation(every: int, per_level: int) -> None:
     settings = {"steps": 7, "chains": 2, "explorers": 3, "draws": 5, "thin": 2}
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    draws, log = walk(torch.ones(2, 20), priors, Mixing.mean(2), exchange_every=3, **settings)
+    draws, log = walk(torch.ones(2, 20), priors, Mixing.mean(2), exchange_every=every, **settings)
     annealing = Annealing(**(LADDER | settings))
     above = sum(sigma >= annealing.sigma_turn for sigma in annealing.sigmas)
     assert above == 4
-    exchanges = above * (7 // 3)
+    exchanges = above * per_level
     assert annealing.total_steps(2, False) == 6 * 7 + 5 * 2
     assert len(log["exchange"]) == exchanges
     # Beside the steps: the start of every level and of the draws, what an exchange moved, and the
@@ -747,9 +748,10 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
     [
         *(
             ({name: 0}, f"^{name}: got 0, expected at least 1$")
-            for name in ("steps", "chains", "explorers", "draws", "thin", "exchange_every")
+            for name in ("steps", "chains", "explorers", "draws", "thin")
         ),
         ({"tournaments": -1}, "^tournaments: got -1, expected 0 or more$"),
+        ({"exchange_every": -1}, "^exchange_every: got -1, expected 0 or more$"),
         ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
         ({"step_size": 2**0.5}, "^step_size: got 1.414"),
         ({"step_size": math.nan}, "^step_size: got nan"),

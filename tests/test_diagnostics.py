@@ -239,15 +239,18 @@ def test_the_best_chain_tells_of_the_priors() -> None:
     assert judged(separated(spread(2, 300), excess, lp=lp)).verdict == Verdict.PRIOR
 
 
-def test_excess_of_known_sources_is_zero() -> None:
-    # The priors know the sources: N(s_k, sigma^2). Matheron's rule draws the noise given its sum.
+@pytest.mark.parametrize("constraint", ["gaussian", "exact"])
+def test_excess_of_known_sources_is_zero(constraint: str) -> None:
+    # The priors know the sources: N(s_k, sigma^2). Matheron's rule draws the noise given its sum,
+    # which the likelihood knows up to noise of its own, and an exact mixture without.
     gains = np.array([0.5, 0.25, 0.1])
     noise = SIGMA * np.random.default_rng(2).normal(size=(2, 100, 4, TIME))
-    free, energy = noise[:, :, :3], np.square(gains).sum()
-    heard = np.einsum("k,cdkt->cdt", gains, free) + math.sqrt(energy) * noise[:, :, 3]
-    drawn = free - np.einsum("k,cdt->cdkt", gains, heard) / (2 * energy)
+    free, energy, own = noise[:, :, :3], np.square(gains).sum(), constraint == "gaussian"
+    heard = np.einsum("k,cdkt->cdt", gains, free) + own * math.sqrt(energy) * noise[:, :, 3]
+    drawn = free - np.einsum("k,cdt->cdkt", gains, heard) / ((1 + own) * energy)
     log_prior = -0.5 * (drawn**2 / SIGMA**2 + math.log(2 * math.pi * SIGMA**2)).sum(-1)
-    tree = separated(spread(2, 100), log_prior=log_prior, gains=gains, mixture=gains @ TONES)
+    changes = {"gains": gains, "mixture": gains @ TONES, "attrs": {"constraint": constraint}}
+    tree = separated(spread(2, 100), log_prior=log_prior, **changes)
     # A term -z^2 / 2 has the std 0.71; there are 100 draws of 400.
     error = 5 * 0.71 / math.sqrt(100 * TIME)
     assert [row.excess for row in judged(tree).sources] == pytest.approx([0, 0, 0], abs=error)
