@@ -1,6 +1,7 @@
 """Gaussian priors, whose posteriors are known in closed form."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -9,6 +10,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.mixing import Mixing
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    torch.set_num_threads(1)
 
 
 class GaussianPrior(TorchDistribution):
