@@ -97,6 +97,9 @@ def main(
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    tournaments: Annotated[
+        int, typer.Option(min=0, help="Of exchanges of two stems, where there are three or more.")
+    ] = Annealing.tournaments,
     draws: Annotated[int, typer.Option(min=1, help="Draws kept per chain.")] = Annealing.draws,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/separate_music"
@@ -108,7 +111,7 @@ def main(
     chosen = chosen_methods(methods, names)
     loaded = chosen_priors(priors, stems) if "posterior" in chosen else {}
     budget = {"chains": chains, "explorers": explorers, "levels": levels}
-    budget |= {"steps": steps, "draws": draws}
+    budget |= {"steps": steps, "tournaments": tournaments, "draws": draws}
     settings = {"musdb": str(musdb), "stems": stems, "seconds": seconds}
     further: dict[str, dict[str, Any]] = {
         "nmf": {"seed": seed},

@@ -20,7 +20,7 @@ Shapes: ``x (batch, time)``, time a multiple of ``config.multiple``; ``sigma (ba
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -202,8 +202,18 @@ class FloWaveNet(nn.Module):
 
         if self.training:
             return log_density(x)
+        return self._in_windows(log_density, x)
+
+    def squared_scores(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Sum over time of the squared latent, ``(batch,)``: chi-squared, T degrees of freedom.
+
+        In windows as :meth:`log_prob`.
+        """
+        return self._in_windows(lambda part: self(part, sigma)[0].square().sum(-1), x)
+
+    def _in_windows(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         hop = self.config.multiple
-        return in_windows(log_density, x, self.window, self.reach, self.reach, hop)
+        return in_windows(function, x, self.window, self.reach, self.reach, hop)
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """Training loss: nats per sample that code noisy audio, ``(batch,)``."""

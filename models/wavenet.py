@@ -41,6 +41,8 @@ from pyro_sep.models.windows import WINDOW, in_windows
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
 COMPONENT_SCALE_MIN = 0.01  # in units of the head
 
+LOG_TAIL_MIN = -700.0  # nats, what float64 can hold: normal scores end at 37
+
 
 @dataclass(frozen=True)
 class WaveNetConfig:
@@ -229,6 +231,29 @@ class WaveNet(nn.Module):
         deviation = (x[..., None] - mean).square() / variance
         terms = torch.logsumexp(log_weight - 0.5 * (deviation + variance.log()), -1)
         return terms.sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
+
+    def squared_scores(self, x: Tensor, sigma: Tensor) -> Tensor:
+        r"""Sum over time of squared normal scores, ``(batch,)``: chi-squared, T degrees of freedom.
+
+        .. math:: \sum_t z_t^2, \qquad \Phi(z_t) = \sum_c \pi_c \,
+                  \Phi\bigl((x_t - \mu_c) / \sqrt{s_c^2 + \sigma^2}\bigr)
+
+        The probability integral transform of each noisy sample given those before it (Rosenblatt
+        1952; Dawid 1984), in windows as :meth:`log_prob`.
+        """
+
+        def squares(part: Tensor) -> Tensor:
+            log_weight, mean, scale = (p.double() for p in self(part, sigma))
+            std = (scale.square() + sigma.double().square()[:, None, None]).sqrt()
+            deviation = (part.double()[..., None] - mean) / std
+            tails = [
+                torch.logsumexp(log_weight + torch.special.log_ndtr(side * deviation), -1)
+                for side in (1, -1)
+            ]  # the smaller one keeps its digits
+            z = torch.special.ndtri(torch.minimum(*tails).clamp_min(LOG_TAIL_MIN).exp())
+            return z.square().sum(-1).to(x.dtype)
+
+        return in_windows(squares, x, self.window, self.receptive_field, hop=self.config.hop)
 
     def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """Training loss: nats per sample that code clean audio given the noisy past, ``(batch,)``.

@@ -172,6 +172,9 @@ def separate_command(
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    tournaments: Annotated[
+        int, typer.Option(min=0, help="Tries of exchanges between three sources or more; slow.")
+    ] = Annealing.tournaments,
     draws: Annotated[
         int, typer.Option(min=1, help="Draws per chain, all in trace.nc.")
     ] = Annealing.draws,
@@ -242,6 +245,7 @@ def separate_command(
                 explorers=explorers,
                 levels=levels,
                 steps=steps,
+                tournaments=tournaments,
                 draws=draws,
                 **mixing,
             )

@@ -20,8 +20,11 @@ ESS_PER_CHAIN = 100
 #: Where the difference of two chains is 10 dB below their mean power.
 AGREEMENT_MIN = 1 - 0.1 / 2
 
-#: A calibrated Gaussian prediction misses the noisy audio by exp(-excess) sigma: at -1 it misses
-#: the audio by sqrt(e^2 - 1) = 2.5 sigma. The toy priors have -0.1 to -0.4 in the right mode.
+#: Audio is 1.4 times as far from what a prior predicts as the prior believes that it can be.
+MISFIT_MAX = 2.0
+
+#: Where the misfit is not known. A calibrated Gaussian prediction misses the noisy audio by
+#: exp(-excess) sigma: at -1 it misses the audio by sqrt(e^2 - 1) = 2.5 sigma.
 EXCESS_MIN = -1.0
 
 #: In dB. The default noise_scale is below it for any mixture above -20 dB re full scale.
@@ -50,7 +53,7 @@ class Verdict(StrEnum):
 MEANING = {
     Verdict.RESIDUAL: "the sources do not add up to the mixture; were gains and noise_scale right?",
     Verdict.PRIOR: (
-        "the best chain holds audio the priors do not know; ask `pyro-sep audit`, or if the "
+        "the best chain holds audio the priors do not expect; ask `pyro-sep audit`, or if the "
         "priors are good, give more --explorers, --levels or --steps"
     ),
     Verdict.ONE_CHAIN: "R-hat and agreement need two chains or more; separate with more --chains",
@@ -71,6 +74,7 @@ class SourceDiagnosis:
         ess_per_gradient: ``ess_bulk`` by the gradient evaluations of all chains.
         agreement: of the chains' audio, see :func:`audio_agreement`.
         excess: nats per audio sample, see :func:`prior_excess`.
+        misfit: see :func:`prior_misfit`.
     """
 
     name: str
@@ -79,6 +83,7 @@ class SourceDiagnosis:
     ess_per_gradient: float
     agreement: float
     excess: float
+    misfit: float
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def diagnose(trace: xr.DataTree) -> Diagnosis:
     worst = chain_agreement(trace)
     r_hat = worst["r_hat"].max("summary", skipna=False)
     ess_bulk = worst["ess_bulk"].min("summary", skipna=False)
-    agreement, excess = audio_agreement(trace), prior_excess(trace)
+    agreement, excess, misfit = audio_agreement(trace), prior_excess(trace), prior_misfit(trace)
     gradients, residual = float(trace.attrs.get("gradients", math.nan)), mixture_residual(trace)
     rows = tuple(
         SourceDiagnosis(
@@ -126,6 +131,7 @@ def diagnose(trace: xr.DataTree) -> Diagnosis:
             ess_per_gradient=float(ess_bulk[k]) / gradients,
             agreement=float(agreement[k]),
             excess=float(excess[k]),
+            misfit=float(misfit[k]),
         )
         for k, name in enumerate(r_hat["source"].values)
     )
@@ -227,6 +233,24 @@ def prior_excess(tree: xr.DataTree) -> xr.DataArray:
     return per_sample + floor - gained * gain_energy / gain_energy.sum()
 
 
+def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
+    """How much the best chain's sources surprise their priors, the mean over its draws.
+
+    At most 1 where a prior knows the source, see :meth:`pyro_sep.priors.NetworkPrior.misfit`: noise
+    that the mixture has settled is missing from it.
+
+    Args:
+        tree: a trace of :func:`pyro_sep.trace.build_trace`.
+
+    Returns:
+        dims ``(source,)``; NaN where the trace does not tell.
+    """
+    posterior = tree["posterior"].to_dataset()
+    if "misfit" not in posterior:
+        return posterior["log_prior"].isel(chain=0, draw=0, drop=True) * np.nan
+    return posterior["misfit"].isel(chain=best_chain(tree)).mean("draw")
+
+
 def mixture_residual(tree: xr.DataTree) -> float:
     """Power of what the draws of a chain leave of the mixture, in dB of its own; the worst chain.
 
@@ -245,11 +269,11 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     width = max(8, *(len(row.name) + 2 for row in diagnosis.sources))
     lines = [
         f"{'source':<{width}}{'R-hat':>8}{'bulk ESS':>10}{'ESS/gradient':>14}"
-        f"{'agreement':>11}{'excess':>9}"
+        f"{'agreement':>11}{'excess':>9}{'misfit':>9}"
     ]
     lines += [
         f"{row.name:<{width}}{row.r_hat:>8.3f}{row.ess_bulk:>10.1f}{row.ess_per_gradient:>14.2g}"
-        f"{row.agreement:>11.3f}{row.excess:>9.2f}"
+        f"{row.agreement:>11.3f}{row.excess:>9.2f}{row.misfit:>9.2f}"
         for row in diagnosis.sources
     ]
     lines.append(f"residual: {diagnosis.residual:.1f} dB of the mixture")
@@ -264,11 +288,11 @@ def _judge(
 ) -> tuple[Verdict, tuple[str, ...]]:
     """The verdict and the sources that it is about; written so that NaN passes no test.
 
-    But an excess that is not known blames nobody.
+    But what is not known of a prior blames nobody.
     """
     if not residual < RESIDUAL_MAX:
         return Verdict.RESIDUAL, ()
-    if strange := tuple(row.name for row in rows if row.excess < EXCESS_MIN):
+    if strange := tuple(row.name for row in rows if _is_strange(row)):
         return Verdict.PRIOR, strange
     if chains < 2:
         return Verdict.ONE_CHAIN, ()
@@ -280,6 +304,11 @@ def _judge(
     ):
         return Verdict.SHORT, short
     return Verdict.CONVERGED, ()
+
+
+def _is_strange(row: SourceDiagnosis) -> bool:
+    """Whether the prior does not expect such audio."""
+    return row.excess < EXCESS_MIN if math.isnan(row.misfit) else row.misfit > MISFIT_MAX
 
 
 def _check(trace: xr.DataTree) -> None:

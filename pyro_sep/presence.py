@@ -18,7 +18,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_sep.priors import Prior
+from pyro_sep.priors import Prior, misfit
 
 ABSENCE = 0.5  # neither is favoured beforehand
 
@@ -105,26 +105,15 @@ class SpikeAndSlab(TorchDistribution):
         """Posterior probability that the source of noisy audio is present."""
         return self.log_odds(value).sigmoid()
 
+    @torch.no_grad()
+    def misfit(self, value: Tensor) -> Tensor:
+        """That of the prior where the source seems present, that of the noise where silent."""
+        noise = (value / self.sigma.to(value)[..., None]).square().mean(-1)
+        return torch.where(self.log_odds(value) > 0, misfit(self.prior, value), noise)
+
     def log_joint(self, value: Tensor, present: bool) -> Tensor:
         """Log density of noisy audio and that its source is present, or silent."""
         if present:
             return math.log1p(-self.absence) + self.prior.log_prob(value)
         noise = Normal(0.0, self.sigma.to(value)[..., None], validate_args=False)
         return cast(Tensor, math.log(self.absence) + noise.log_prob(value).sum(-1))
-
-
-@torch.no_grad()
-def presence_of_draws(priors: Sequence[SpikeAndSlab], noisy: Tensor, sigma: float) -> Tensor:
-    """Probability that each source is present, at every draw: ``(..., draw, source)``.
-
-    Args:
-        priors: one per source.
-        noisy: draws of the sources at noise level ``sigma``, ``(..., draw, source, frame)``.
-        sigma: their noise level.
-    """
-    laws = [prior.frame(noisy.shape[-1]).condition(sigma) for prior in priors]
-    draws = [  # one by one: together they need the memory of all draws at once
-        torch.stack([law.presence(draw[..., k, :]) for k, law in enumerate(laws)], -1)
-        for draw in noisy.unbind(-3)
-    ]
-    return torch.stack(draws, -2)

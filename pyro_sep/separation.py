@@ -22,8 +22,8 @@ from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
 from pyro_sep.latent_mixing import Infer, known_mixing, start_mixing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, frame_time
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.presence import SpikeAndSlab, presence_of_draws
-from pyro_sep.priors import Prior, Priors, WaveformPrior
+from pyro_sep.presence import SpikeAndSlab
+from pyro_sep.priors import Prior, Priors, WaveformPrior, at_draws, misfit
 from pyro_sep.store import TraceStore
 from pyro_sep.trace import best_chain, build_trace
 
@@ -159,10 +159,11 @@ def separate_batch(
     traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
 
     def extras(draws: Draws) -> dict[str, Tensor]:
-        if not silenced:
-            return draws.mixing
-        own = presence_of_draws(silenced, draws.noisy, settings.sigma_min)
-        return draws.mixing | {"presence": own}
+        noisy, sigma = draws.noisy, settings.sigma_min
+        own = {"misfit": at_draws(misfit, laws, noisy, sigma)}
+        if silenced:
+            own["presence"] = at_draws(SpikeAndSlab.presence, silenced, noisy, sigma)
+        return draws.mixing | own
 
     def posterior(lanes: Tensor) -> AnnealedPosterior:
         own = start_mixing(lanes, priors, mixing, *inferred) if any(inferred) else mixing
@@ -232,6 +233,7 @@ def describe(
         sources=clean,
         lp=lp,
         log_prior=evaluation.parts.reshape(noisy.shape[:3]).cpu(),
+        misfit=at_draws(misfit, tuple(priors.values()), noisy, sigma).cpu(),
         stats={},
         warmup_stats={},
         mixture=mixture.cpu(),

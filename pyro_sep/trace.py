@@ -36,6 +36,7 @@ def build_trace(
     sample_rate: int,
     true_sources: ArrayLike | None,
     attrs: Mapping[str, Any],
+    misfit: ArrayLike | None = None,
     presence: ArrayLike | None = None,
     noise_scale: ArrayLike | None = None,
 ) -> xr.DataTree:
@@ -62,6 +63,8 @@ def build_trace(
         sample_rate: in Hz.
         true_sources: ``(source, time)``, or None where unknown.
         attrs: settings of the run; what is no string or number is kept as JSON.
+        misfit: how much each noisy source surprises its prior ``(chain, draw, source)``, see
+            :meth:`pyro_sep.priors.NetworkPrior.misfit`; a variable of the posterior where known.
         presence: probability that each source is present ``(chain, draw, source)``; a variable of
             the posterior where it was inferred.
         noise_scale: draws of gamma ``(chain, draw)``, or None where it is known.
@@ -93,11 +96,12 @@ def build_trace(
             _array("log_prior", log_prior, (chain, draw, source)),
         ),
     }
-    if presence is not None:
-        posterior["presence"] = (
-            ("chain", "draw", "source"),
-            _array("presence", presence, (chain, draw, source)),
-        )
+    for name, values in (("misfit", misfit), ("presence", presence)):
+        if values is not None:
+            posterior[name] = (
+                ("chain", "draw", "source"),
+                _array(name, values, (chain, draw, source)),
+            )
     if inferred:
         posterior["gains"] = (("chain", "draw", "source"), weights)
     if noise_scale is not None:

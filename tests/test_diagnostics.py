@@ -227,6 +227,21 @@ def test_audio_that_a_prior_does_not_know(excess: float) -> None:
     assert diagnosis.sources[2].excess == pytest.approx(excess, abs=0.002)
 
 
+@pytest.mark.parametrize("misfit", [1.9, 2.1])
+def test_audio_that_surprises_a_prior(misfit: float) -> None:
+    # However unlikely it is: -5 nats may be all that can be known of a source.
+    values = np.ones((2, 300, 3))
+    values[..., 2] = misfit
+    values[1] = 9  # of a chain that is not the best
+    lp = np.zeros((2, 300))
+    lp[0] = 1
+    diagnosis = judged(separated(spread(2, 300), -5, misfit=values, lp=lp))
+    strange = (Verdict.PRIOR, ("high",))
+    assert ((diagnosis.verdict, diagnosis.blamed) == strange) == (misfit > 2)
+    assert [row.misfit for row in diagnosis.sources] == pytest.approx([1, 1, misfit])
+    assert f"{misfit:>9.2f}" in format_diagnosis(diagnosis)
+
+
 def test_the_best_chain_tells_of_the_priors() -> None:
     excess = np.zeros((2, 300, 3))
     excess[0] = -2
@@ -316,7 +331,7 @@ def test_gradients_that_nobody_counted() -> None:
 
 
 def test_a_trace_from_its_file(tmp_path: Path) -> None:
-    tree = separated(spread(2, 30))
+    tree = separated(spread(2, 30), misfit=np.ones((2, 30, 3)))
     save_trace(tree, tmp_path / "trace.nc")
     assert diagnose(load_trace(tmp_path / "trace.nc")) == diagnose(tree)
 
@@ -332,14 +347,15 @@ def test_a_tree_of_another_kind() -> None:
 def test_diagnosis_as_text() -> None:
     sources = spread(2, 30)
     sources[1] = sources[1][:, [0, 2, 1]]
-    diagnosis = judged(separated(sources))
+    diagnosis = judged(separated(sources, misfit=np.ones((2, 30, 3))))
     head, *rows, residual, gradients, verdict = format_diagnosis(diagnosis).splitlines()
-    assert head.split() == ["source", "R-hat", "bulk", "ESS", "ESS/gradient", "agreement", "excess"]
+    expected = ["source", "R-hat", "bulk", "ESS", "ESS/gradient", "agreement", "excess", "misfit"]
+    assert head.split() == expected
     for line, row in zip(rows, diagnosis.sources, strict=True):
         name, *figures = line.split()
         assert name == row.name
-        wanted = [row.r_hat, row.ess_bulk, row.ess_per_gradient, row.agreement, row.excess]
-        places = [1e-3, 0.1, row.ess_per_gradient / 10, 1e-3, 0.01]
+        wanted = [row.r_hat, row.ess_bulk, row.ess_per_gradient, row.agreement, row.excess, 1]
+        places = [1e-3, 0.1, row.ess_per_gradient / 10, 1e-3, 0.01, 0.01]
         error = np.abs(np.subtract([float(figure) for figure in figures], wanted))
         assert (error <= places).all()
     assert residual == f"residual: {diagnosis.residual:.1f} dB of the mixture"

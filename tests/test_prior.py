@@ -145,6 +145,25 @@ def test_condition_sets_the_noise_level(make: MakePrior) -> None:
     assert torch.allclose(batch[1], prior.condition(2.0).log_prob(x[1]), rtol=1e-12)
 
 
+@learned
+def test_misfit_is_one_of_what_a_prior_draws(make: MakePrior) -> None:
+    torch.manual_seed(2)
+    prior = make(time=32).condition(levels(0.3, 1.0))
+    misfit = prior.misfit(prior.sample(torch.Size((200,))))
+    assert misfit.shape == (200, 2)
+    error = math.sqrt(2 / (32 * 200))
+    assert (misfit.mean(0) - 1).abs().max() < 4 * error
+    assert misfit.std(0).numpy() == pytest.approx(math.sqrt(2 / 32), rel=0.2)
+    strange = prior.misfit(prior.sample() + 5)
+    assert (strange > 2).all()
+
+
+def test_misfit_of_the_true_prior_is_not_known() -> None:
+    misfit = oracle_of().misfit(noise(3, TIME))
+    assert misfit.shape == (3,)
+    assert misfit.isnan().all()
+
+
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 0.009, 50.1, float("nan"), [0.1, 60.0]])
 def test_unknown_noise_levels(make: MakePrior, sigma: float | list[float]) -> None:
     match = r"^sigma: got .*, expected 0\.01 to 50?, .* prior of 'saw' was trained for$"

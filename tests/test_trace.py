@@ -74,14 +74,15 @@ def test_groups_dims_and_values() -> None:
     assert {v.dtype for v in floats} == {np.dtype("float32")}
 
 
-def test_presence_is_a_variable_where_it_is_known() -> None:
-    presence = np.random.default_rng(1).random(SHAPE[:3])
-    posterior = build_trace(**arguments(presence=presence))["posterior"]
-    assert posterior["presence"].dims == ("chain", "draw", "source")
-    np.testing.assert_allclose(posterior["presence"], presence, rtol=1e-6)
-    assert "presence" not in build_trace(**arguments())["posterior"]
-    with pytest.raises(ValueError, match=r"presence: got shape \(30, 2\), expected \(2, 30, 2\)"):
-        build_trace(**arguments(presence=presence[0]))
+@pytest.mark.parametrize("name", ["misfit", "presence"])
+def test_what_is_a_variable_where_it_is_known(name: str) -> None:
+    values = np.random.default_rng(1).random(SHAPE[:3])
+    posterior = build_trace(**arguments(**{name: values}))["posterior"]
+    assert posterior[name].dims == ("chain", "draw", "source")
+    np.testing.assert_allclose(posterior[name], values, rtol=1e-6)
+    assert name not in build_trace(**arguments())["posterior"]
+    with pytest.raises(ValueError, match=rf"{name}: got shape \(30, 2\), expected \(2, 30, 2\)"):
+        build_trace(**arguments(**{name: values[0]}))
 
 
 def test_unknown_gains_and_noise_are_of_the_posterior() -> None:

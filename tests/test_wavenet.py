@@ -37,6 +37,7 @@ VARIANTS = [
 ]
 # Float64: what a sum of some hundred terms of order one loses to rounding, with a margin of 100.
 ROUNDING = 1e-11
+SCALES = (3.0, 10.0, 30.0, 1e3)  # of audio that a network has never heard
 
 
 def tiny(seed: int = 0, **changes: Any) -> WaveNet:
@@ -365,3 +366,28 @@ def test_the_toy_network_sees_its_longest_spectrum_and_trunk() -> None:
     network = WaveNet(CONFIGS["toy"])
     assert network.receptive_field == 63 * 16 + 1024 + 15
     assert dataclasses.asdict(network.config)["sigma_max"] == 5.0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_squared_scores_are_those_of_the_probability_integral(head: str) -> None:
+    network, sigma = tiny(**HEADS[head]).eval(), levels(0.3)
+    x = noise(1, 13)
+    before = network.squared_scores(x[:, :12], sigma)
+    score = (network.squared_scores(x, sigma) - before).sqrt()
+    # F(x_t) by the trapezoidal rule over the density of the last sample given the others.
+    grid = torch.linspace(-9, float(x[0, -1]), 20_001, dtype=torch.float64)
+    frames = torch.cat([x[:, :12].expand(len(grid), -1), grid[:, None]], 1)
+    past = network.log_prob(x[:, :12], sigma)
+    density = (network.log_prob(frames, sigma.expand(len(grid))) - past).exp()
+    probability = float(torch.trapezoid(density, grid))
+    assert float(score) == pytest.approx(abs(scipy.stats.norm.ppf(probability)), rel=1e-4)
+
+
+def test_squared_scores_far_out_are_large_and_finite() -> None:
+    network = tiny().eval()
+    squares = torch.stack(
+        [network.squared_scores(scale * torch.ones(1, 8).double(), levels(0.1)) for scale in SCALES]
+    )
+    assert squares.isfinite().all()
+    assert (squares.diff(dim=0) >= 0).all()
+    assert float(squares[-1]) > 100 * 8

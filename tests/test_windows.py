@@ -96,6 +96,9 @@ def assert_windows_agree(network: Network, x: Tensor, window: int) -> None:
     assert max(lengths) <= x.shape[-1] - window
     for a, b in zip(windowed, whole, strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+    squares = network.squared_scores(x, levels(0.05, 2.0))
+    network.window = x.shape[-1]
+    assert torch.allclose(squares, network.squared_scores(x, levels(0.05, 2.0)), rtol=1e-8)
 
 
 def seen_by(network: torch.nn.Module) -> list[int]:
