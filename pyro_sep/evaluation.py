@@ -9,12 +9,17 @@ them. SI-SDR does not depend on their gain, BSS Eval does.
 
 Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
 mono estimates. Where a reference is silent there is no score.
+
+Where posterior draws of a stem lie beside it, they say what its SI-SDR might be without knowing the
+truth: as a draw is as likely the true stem as any other, 5 and 95 % of the SI-SDR of the estimate
+against its draws. A true score below is a posterior that is too sure of itself.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -25,6 +30,7 @@ from pyro_sep.extras import import_extra
 from pyro_sep.files import written_whole
 from pyro_sep.metrics import si_sdr, silent
 
+EXPECTED = {"5 %": 0.05, "95 %": 0.95}  # quantiles of the SI-SDR that the draws expect
 SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
 BSS_METRICS = ("SDR", "ISR", "SIR", "SAR")
 
@@ -46,6 +52,7 @@ class _Judged(NamedTuple):
     references: Tensor  # (stem, channel, time)
     mixture: Tensor  # (channel, time)
     rate: int
+    draws: dict[str, Tensor]  # of a stem, (draw, channel, time)
 
 
 def evaluate(
@@ -123,7 +130,7 @@ def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
             f"{', '.join(reference.stems)}"
         )
     found = [estimate.read(stem) for stem in names]
-    kinds = {(*samples.shape, rate) for samples, rate in found}
+    kinds = set(map(_kind, found))
     if len(kinds) > 1:
         raise ValueError(
             f"{estimate.name}: got estimates of {sorted(kinds)} channels, samples and Hz, expected "
@@ -149,14 +156,35 @@ def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
 
     references = torch.stack([like_estimates(reference.read(stem)) for stem in names])
     mixture = like_estimates(reference.mixture(stems))
-    return _Judged(names, samples, references, mixture, rate)
+    draws = {stem: _draws(estimate, stem, found[0]) for stem in names if estimate.draws.get(stem)}
+    return _Judged(names, samples, references, mixture, rate, draws)
+
+
+def _draws(estimate: Track, stem: str, like: Audio) -> Tensor:
+    """Posterior draws of a stem ``(draw, channel, time)``."""
+    found = [read() for read in estimate.draws[stem]]
+    if wrong := [kind for kind in map(_kind, found) if kind != _kind(like)]:
+        raise ValueError(
+            f"{estimate.name}: got a draw of {stem} of {wrong[0]} channels, samples and Hz, "
+            f"expected {_kind(like)} as the estimate; separate the track again"
+        )
+    return torch.stack([samples for samples, _ in found])
+
+
+def _kind(audio: Audio) -> tuple[int, ...]:
+    """Channels, samples and rate."""
+    return (*audio[0].shape, audio[1])
 
 
 def _si_sdr_table(judged: _Judged) -> pd.DataFrame:
-    """SI-SDR and its improvement over the mixture; NaN where the reference is silent."""
+    """SI-SDR, its improvement over the mixture, and where there are draws what they expect.
+
+    NaN where the reference is silent.
+    """
+    expected = list(EXPECTED) if judged.draws else []
     table = pd.DataFrame(
         index=pd.Index(judged.stems, name="stem"),
-        columns=["SI-SDR", "improvement"],
+        columns=["SI-SDR", "improvement", *expected],
         dtype=float,
     )
     mixture = judged.mixture.reshape(-1)
@@ -165,7 +193,11 @@ def _si_sdr_table(judged: _Judged) -> pd.DataFrame:
     ):
         if not silent(reference):
             score = float(si_sdr(estimate, reference))
-            table.loc[stem] = [score, score - float(si_sdr(mixture, reference))]
+            gain = score - float(si_sdr(mixture, reference))
+            table.loc[stem, ["SI-SDR", "improvement"]] = [score, gain]
+            if stem in judged.draws:
+                own = [float(si_sdr(estimate, draw)) for draw in judged.draws[stem].flatten(1)]
+                table.loc[stem, expected] = np.quantile(own, list(EXPECTED.values()))
     return table
 
 

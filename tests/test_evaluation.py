@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.tracks import MIXTURE, Track
 from pyro_sep.evaluation import evaluate, summarise, write_windows
+from pyro_sep.metrics import si_sdr
 
 RATE, TIME = 8_000, 12_000
 
@@ -41,6 +43,26 @@ def test_scores_are_si_sdr(sounds: Tensor) -> None:
     expected = [[0, -of_mixture], [20, 20 - of_mixture]]
     np.testing.assert_allclose(scores.table, expected, atol=1e-6)
     assert scores.table.columns.tolist() == ["SI-SDR", "improvement"]
+
+
+def test_draws_say_what_score_they_expect(sounds: Tensor) -> None:
+    bass, drums, other, error = sounds
+    truth = track("song", bass=bass + 0.1 * error, drums=drums)
+    guess = track("song", bass=bass, drums=drums)
+    levels = torch.linspace(0.1, 0.2, 11)
+    draws = [lambda x=level: (bass + float(x) * other, RATE) for level in levels]
+    (scores,) = evaluate([replace(guess, draws={"bass": draws})], [truth])
+    assert scores.table.columns.tolist() == ["SI-SDR", "improvement", "5 %", "95 %"]
+    # A draw's error is orthogonal, of its level; its share of the draw is what SI-SDR sees.
+    ends = [(bass + level * other).flatten() for level in (0.195, 0.105)]
+    expected = [20, *(float(si_sdr(bass.flatten(), end)) for end in ends)]
+    assert scores.table.loc["bass", ["SI-SDR", "5 %", "95 %"]].tolist() == pytest.approx(
+        expected, abs=0.05
+    )
+    assert scores.table.loc["drums", ["5 %", "95 %"]].isna().all()
+    short = [lambda: (bass[:, 5:], RATE)]
+    with pytest.raises(ValueError, match=r"^song: got a draw of bass of"):
+        next(evaluate([replace(guess, draws={"bass": short})], [truth]))
 
 
 def test_the_mixture_is_what_was_mixed(sounds: Tensor) -> None:

@@ -39,7 +39,11 @@ def test_folders_of_stems_are_tracks(folder: Path) -> None:
 def test_draws_are_no_tracks(folder: Path) -> None:
     before = [track.name for track in stems_folder(folder)]
     write(folder / before[0] / "draws" / "bass_01.wav", 0)
-    assert [track.name for track in stems_folder(folder)] == before
+    tracks = stems_folder(folder)
+    assert [track.name for track in tracks] == before
+    ((samples, rate),) = [read() for read in tracks[0].draws["bass"]]
+    assert (samples.shape, rate) == ((2, TIME), RATE)
+    assert not tracks[1].draws
 
 
 def test_a_mixture_is_its_own_or_the_sum(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from os import PathLike
 from pathlib import Path
@@ -32,11 +32,13 @@ class Track:
         name: of the track.
         subset: ``"train"``, ``"test"``, or nothing.
         readers: read a stem by its name; ``"mixture"`` is among them where it is known by itself.
+        draws: read posterior draws of a stem by its name, where it was separated and there are any.
     """
 
     name: str
     subset: str
     readers: Mapping[str, Callable[[], Audio]]
+    draws: Mapping[str, Sequence[Callable[[], Audio]]] = field(default_factory=dict)
 
     @property
     def stems(self) -> list[str]:
@@ -79,7 +81,7 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     """Tracks of a folder: each subfolder with audio files, one a stem, is a track.
 
     TRACK/STEM.wav and, as in musdb18-HQ and its results, train/TRACK/STEM.wav and
-    test/TRACK/STEM.wav. Folders named draws hold posterior draws of stems and are passed over.
+    test/TRACK/STEM.wav. TRACK/draws/STEM_01.wav and so on are posterior draws of a stem.
 
     Args:
         folder: searched with its subfolders.
@@ -88,8 +90,11 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
         ValueError: no folder, no audio in it, or two files of one stem.
     """
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
+    drawn: dict[Path, dict[str, list[Callable[[], Audio]]]] = defaultdict(lambda: defaultdict(list))
     for path in audio_files(folder):
         if path.parent.name == DRAWS:
+            stem, _, _ = path.stem.rpartition("_")
+            drawn[path.parent.parent][stem].append(partial(read_audio, path))
             continue
         if path.stem in files[path.parent]:
             raise ValueError(
@@ -101,6 +106,7 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
             track.resolve().name,
             track.parent.name if track.parent.name in SUBSETS else "",
             {stem: partial(read_audio, path) for stem, path in stems.items()},
+            drawn[track],
         )
         for track, stems in files.items()
     ]
