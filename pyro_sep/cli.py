@@ -173,7 +173,7 @@ def separate_command(
     levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     tournaments: Annotated[
-        int, typer.Option(min=0, help="Tries of exchanges between three sources or more; slow.")
+        int, typer.Option(min=0, help="Tries of exchanges, and with --absent of silence; slow.")
     ] = Annealing.tournaments,
     draws: Annotated[
         int, typer.Option(min=1, help="Draws per chain, all in trace.nc.")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pyro_sep.priors import Prior
 CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
 NUDGE = 0.1  # of sigma: priors are linear so far, and rounding in float32 does not show
 TANGENTS = 2  # gradients of a clean draw
+P = TypeVar("P", bound=Prior)
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,26 @@ class AnnealedPosterior:
 
     def _condition(self, clean: Tensor, sigma: float) -> Tensor:
         return clean if self.exact else self.mixing.condition_on(self.mixture, clean, sigma)
+
+
+@torch.no_grad()
+def at_draws(
+    function: Callable[[P, Tensor], Tensor], priors: Sequence[P], noisy: Tensor, sigma: float
+) -> Tensor:
+    """What there is to say of each source under its prior, at every draw: ``(..., source)``.
+
+    Args:
+        function: of a prior at the noise level and noisy audio ``(row, frame)``, ``(row,)``.
+        priors: one per source.
+        noisy: draws of the sources ``(..., source, frame)``.
+        sigma: their noise level.
+    """
+    frame, columns = noisy.shape[-1], []
+    for k, prior in enumerate(priors):
+        law = prior.frame(frame).condition(sigma)
+        rows = noisy[..., k, :].reshape(-1, frame).split(max(1, CHUNK // frame))
+        columns.append(torch.cat([function(law, part) for part in rows]))
+    return torch.stack(columns, -1).reshape(noisy.shape[:-1])
 
 
 def _value_and_gradient(

@@ -7,7 +7,7 @@ log density over the whole event, summed over time, in nats.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import torch
 from pyro.distributions import Normal, TorchDistribution, TransformedDistribution, constraints
@@ -52,7 +52,6 @@ class Prior(Protocol):
 
 
 Priors = Mapping[str, Prior]
-P = TypeVar("P", bound=Prior)
 
 
 class NetworkPrior(TorchDistribution):
@@ -183,9 +182,10 @@ class NetworkPrior(TorchDistribution):
 
         the mean square of what is standard normal, independently, under the prior: a WaveNet's
         normal scores of each sample given those before it, a flow's latent. Of a draw it has the
-        std sqrt(2 / T); above 1 audio is further from what was predicted than the prior believes
-        possible. It does not depend on how well a source can be predicted, as ``log_prob`` does.
-        NaN of a true prior, which does not predict sample by sample.
+        std sqrt(2 / T); above 1 audio is further from what was predicted than the prior believes.
+        It does not depend on how well a source can be predicted, as ``log_prob`` does, and so does
+        not say which of two priors knows audio better: a prior that expects anything is never
+        surprised. NaN of a true prior, which does not predict sample by sample.
         """
         rows, sigma, shape = _rows(value, self.sigma)
         if isinstance(self.network, Waveform):
@@ -311,26 +311,6 @@ def misfit(prior: Prior, value: Tensor) -> Tensor:
     """Of a prior that has :meth:`NetworkPrior.misfit`; NaN of others."""
     own: Callable[[Tensor], Tensor] | None = getattr(prior, "misfit", None)
     return torch.full_like(value[..., 0], math.nan) if own is None else own(value)
-
-
-@torch.no_grad()
-def at_draws(
-    function: Callable[[P, Tensor], Tensor], priors: Sequence[P], noisy: Tensor, sigma: float
-) -> Tensor:
-    """What there is to say of each source under its prior, at every draw: ``(..., draw, source)``.
-
-    Args:
-        function: of a prior at the noise level and noisy audio ``(..., frame)``, ``(...)``.
-        priors: one per source.
-        noisy: draws of the sources ``(..., draw, source, frame)``.
-        sigma: their noise level.
-    """
-    laws = [prior.frame(noisy.shape[-1]).condition(sigma) for prior in priors]
-    draws = [  # one by one: together they need the memory of all draws at once
-        torch.stack([function(law, draw[..., k, :]) for k, law in enumerate(laws)], -1)
-        for draw in noisy.unbind(-3)
-    ]
-    return torch.stack(draws, -2)
 
 
 def _rows(value: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Size]:

@@ -23,6 +23,7 @@ from PIL import Image
 from pyro_sep.diagnostics import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
+    EXCESS_MIN,
     MEANING,
     MISFIT_MAX,
     R_HAT_MAX,
@@ -119,6 +120,7 @@ def render_report(tree: xr.DataTree) -> str:
         r_hat_max=R_HAT_MAX,
         ess_min=ESS_PER_CHAIN * sizes["chain"],
         agreement_min=AGREEMENT_MIN,
+        excess_min=EXCESS_MIN,
         misfit_max=MISFIT_MAX,
         residual_max=RESIDUAL_MAX,
         made=_made(tree),

@@ -21,9 +21,9 @@ from pyro_sep.inference.settings import Annealing
 from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
 from pyro_sep.latent_mixing import Infer, known_mixing, start_mixing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, frame_time
-from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.posterior import AnnealedPosterior, at_draws
 from pyro_sep.presence import SpikeAndSlab
-from pyro_sep.priors import Prior, Priors, WaveformPrior, at_draws, misfit
+from pyro_sep.priors import Prior, Priors, WaveformPrior, misfit
 from pyro_sep.store import TraceStore
 from pyro_sep.trace import best_chain, build_trace
 

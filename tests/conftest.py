@@ -46,6 +46,9 @@ class GaussianPrior(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return math.sqrt(self.variance) * torch.randn(*sample_shape, *self.event_shape)
 
+    def misfit(self, value: Tensor) -> Tensor:
+        return value.square().mean(-1) / self.variance
+
     def log_prob(self, value: Tensor) -> Tensor:
         exponent = value.square() / self.variance
         return -0.5 * (exponent + math.log(2 * math.pi * self.variance)).sum(-1)

@@ -143,6 +143,7 @@ NOTES = ["mixed down from 2 channels", "resampled from 44100 Hz to 16000 Hz"]
 def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     out = tmp_path / "duet"
     arguments = command("separate", stereo, "--priors", priors, "--out", tmp_path, "--seed", "7")
+    arguments += ["--tournaments", "1"]
     done = subprocess.run([*arguments, *BUDGET], env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert lines(done.stderr) == [f"{stereo}: {note}" for note in NOTES]
@@ -153,7 +154,8 @@ def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     assert attrs["seed"] == 7
     assert json.loads(attrs["notes"]) == NOTES
     settings = json.loads(attrs["settings"])
-    assert [settings[key] for key in ("levels", "steps", "chains", "explorers")] == [6, 2, 1, 2]
+    given = ("levels", "steps", "chains", "explorers", "tournaments")
+    assert [settings[key] for key in given] == [6, 2, 1, 2, 1]
 
 
 def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from networks import NESTED, randomise
@@ -56,7 +57,13 @@ def exact(item: ToyMixture, priors: Priors, law: Law) -> Separation:
     noise = torch.randn(2, 200, TIME, 2, generator=generator, dtype=torch.float64)
     draws = noise @ torch.linalg.cholesky(covariance).T + pull * item.mixture[:, None]
     noisy = draws.transpose(-1, -2).float()
-    return describe(noisy, item.mixture, priors, mixing, sigma, true_sources=item.sources)
+    result = describe(noisy, item.mixture, priors, mixing, sigma, true_sources=item.sources)
+    misfits = [
+        prior.condition(sigma).misfit(noisy[..., k, :]) for k, prior in enumerate(priors.values())
+    ]
+    found = result.trace["posterior"]["misfit"].values
+    np.testing.assert_allclose(found, torch.stack(misfits, -1), rtol=1e-4)
+    return result
 
 
 def test_pyro_s_samplers_move_flows_to_their_latent(monkeypatch: pytest.MonkeyPatch) -> None:

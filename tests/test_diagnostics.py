@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
+from pyro_sep.checkpoints import load_priors
+from pyro_sep.data.toy import toy_mixture
 from pyro_sep.diagnostics import (
+    MISFIT_MAX,
     SUMMARIES,
     Diagnosis,
     Verdict,
@@ -225,6 +229,23 @@ def test_audio_that_a_prior_does_not_know(excess: float) -> None:
     strange = (Verdict.PRIOR, ("high",))
     assert ((diagnosis.verdict, diagnosis.blamed) == strange) == (excess < -1)
     assert diagnosis.sources[2].excess == pytest.approx(excess, abs=0.002)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05])
+@pytest.mark.parametrize("family", ["wavenet", "flow"])
+def test_tones_of_another_source_surprise_a_prior_and_its_own_do_not(
+    family: str, sigma: float
+) -> None:
+    priors = load_priors(f"toy/{family}")
+    generator = torch.Generator().manual_seed(0)
+    for name in priors:
+        tones = torch.stack(
+            [toy_mixture("test", index, (name,), 2_048).sources[0] for index in range(8)]
+        )
+        noisy = tones + sigma * torch.randn(tones.shape, generator=generator)
+        for other, prior in priors.items():
+            misfit = prior.frame(2_048).condition(sigma).misfit(noisy).median()
+            assert (float(misfit) > MISFIT_MAX) == (other != name), (name, other, float(misfit))
 
 
 @pytest.mark.parametrize("misfit", [1.9, 2.1])

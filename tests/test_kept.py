@@ -16,7 +16,7 @@ from pyro_sep import separate, separation
 from pyro_sep.inference import checkpoint
 from pyro_sep.inference.draws import Draws
 from pyro_sep.kept import Kept, TraceInMemory, TraceOnDisk
-from pyro_sep.separation import Separation, separate_batch
+from pyro_sep.separation import Separation, default_ladder, separate_batch
 from pyro_sep.trace import load_trace
 
 BUDGET: dict[str, Any] = {"levels": 6, "steps": 3, "chains": 2, "draws": 25, "thin": 1}
@@ -92,6 +92,16 @@ def test_the_mean_is_that_of_all_expected_sources(
     assert torch.allclose(result.sources, means[best].mean(0), atol=1e-6)
     assert np.array_equal(result.trace["posterior"]["sources"].values, draws)
     assert not torch.allclose(means, draws, atol=1e-3)
+
+
+def test_misfit_is_that_of_the_noisy_draws(gaussian_priors: Any, where: Where) -> None:
+    priors = gaussian_priors(0.5, 0.3, multiples=(7, 1))  # frames of 301
+    result = separate(mixture(), priors, **BUDGET, **where("a"))
+    posterior, sigma = result.trace["posterior"], default_ladder(priors, 300)["sigma_min"]
+    variances = np.array([prior.condition(sigma).variance for prior in priors.values()])
+    # -2 log p = T (misfit + log(2 pi variance)) where the prior is white and Gaussian.
+    expected = -2 * posterior["log_prior"].values / 301 - np.log(2 * np.pi * variances)
+    np.testing.assert_allclose(posterior["misfit"].values, expected, rtol=1e-3)
 
 
 def test_shares_are_means_of_products(gaussian_priors: Any, blocks: list[Draws]) -> None:
