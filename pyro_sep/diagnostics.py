@@ -245,12 +245,15 @@ def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
 
     Returns:
-        dims ``(source,)``; NaN where the trace does not tell.
+        dims ``(source,)``; NaN where the trace does not tell, and of sources that are absent.
     """
-    posterior = tree["posterior"].to_dataset()
+    posterior = tree["posterior"].to_dataset().isel(chain=best_chain(tree))
     if "misfit" not in posterior:
-        return posterior["log_prior"].isel(chain=0, draw=0, drop=True) * np.nan
-    return posterior["misfit"].isel(chain=best_chain(tree)).mean("draw", skipna=False)
+        return posterior["log_prior"].isel(draw=0, drop=True) * np.nan
+    misfit = posterior["misfit"].mean("draw", skipna=False)
+    if "presence" not in posterior:
+        return misfit
+    return misfit.where(posterior["presence"].mean("draw") >= 0.5)
 
 
 def mixture_residual(tree: xr.DataTree) -> float:

@@ -18,7 +18,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_sep.priors import Prior, misfit
+from pyro_sep.priors import Prior
 
 ABSENCE = 0.5  # neither is favoured beforehand
 
@@ -104,12 +104,6 @@ class SpikeAndSlab(TorchDistribution):
     def presence(self, value: Tensor) -> Tensor:
         """Posterior probability that the source of noisy audio is present."""
         return self.log_odds(value).sigmoid()
-
-    @torch.no_grad()
-    def misfit(self, value: Tensor) -> Tensor:
-        """That of the prior where the source seems present, that of the noise where silent."""
-        noise = (value / self.sigma.to(value)[..., None]).square().mean(-1)
-        return torch.where(self.log_odds(value) > 0, misfit(self.prior, value), noise)
 
     def log_joint(self, value: Tensor, present: bool) -> Tensor:
         """Log density of noisy audio and that its source is present, or silent."""

@@ -160,7 +160,7 @@ def separate_batch(
 
     def extras(draws: Draws) -> dict[str, Tensor]:
         noisy, sigma = draws.noisy, settings.sigma_min
-        own = {"misfit": at_draws(misfit, laws, noisy, sigma)}
+        own = {"misfit": at_draws(misfit, tuple(priors.values()), noisy, sigma)}
         if silenced:
             own["presence"] = at_draws(SpikeAndSlab.presence, silenced, noisy, sigma)
         return draws.mixing | own

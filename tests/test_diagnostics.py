@@ -263,6 +263,16 @@ def test_audio_that_surprises_a_prior(misfit: float) -> None:
     assert f"{misfit:>9.2f}" in format_diagnosis(diagnosis)
 
 
+def test_silence_has_no_misfit() -> None:
+    # The prior of a tone is surprised by its absence, and the law of the source is not.
+    presence = np.ones((2, 300, 3))
+    presence[..., 1:] = [0.4, 0.6]
+    diagnosis = judged(separated(spread(2, 300), misfit=3 * presence, presence=presence))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.PRIOR, ("low",))
+    misfits = [row.misfit for row in diagnosis.sources]
+    np.testing.assert_allclose(misfits, [3, np.nan, 1.8], rtol=1e-4)
+
+
 def test_the_best_chain_tells_of_the_priors() -> None:
     excess = np.zeros((2, 300, 3))
     excess[0] = -2

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep import Separation, load_priors, separate
-from pyro_sep.data.toy import toy_mixture
 from pyro_sep.inference.annealed import _Walk
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing, model
@@ -150,19 +149,6 @@ def test_presence_of_draws_is_that_of_each() -> None:
     for k, prior in enumerate(priors):
         expected = prior.frame(5).condition(0.3).presence(noisy[2, 1, k])
         assert torch.allclose(presence[2, 1, k], expected)
-
-
-def test_misfit_is_the_priors_where_present_and_the_noises_where_silent() -> None:
-    saw = load_priors("toy")["saw"].frame(512).condition(0.1)
-    silent = 0.25 * noise(512).float()  # of std 0.1
-    tone = toy_mixture("test", 0, ("saw",), 512).sources[0]
-    audio = torch.stack([tone + silent, silent])
-    law = SpikeAndSlab(saw, sigma=0.1)
-    assert law.log_odds(audio).sign().tolist() == [1, -1]
-    expected = [float(saw.misfit(audio[0])), float((10 * silent).square().mean())]
-    assert law.misfit(audio).tolist() == pytest.approx(expected, rel=1e-4)
-    square = load_priors("toy/oracle")["square"].frame(64)
-    assert SpikeAndSlab(square, sigma=0.1).misfit(torch.ones(64)).isnan()
 
 
 PERIODS = {"low": 20, "middle": 33, "high": 50}  # a frame, so tones are orthogonal
