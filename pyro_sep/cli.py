@@ -205,6 +205,7 @@ def separate_command(
     """
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.data.tracks import MIXTURE
     from pyro_sep.mixing import usual_gains
     from pyro_sep.outputs import REPORT
     from pyro_sep.recordings import separate_recording, track_folders
@@ -231,6 +232,7 @@ def separate_command(
             recording = load_audio(path, rate, start, duration)
             for note in recording.notes:
                 typer.echo(f"{path}: {note}", err=True)
+            title = folder.name if path.stem == MIXTURE else path.name
             result, written = separate_recording(
                 recording,
                 chosen,
@@ -240,7 +242,7 @@ def separate_command(
                 absent=absent,
                 seed=seed,
                 progress=True,
-                attrs={"mixture": path.name, "notes": list(recording.notes)},
+                attrs={"mixture": title, "notes": list(recording.notes)},
                 chains=chains,
                 explorers=explorers,
                 levels=levels,

@@ -166,6 +166,15 @@ def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Pa
     assert sorted(os.listdir(out)) == sorted([*FILES, "report.html"])
 
 
+def test_the_mixture_of_a_track_bears_its_name(call, priors: Path, tmp_path: Path) -> None:
+    track, out = tmp_path / "A - B", tmp_path / "out"
+    track.mkdir()
+    soundfile.write(track / "mixture.wav", 0.4 * np.sin(np.arange(300) / 5), 16_000)
+    options = ("--priors", priors, "--out", out, "--draws", "1", *BUDGET)
+    assert call("separate", track / "mixture.wav", *options).code == 0
+    assert load_trace(out / "A - B" / "trace.nc").attrs["mixture"] == "A - B"
+
+
 def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
     call, priors: Path, tmp_path: Path
 ) -> None:
