@@ -58,6 +58,7 @@ PARTICLES = 16
 SHARE = 0.6  # of the particles' effective sample size that a step of the noise level keeps
 WARMUP, DRAWS = 30, 30  # of HMC and NUTS
 TRAJECTORY = 4.0  # of HMC, in units of sigma
+TRAJECTORY_STEPS = 128  # of HMC at most: a step that the oracle's narrow modes allow is far shorter
 TREE_DEPTH = 4  # of NUTS: 15 steps at most
 
 
@@ -256,9 +257,18 @@ def run_kernel(
     )
 
 
+class BoundedHMC(HMC):
+    """HMC of at most TRAJECTORY_STEPS steps, as a tree of NUTS has its depth."""
+
+    @property
+    def num_steps(self) -> int:
+        """Of a trajectory."""
+        return min(super().num_steps, TRAJECTORY_STEPS)
+
+
 def hmc(target: Callable[..., Any], sigma: float, **options: Any) -> HMC:
     """Trajectories of one length, in steps whose size adapts."""
-    return HMC(
+    return BoundedHMC(
         target,
         step_size=sigma / 4,
         trajectory_length=TRAJECTORY * sigma,

@@ -3,13 +3,16 @@
 import time as clock
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig
 from pyro_sep.program import mixing_options, one_of, report, run, torch_device
+
+if TYPE_CHECKING:
+    from pyro_sep.data.tracks import Track
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +23,13 @@ app = typer.Typer(
 
 MusdbRoot = Annotated[
     Path | None, typer.Option(help="Root of musdb18, or one .stem.mp4; nothing is downloaded.")
+]
+References = Annotated[
+    Path | None, typer.Option(help="Folder with TRACK/STEM.wav, in place of musdb18.")
+]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Of `pyro-sep calibrate`: also intervals that cover."),
 ]
 FLOW_SCORE_WEIGHT = 0.3
 AUDIT_FRAMES = 32
@@ -268,34 +278,67 @@ def separate_command(
 @app.command("diagnose")
 def diagnose_command(
     trace: Annotated[Path, typer.Argument(help="trace.nc that `pyro-sep separate` wrote.")],
+    calibration: CalibrationFile = None,
 ) -> None:
     """Say whether a separation may be trusted: chains, draws, priors and mixture."""
+    from pyro_sep.conformal import Calibration, format_intervals
     from pyro_sep.diagnostics import diagnose, format_diagnosis
     from pyro_sep.trace import load_trace
 
-    typer.echo(format_diagnosis(diagnose(load_trace(trace))))
+    tree = load_trace(trace)
+    typer.echo(format_diagnosis(diagnose(tree)))
+    if calibration is not None:
+        typer.echo(format_intervals(Calibration.load(calibration), tree))
 
 
 @app.command("report")
 def report_command(
     trace: Annotated[Path, typer.Argument(help="trace.nc that `pyro-sep separate` wrote.")],
     out: Annotated[Path, typer.Option(help="The page, one HTML file that needs no other.")],
+    calibration: CalibrationFile = None,
 ) -> None:
     """Write a page to listen to a separation, see its uncertainty, and judge it."""
+    from pyro_sep.conformal import Calibration
     from pyro_sep.report import write_report
     from pyro_sep.trace import load_trace
 
-    write_report(load_trace(trace), out)
+    known = None if calibration is None else Calibration.load(calibration)
+    write_report(load_trace(trace), out, known)
     typer.echo(f"{out}: open it in a browser")
+
+
+@app.command("calibrate")
+def calibrate_command(
+    estimates: Annotated[Path, typer.Argument(help="Folder with TRACK/trace.nc.")],
+    out: Annotated[Path, typer.Option(help="The file, JSON.")],
+    musdb: MusdbRoot = None,
+    references: References = None,
+) -> None:
+    """Learn from separated tracks whose stems are known how far to trust others of the kind."""
+    from pyro_sep.conformal import Calibration
+    from pyro_sep.evaluation import with_truth
+    from pyro_sep.trace import load_trace
+
+    truth = {track.name: track for track in reference_tracks(musdb, references)}
+    paths = sorted(estimates.rglob("trace.nc"))
+    if unknown := [path for path in paths if path.parent.name not in truth]:
+        raise ValueError(
+            f"{unknown[0]}: got a track without a reference, expected some of {', '.join(truth)}"
+        )
+    if not paths:
+        raise ValueError(f"{estimates}: got no trace.nc in it, expected TRACK/trace.nc")
+    learned = Calibration.of(
+        with_truth(load_trace(path), truth[path.parent.name]) for path in paths
+    )
+    learned.save(out)
+    typer.echo(f"{out}: of {len(paths)} mixtures of {', '.join(learned.kind['sources'])}")
 
 
 @app.command("evaluate")
 def evaluate_command(
     estimates: Annotated[Path, typer.Argument(help="Folder with TRACK/STEM.wav.")],
     musdb: MusdbRoot = None,
-    references: Annotated[
-        Path | None, typer.Option(help="Folder with TRACK/STEM.wav, in place of musdb18.")
-    ] = None,
+    references: References = None,
     stems: Annotated[
         str | None, typer.Option(help="Those that were mixed, by commas; by default all.")
     ] = None,
@@ -305,15 +348,12 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="Folder for scores.csv and museval's.")] = None,
 ) -> None:
     """Judge separated tracks whose stems are known: SI-SDR, its improvement, and BSS Eval."""
-    from pyro_sep.data.musdb import musdb_tracks
     from pyro_sep.data.tracks import stems_folder
     from pyro_sep.evaluation import evaluate, summarise, write_windows
     from pyro_sep.files import written_whole
     from pyro_sep.outputs import check_writable
 
-    if (musdb is None) == (references is None):
-        raise ValueError("references: expected one of --musdb ROOT and --references FOLDER")
-    truth = musdb_tracks(musdb) if musdb is not None else stems_folder(references or Path())
+    truth = reference_tracks(musdb, references)
     judged = evaluate(stems_folder(estimates), truth, stems.split(",") if stems else (), bss_eval)
     if out is not None:
         check_writable(out)
@@ -329,6 +369,16 @@ def evaluate_command(
         for name, frame in (("scores", table), ("summary", summary)):
             with written_whole(out / f"{name}.csv") as partial:
                 frame.to_csv(partial)
+
+
+def reference_tracks(musdb: Path | None, references: Path | None) -> "list[Track]":
+    """Tracks whose stems are known, of one place or the other."""
+    from pyro_sep.data.musdb import musdb_tracks
+    from pyro_sep.data.tracks import stems_folder
+
+    if (musdb is None) == (references is None):
+        raise ValueError("references: expected one of --musdb ROOT and --references FOLDER")
+    return musdb_tracks(musdb) if musdb is not None else stems_folder(references or Path())
 
 
 def main() -> None:

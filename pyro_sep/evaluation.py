@@ -21,8 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from torch import Tensor
 
 from pyro_sep.audio import resample
@@ -109,6 +111,35 @@ def write_windows(scores: TrackScores, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
             partial.write_text(scores.bss_eval)
+
+
+def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
+    """The trace with the true sources, from the stems of its track: the shares by their gains.
+
+    Args:
+        trace: of a separation of the whole track.
+        track: with the stems that were mixed; they are resampled, and mixed down.
+
+    Raises:
+        ValueError: a stem that is missing or of another length, or gains that were inferred: then
+            the mixture tells the shares alone.
+    """
+    posterior, constant = trace["posterior"].to_dataset(), trace["constant_data"].to_dataset()
+    if "gains" in posterior:
+        raise ValueError(f"{track.name}: got inferred gains, expected known ones; give --gains")
+    rate, time = int(constant["sample_rate"]), posterior.sizes["time"]
+    sources = []
+    for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
+        samples, own_rate = track.read(str(name))
+        if abs(samples.shape[-1] / own_rate - time / rate) > SLACK:
+            raise ValueError(
+                f"{track.name}: got {name} of {samples.shape[-1] / own_rate:.2f} s, expected the "
+                f"{time / rate:.2f} s that were separated; separate the whole track"
+            )
+        mono = resample(samples.mean(0), own_rate, rate, time)
+        sources.append(mono.numpy() / gain)
+    known = constant.assign(true_sources=(("source", "time"), np.stack(sources)))
+    return trace.assign({"constant_data": xr.DataTree(known)})
 
 
 def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any) -> TrackScores:

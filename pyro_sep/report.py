@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from pyro_sep.conformal import FUNCTIONS, Calibration, expected
 from pyro_sep.diagnostics import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
@@ -33,12 +34,19 @@ from pyro_sep.diagnostics import (
 )
 from pyro_sep.files import written_whole
 from pyro_sep.plots import ZOOM, plot_spectrogram, plot_waveform
-from pyro_sep.trace import best_chain
+from pyro_sep.trace import FINGERPRINT, best_chain
 
 DRAWS = 3  # heard of each source, as far apart as the chain has them
 EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
 LOOP = 2.0  # seconds: what is shorter is heard again and again
 DPI = 130
+TAILS = (0.05, 0.95)  # where intervals end
+SCALARS = {  # of the trace: names, and how they are written
+    "level": ("level / dB", ".2f"),
+    "centroid": ("centroid / Hz", ".0f"),
+    "gains": ("gain", ".2f"),
+    "presence": ("presence", ".2f"),
+}
 INK = {"light": "#3a3a3a", "dark": "#c9c9c9"}  # of axes and their text
 
 
@@ -53,7 +61,8 @@ class Row:
         spectrogram: of all of it.
         sounds: by their labels, each ``(time,)``.
         draws: the same, of those that show how far the first are uncertain; shorter if need be.
-        facts: names of figures: that of the row, and the interval of the draws.
+        facts: names of figures: that of the row, the interval of the draws, and, where there is a
+            calibration, the one that it gives.
     """
 
     name: str
@@ -62,34 +71,40 @@ class Row:
     spectrogram: Figure
     sounds: dict[str, NDArray[Any]]
     draws: dict[str, NDArray[Any]] = field(default_factory=dict)
-    facts: dict[str, tuple[str, str]] = field(default_factory=dict)
+    facts: dict[str, list[str]] = field(default_factory=dict)
 
 
-def write_report(tree: xr.DataTree, path: str | PathLike[str]) -> None:
+def write_report(
+    tree: xr.DataTree, path: str | PathLike[str], calibration: Calibration | None = None
+) -> None:
     """Write the page of a separation, whole or not at all.
 
     An estimate is the mean of the draws of the best chain, the one with the highest mean ``lp``;
-    intervals hold 90 % of these draws. Sounds have 16 bits; where one of them is beyond full scale
+    intervals hold 90 % of these draws; those of a calibration, the truth of 90 % of the mixtures of
+    its kind. Sounds have 16 bits; where one of them is beyond full scale
     all are turned down alike. One trace gives one page, byte for byte.
 
     Args:
         tree: a trace of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.
         path: where to; ``.html`` is the usual suffix.
+        calibration: of mixtures of this kind, where there is one.
 
     Raises:
-        ValueError: a tree that lacks what such a trace holds.
+        ValueError: a tree that lacks what such a trace holds, or is of another kind.
         OSError: the page cannot be written.
     """
-    page = render_report(tree)
+    page = render_report(tree, calibration)
     with written_whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render_report(tree: xr.DataTree) -> str:
+def render_report(tree: xr.DataTree, calibration: Calibration | None = None) -> str:
     """The page of :func:`write_report`, as HTML."""
     diagnosis = diagnose(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     rows = [_mixture_row(tree, rate), *_source_rows(tree, rate)]
+    if calibration is not None:
+        _calibrate(rows[1:], tree, calibration)
     sounds = joined.from_iterable((*row.sounds.values(), *row.draws.values()) for row in rows)
     scale = 1 / max(1.0, *(float(np.abs(sound).max()) for sound in sounds))
     sizes = tree["posterior"].sizes
@@ -113,6 +128,7 @@ def render_report(tree: xr.DataTree) -> str:
         repeat=sizes["time"] < LOOP * rate,
         turned_down=-20 * np.log10(scale),
         zoom=1000 * ZOOM,
+        calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,
         converged=diagnosis.verdict is Verdict.CONVERGED,
@@ -170,12 +186,12 @@ def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
 
 def _scores(
     estimate: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None, mixture: NDArray[Any]
-) -> dict[str, tuple[str, str]]:
+) -> dict[str, list[str]]:
     """SI-SDR and its improvement over the mixture, of the estimate and of single draws."""
     if truth is None:
         return {}
     if np.ptp(truth) == 0:
-        return {"SI-SDR / dB": ("true source is silent", "")}
+        return {"SI-SDR / dB": ["true source is silent", ""]}
     import torch  # here alone, so that a trace without truth is shown without torch
 
     from pyro_sep.metrics import si_sdr
@@ -187,31 +203,43 @@ def _scores(
         ]
     )
     return {
-        name: (f"{values[1]:.1f}", _interval(values[2:], ".1f"))
+        name: [f"{values[1]:.1f}", _interval(np.quantile(values[2:], TAILS), ".1f")]
         for name, values in (("SI-SDR / dB", scores), ("improvement / dB", scores - scores[0]))
     }
 
 
-def _scalars(posterior: xr.Dataset) -> dict[str, tuple[str, str]]:
-    """Level, gain and presence of one source and chain, where the trace has them."""
-    names = {"level": "level / dB", "gains": "gain", "presence": "presence"}
+def _scalars(posterior: xr.Dataset) -> dict[str, list[str]]:
+    """Scalars of one source and chain, those that the trace has."""
     facts = {}
-    for variable, name in names.items():
+    for variable, (name, digits) in SCALARS.items():
         if variable in posterior:
             values = posterior[variable].values
-            facts[name] = (f"{values.mean():.2f}", _interval(values, ".2f"))
+            bounds = np.quantile(values, TAILS)
+            facts[name] = [f"{values.mean():{digits}}", _interval(bounds, digits)]
     return facts
 
 
-def _interval(values: NDArray[Any], digits: str) -> str:
-    low, high = np.quantile(values, (0.05, 0.95))
+def _calibrate(rows: list[Row], tree: xr.DataTree, calibration: Calibration) -> None:
+    """Give the sources' rows the intervals of a calibration."""
+    found, bounds = expected(tree), calibration.intervals(tree, TAILS[1] - TAILS[0])
+    for k, row in enumerate(rows):
+        for variable, (title, unit, digits) in FUNCTIONS.items():
+            name = f"{title} / {unit}"
+            values = row.facts.setdefault(name, [f"{float(found[variable][k]):{digits}}", ""])
+            values.append(_interval(bounds[variable].isel(source=k).values, digits))
+
+
+def _interval(bounds: NDArray[Any], digits: str) -> str:
+    low, high = bounds
     return f"{low:{digits}} to {high:{digits}}"
 
 
 def _made(tree: xr.DataTree) -> dict[str, str]:
-    """The attributes of a trace; a mapping among them, the settings, with an entry for each."""
+    """The attributes of a trace for a reader; the settings, a mapping, have an entry for each."""
     made: dict[str, str] = {}
     for key, value in tree.attrs.items():
+        if str(key).startswith(FINGERPRINT):
+            continue
         try:
             content = json.loads(value)
         except (TypeError, ValueError):

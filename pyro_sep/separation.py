@@ -25,7 +25,7 @@ from pyro_sep.posterior import AnnealedPosterior, at_draws
 from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Prior, Priors, WaveformPrior, misfit
 from pyro_sep.store import TraceStore
-from pyro_sep.trace import best_chain, build_trace
+from pyro_sep.trace import FINGERPRINT, best_chain, build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
@@ -169,6 +169,9 @@ def separate_batch(
         own = start_mixing(lanes, priors, mixing, *inferred) if any(inferred) else mixing
         return AnnealedPosterior(lanes, laws, own, constraint == "exact")
 
+    fingerprints = _fingerprints(priors, mixtures)
+    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
+    known |= {"mixture": f"{digest} {tuple(mixtures.shape)}"} | fingerprints
     kept = Kept(traces, mixtures.shape[-1], extras)
     descent = anneal(
         mixtures,
@@ -176,12 +179,11 @@ def separate_batch(
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         kept,
-        None
-        if checkpoint is None
-        else Checkpoint(checkpoint, known | _fingerprints(mixtures, priors)),
+        None if checkpoint is None else Checkpoint(checkpoint, known),
         progress,
     )
-    root = run | {"settings": asdict(settings), "gradients": descent.gradients, **(attrs or {})}
+    about = {"settings": asdict(settings), "gradients": descent.gradients} | fingerprints
+    root = run | about | dict(attrs or {})
     rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
     return [
         Separation(
@@ -330,15 +332,13 @@ def _traces(
     ]
 
 
-def _fingerprints(mixtures: Tensor, priors: Priors) -> dict[str, Any]:
-    """By what mixtures and priors are known again: a hash, and what a prior says of some noise."""
-    digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
+def _fingerprints(priors: Priors, mixtures: Tensor) -> dict[str, float]:
+    """By what priors are known again: what each says of some noise as long as the mixtures."""
     time = frame_time(priors.values(), mixtures.shape[-1])
     noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)
-    densities = {
-        f"prior of {name}": float(
+    return {
+        f"{FINGERPRINT}{name}": float(
             prior.frame(time).condition(prod(prior.sigmas) ** 0.5).log_prob(prior.level * noise)
         )
         for name, prior in priors.items()
     }
-    return {"mixture": f"{digest} {tuple(mixtures.shape)}"} | densities

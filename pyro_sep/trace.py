@@ -21,6 +21,7 @@ from pyro_sep.files import written_whole
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 TINY = float(np.finfo(np.float32).tiny)
+FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
 def build_trace(

@@ -1,0 +1,292 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from scripts import load
+
+from pyro_sep import load_priors
+from pyro_sep.audio import save_audio
+from pyro_sep.cli import main, run
+from pyro_sep.conformal import Calibration, actual, draws_of, expected, format_intervals, kind_of
+from pyro_sep.data.tracks import Track
+from pyro_sep.evaluation import with_truth
+from pyro_sep.metrics import si_sdr
+from pyro_sep.separation import separate_batch
+from pyro_sep.trace import FINGERPRINT, build_trace, centroid, level, load_trace, save_trace
+
+RATE, TIME = 8_000, 800
+NAMES = ["oboe", "flute"]
+ATTRS = {
+    "noise_scale": 0.001,
+    "constraint": "exact",
+    "absent": None,
+    "settings": {"levels": 22, "sigma_min": 0.05},
+    f"{FINGERPRINT}oboe": -123.25,
+    f"{FINGERPRINT}flute": 17.5,
+}
+
+
+def make_trace(seed: int = 0, **changes: Any) -> xr.DataTree:
+    """Two tones and draws of them, too loud by 5 and 10 %; chain 1 is the best."""
+    rng = np.random.default_rng(seed)
+    seconds = np.arange(TIME) / RATE
+    truth = np.stack([rng.uniform(0.3, 1) * np.sin(2 * np.pi * f * seconds) for f in (300, 900)])
+    loud = np.array([1.05, 1.1])[:, None] * truth
+    given = {
+        "sources": loud + 0.02 * rng.normal(size=(2, 6, 2, TIME)),
+        "lp": rng.normal(size=(2, 6)) + 10 * np.arange(2)[:, None],
+        "log_prior": rng.normal(size=(2, 6, 2)),
+        "stats": {},
+        "warmup_stats": {},
+        "mixture": truth.mean(0),
+        "gains": (0.5, 0.5),
+        "source_names": NAMES,
+        "sample_rate": RATE,
+        "true_sources": truth,
+        "attrs": ATTRS,
+        **changes,
+    }
+    return build_trace(**given)
+
+
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    return Calibration.of(make_trace(seed) for seed in range(39))
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.8, 0.95])
+def test_intervals_cover_as_they_say_whatever_the_errors(probability: float) -> None:
+    count, repeats = 39, 4_000
+    rng = np.random.default_rng(1)
+    errors = 3 + rng.lognormal(sigma=1.5, size=(count + 1, repeats))  # biased, skewed, heavy
+    dims = ("mixture", "source")
+    calibration = Calibration({}, xr.Dataset({"level": (dims, errors[:-1])}))
+    bounds = calibration.about(xr.Dataset({"level": ("source", np.zeros(repeats))}), probability)
+    low, high = (bounds["level"].sel(bound=bound).values for bound in ("low", "high"))
+    share = ((low <= errors[-1]) & (errors[-1] <= high)).mean()
+    rank = int((count + 1) * (1 - probability) / 2 + 1e-9)
+    nominal = 1 - 2 * rank / (count + 1)
+    assert nominal == pytest.approx(probability)
+    assert share == pytest.approx(nominal, abs=4 * (nominal * (1 - nominal) / repeats) ** 0.5)
+
+
+def test_an_interval_needs_enough_mixtures(calibration: Calibration) -> None:
+    trace = make_trace(100)
+    assert set(calibration.intervals(trace, 0.95).data_vars) == {"level", "centroid", "si_sdr"}
+    with pytest.raises(ValueError, match=r"got 39 mixtures, expected at least 199 for .* of 99%"):
+        calibration.intervals(trace, 0.99)
+
+
+def test_functions_are_those_of_the_best_chain() -> None:
+    trace = make_trace()
+    best = trace["posterior"]["sources"].values[1]
+    truth = trace["constant_data"]["true_sources"].values
+    found, true = expected(trace), actual(trace)
+    np.testing.assert_allclose(found["level"], level(best).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(found["centroid"], centroid(best, RATE).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(true["level"], level(truth), rtol=1e-6)
+    np.testing.assert_allclose(true["centroid"], centroid(truth, RATE), rtol=1e-6)
+    mean, references = torch.from_numpy(best.mean(0)), torch.from_numpy(truth)
+    np.testing.assert_allclose(true["si_sdr"], si_sdr(mean, references.float()), rtol=1e-5)
+    against = si_sdr(mean, torch.from_numpy(best)).mean(0)
+    np.testing.assert_allclose(found["si_sdr"], against, rtol=1e-5)
+    assert dict(draws_of(trace).sizes) == {"chain": 2, "draw": 6, "source": 2}
+
+
+def test_they_mend_draws_that_are_biased_and_narrow(calibration: Calibration) -> None:
+    trace = make_trace(100)
+    drawn, true = draws_of(trace)["level"], actual(trace)["level"]
+    assert (drawn.min(("chain", "draw")) > true).all()
+    bounds = calibration.intervals(trace)["level"]
+    assert (bounds.sel(bound="low") < true).all()
+    assert (true < bounds.sel(bound="high")).all()
+    width = bounds.sel(bound="high") - bounds.sel(bound="low")
+    assert (width < 0.05).all()  # dB: the error is the same in all of them
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attrs": ATTRS | {"constraint": "gaussian"}}, "got constraint gaussian, expected exact"),
+        ({"attrs": ATTRS | {"settings": {"levels": 9, "sigma_min": 0.05}}}, "got levels 9"),
+        ({"attrs": ATTRS | {f"{FINGERPRINT}oboe": -124.0}}, "got prior of oboe -124.0"),
+        ({"gains": (0.3, 0.5)}, r"got gains \[0.3, 0.5\]"),
+        ({"sample_rate": 16_000}, "got sample_rate 16000"),
+        ({"attrs": {}}, "got none of the attribute 'noise_scale', .*; separate the mixture again"),
+    ],
+)
+def test_other_kinds_are_refused(
+    calibration: Calibration, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"^trace: {words}"):
+        calibration.intervals(make_trace(3, **changes))
+    with pytest.raises(ValueError, match=rf"^trace: {words}"):
+        Calibration.of([make_trace(), make_trace(3, **changes)])
+
+
+def test_priors_are_the_same_up_to_rounding(calibration: Calibration) -> None:
+    rounded = ATTRS | {f"{FINGERPRINT}oboe": -123.2501}
+    calibration.intervals(make_trace(3, attrs=rounded))
+
+
+def test_it_learns_from_known_sources_alone() -> None:
+    with pytest.raises(ValueError, match="got none of constant_data/true_sources"):
+        Calibration.of([make_trace(true_sources=None)])
+    with pytest.raises(ValueError, match="traces: got none"):
+        Calibration.of([])
+
+
+def test_what_is_written_is_read(calibration: Calibration, tmp_path: Path) -> None:
+    path, trace = tmp_path / "calibration.json", make_trace(100)
+    calibration.save(path)
+    again = Calibration.load(path)
+    assert again.kind == calibration.kind
+    xr.testing.assert_allclose(
+        again.intervals(trace), calibration.intervals(trace), rtol=1e-5, atol=1e-4
+    )
+    for content in ("{}", "no JSON", json.dumps({"kind": {"sources": ["oboe"]}, "errors": {}})):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"calibration.json: got no readable calibration"):
+            Calibration.load(path)
+
+
+def test_the_table_names_every_source_and_function(calibration: Calibration) -> None:
+    lines = format_intervals(calibration, make_trace(100)).split("\n")
+    assert lines[0] == "where 95% of truths lie, by 39 mixtures of the kind:"
+    assert [line.split()[0] for line in lines[1:]] == NAMES
+    for line in lines[1:]:
+        assert line.count(" to ") == 3
+        assert all(word in line for word in ("level", "dB", "centroid", "Hz", "SI-SDR"))
+
+
+def test_a_separation_tells_its_kind() -> None:
+    truth = torch.randn(2, 2, 256, generator=torch.Generator().manual_seed(0))
+    priors = {name: load_priors("toy/oracle")[name] for name in ("square", "saw")}
+    budget = {"levels": 6, "steps": 1, "chains": 1, "explorers": 1, "draws": 2}
+    one, other = separate_batch(truth.mean(1), priors, true_sources=truth, **budget)
+    kind = kind_of(one.trace)
+    assert kind == kind_of(other.trace)
+    assert kind["sources"] == ["square", "saw"]
+    assert kind["samples"] == 256
+    assert kind["levels"] == 6
+    assert kind["constraint"] == "exact"
+    assert kind["gains"] == [0.5, 0.5]
+    assert kind[f"{FINGERPRINT}square"] != kind[f"{FINGERPRINT}saw"]
+    assert "seed" not in kind
+    learned = Calibration.of([one.trace, other.trace])
+    assert learned.errors.sizes == {"mixture": 2, "source": 2}
+
+
+def test_the_truth_comes_from_stems() -> None:
+    trace = make_trace(true_sources=None)
+    seconds = np.arange(2 * TIME) / (2 * RATE)
+    shares = torch.tensor(np.stack([np.sin(2 * np.pi * f * seconds) for f in (300, 900)]))
+    stems = {
+        name: lambda x=x: (x.expand(2, -1), 2 * RATE) for name, x in zip(NAMES, shares, strict=True)
+    }
+    known = with_truth(trace, Track("song", "", stems))["constant_data"]["true_sources"]
+    inner = known.values[:, 50:-50]  # resampling rings at the ends
+    np.testing.assert_allclose(inner, 2 * shares.numpy()[:, ::2][:, 50:-50], atol=0.02)
+    long = {name: lambda: (torch.zeros(1, 8 * TIME), 2 * RATE) for name in NAMES}
+    with pytest.raises(ValueError, match=r"^song: got oboe of 0.40 s, expected the 0.10 s"):
+        with_truth(trace, Track("song", "", long))
+    inferred = make_trace(gains=np.full((2, 6, 2), 0.5))
+    with pytest.raises(ValueError, match="song: got inferred gains"):
+        with_truth(inferred, Track("song", "", stems))
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def run(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["pyro-sep", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def test_from_separated_tracks_to_a_page(call: Any, tmp_path: Path) -> None:
+    for i in range(39):
+        trace = make_trace(i)
+        folder = tmp_path / "estimates" / f"song {i}"
+        folder.mkdir(parents=True)
+        (tmp_path / "true" / f"song {i}").mkdir(parents=True)
+        truth = torch.from_numpy(trace["constant_data"]["true_sources"].values)
+        for name, audio in zip(NAMES, truth, strict=True):
+            save_audio(tmp_path / "true" / f"song {i}" / f"{name}.wav", audio[None] / 2, RATE)
+        save_trace(make_trace(i, true_sources=None), folder / "trace.nc")
+    file, new = tmp_path / "calibration.json", tmp_path / "new.nc"
+    references = ("--references", tmp_path / "true")
+    code, out, _ = call("calibrate", tmp_path / "estimates", *references, "--out", file)
+    assert (code, out) == (0, f"{file}: of 39 mixtures of oboe, flute\n")
+    save_trace(make_trace(100, true_sources=None), new)
+    code, out, _ = call("diagnose", new, "--calibration", file)
+    table = format_intervals(Calibration.load(file), load_trace(new))
+    assert code == 0
+    assert out.endswith(f"{table}\n")
+    page = tmp_path / "page.html"
+    code, _, err = call("report", new, "--out", page, "--calibration", file)
+    assert (code, err) == (0, "")
+    text = page.read_text()
+    assert "90 % of truths" in text
+    assert "SI-SDR / dB" in text
+    assert "by 39 mixtures" in text
+    save_trace(make_trace(100, gains=(1, 1)), new)
+    code, _, err = call("report", new, "--out", tmp_path / "other.html", "--calibration", file)
+    assert code == 2
+    assert "trace: got gains [1.0, 1.0], expected [0.5, 0.5]" in err
+    assert not (tmp_path / "other.html").exists()
+    (tmp_path / "estimates" / "song 3").rename(tmp_path / "estimates" / "tune")
+    code, _, err = call("calibrate", tmp_path / "estimates", *references, "--out", file)
+    assert code == 2
+    assert "tune/trace.nc: got a track without a reference" in err
+    code, _, err = call("calibrate", tmp_path / "true", *references, "--out", file)
+    assert code == 2
+    assert "true: got no trace.nc in it" in err
+
+
+def test_the_experiment_learns_and_judges_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    intervals = load("intervals")
+    calls = []
+
+    def quick(*args: Any, **options: Any) -> Any:
+        calls.append(options["seed"])
+        budget = {"levels": 6, "steps": 1, "chains": 2, "explorers": 1, "draws": 4}
+        return separate_batch(*args, **options, **budget)
+
+    monkeypatch.setattr(intervals, "separate_batch", quick)
+    words = [
+        "--priors",
+        "toy/oracle",
+        "--seconds",
+        "0.016",
+        "--learn",
+        "39",
+        "--judge",
+        "6",
+        "--out",
+    ]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["intervals.py", *words, str(tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            run(intervals.main)
+        assert not stop.value.code
+    assert len(calls) == len(set(calls)) == 9
+    printed = capsys.readouterr().out
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
+    learned = Calibration.load(tmp_path / "calibration.json")
+    assert learned.errors.sizes == {"mixture": 39, "source": 2}
+    rows = [json.loads(path.read_text())["mixtures"] for path in sorted(tmp_path.glob("m*.json"))]
+    row = rows[0][3]
+    error = row["true"]["level"][1] - row["expected"]["level"][1]
+    assert float(learned.errors["level"][3, 1]) == pytest.approx(error, abs=1e-5)
+    assert {"level", "centroid", "si_sdr"} == set(row["draws_below"])
