@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from scripts import load
 
-from pyro_sep import load_priors
+from pyro_sep import load_priors, report
 from pyro_sep.audio import save_audio
 from pyro_sep.cli import main, run
 from pyro_sep.conformal import Calibration, actual, draws_of, expected, format_intervals, kind_of
@@ -212,44 +212,56 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return run
 
 
-def test_from_separated_tracks_to_a_page(call: Any, tmp_path: Path) -> None:
-    for i in range(39):
+def test_separated_tracks_calibrate(call: Any, calibration: Calibration, tmp_path: Path) -> None:
+    for i in range(3):
         trace = make_trace(i)
-        folder = tmp_path / "estimates" / f"song {i}"
+        folder, true = tmp_path / "estimates" / f"song {i}", tmp_path / "true" / f"song {i}"
         folder.mkdir(parents=True)
-        (tmp_path / "true" / f"song {i}").mkdir(parents=True)
+        true.mkdir(parents=True)
         truth = torch.from_numpy(trace["constant_data"]["true_sources"].values)
         for name, audio in zip(NAMES, truth, strict=True):
-            save_audio(tmp_path / "true" / f"song {i}" / f"{name}.wav", audio[None] / 2, RATE)
+            save_audio(true / f"{name}.wav", audio[None] / 2, RATE)  # shares, of gains 1/2
         save_trace(make_trace(i, true_sources=None), folder / "trace.nc")
-    file, new = tmp_path / "calibration.json", tmp_path / "new.nc"
-    references = ("--references", tmp_path / "true")
-    code, out, _ = call("calibrate", tmp_path / "estimates", *references, "--out", file)
-    assert (code, out) == (0, f"{file}: of 39 mixtures of oboe, flute\n")
-    save_trace(make_trace(100, true_sources=None), new)
-    code, out, _ = call("diagnose", new, "--calibration", file)
-    table = format_intervals(Calibration.load(file), load_trace(new))
-    assert code == 0
-    assert out.endswith(f"{table}\n")
-    page = tmp_path / "page.html"
-    code, _, err = call("report", new, "--out", page, "--calibration", file)
-    assert (code, err) == (0, "")
-    text = page.read_text()
-    assert "90 % of truths" in text
-    assert "SI-SDR / dB" in text
-    assert "by 39 mixtures" in text
-    save_trace(make_trace(100, gains=(1, 1)), new)
-    code, _, err = call("report", new, "--out", tmp_path / "other.html", "--calibration", file)
-    assert code == 2
-    assert "trace: got gains [1.0, 1.0], expected [0.5, 0.5]" in err
-    assert not (tmp_path / "other.html").exists()
-    (tmp_path / "estimates" / "song 3").rename(tmp_path / "estimates" / "tune")
-    code, _, err = call("calibrate", tmp_path / "estimates", *references, "--out", file)
+    words = ("calibrate", tmp_path / "estimates", "--references", tmp_path / "true", "--out")
+    file = tmp_path / "calibration.json"
+    code, out, _ = call(*words, file)
+    assert (code, out) == (0, f"{file}: of 3 mixtures of oboe, flute\n")
+    learned = Calibration.load(file)
+    assert learned.kind == calibration.kind
+    first = calibration.errors.isel(mixture=slice(3))
+    xr.testing.assert_allclose(learned.errors, first, rtol=1e-4, atol=1e-3)
+    (tmp_path / "estimates" / "song 2").rename(tmp_path / "estimates" / "tune")
+    code, _, err = call(*words, file)
     assert code == 2
     assert "tune/trace.nc: got a track without a reference" in err
-    code, _, err = call("calibrate", tmp_path / "true", *references, "--out", file)
+    code, _, err = call("calibrate", tmp_path / "true", *words[2:], file)
     assert code == 2
     assert "true: got no trace.nc in it" in err
+
+
+def test_a_calibration_shows_in_table_and_page(
+    call: Any, calibration: Calibration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(report, "DPI", 40)
+    file, path, page = (tmp_path / name for name in ("known.json", "trace.nc", "page.html"))
+    trace = make_trace(100, true_sources=None)
+    calibration.save(file)
+    save_trace(trace, path)
+    code, out, _ = call("diagnose", path, "--calibration", file)
+    assert code == 0
+    assert out.endswith(f"{format_intervals(Calibration.load(file), load_trace(path))}\n")
+    code, _, err = call("report", path, "--out", page, "--calibration", file)
+    assert (code, err) == (0, "")
+    text = page.read_text()
+    assert all(words in text for words in ("90 % of truths", "SI-SDR / dB", "by 39 mixtures"))
+    low, high = calibration.intervals(trace, 0.9)["centroid"].sel(source="flute").values
+    assert f"<td>{low:.0f} to {high:.0f}</td>" in text
+    page.unlink()
+    save_trace(make_trace(100, gains=(1, 1)), path)
+    code, _, err = call("report", path, "--out", page, "--calibration", file)
+    assert code == 2
+    assert "trace: got gains [1.0, 1.0], expected [0.5, 0.5]" in err
+    assert not page.exists()
 
 
 def test_the_experiment_learns_and_judges_and_goes_on(
@@ -264,6 +276,7 @@ def test_the_experiment_learns_and_judges_and_goes_on(
         return separate_batch(*args, **options, **budget)
 
     monkeypatch.setattr(intervals, "separate_batch", quick)
+    monkeypatch.setattr(intervals, "BATCH", 15)
     words = [
         "--priors",
         "toy/oracle",
@@ -280,7 +293,7 @@ def test_the_experiment_learns_and_judges_and_goes_on(
         with pytest.raises(SystemExit) as stop:
             run(intervals.main)
         assert not stop.value.code
-    assert len(calls) == len(set(calls)) == 9
+    assert len(calls) == len(set(calls)) == 3
     printed = capsys.readouterr().out
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
     learned = Calibration.load(tmp_path / "calibration.json")
