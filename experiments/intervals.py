@@ -8,7 +8,7 @@ default. Judged are two kinds of intervals of 50, 80 and 95 %: those between qua
 of all chains, and those that the errors on the first mixtures give the others,
 :mod:`pyro_sep.conformal`. These errors are written to calibration.json in --out, for
 ``pyro-sep diagnose --calibration``. The tones are drawn with --seed; none is of the test split.
-Batches of mixtures are files in --out, and a run that was stopped goes on.
+A run that was stopped goes on where it was.
 """
 
 import sys
@@ -49,14 +49,12 @@ def main(
     settings = {"priors": priors, "sources": sources, "seconds": seconds, "seed": seed}
     chosen = choose_priors(load_priors(priors), sources)
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for first in tqdm(range(0, learn + judge, BATCH), disable=not sys.stderr.isatty()):
-        path = out / f"mixtures_{first:04d}.json"
-        batch = load_figures(path, settings)
-        if not batch:
-            batch = separate_some(chosen, round(seconds * SAMPLE_RATE), seed, first)
-            save_json({"settings": settings, "mixtures": batch}, path)
-        rows += batch
+    path = out / "mixtures.json"
+    rows = load_figures(path, settings)
+    left = range(len(rows), learn + judge, BATCH)
+    for first in tqdm(left, disable=not sys.stderr.isatty()):
+        rows += separate_some(chosen, round(seconds * SAMPLE_RATE), seed, first)
+        save_json({"settings": settings, "mixtures": rows}, path)
     calibration = learned(rows[:learn])
     calibration.save(out / "calibration.json")
     table = judged(calibration, rows[learn : learn + judge], seed)
@@ -73,20 +71,19 @@ def separate_some(priors: Priors, time: int, seed: int, first: int) -> list[dict
     truth: Tensor = torch.stack(
         [draw_sources(name, BATCH, time, generator)[0] for name in priors], 1
     )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for result in separate_batch(truth.mean(1), priors, seed=own, true_sources=truth):
         true, drawn = actual(result.trace), draws_of(result.trace)
         below = (drawn < true).mean(("chain", "draw"))
         rows.append(
             {
-                "kind": kind_of(result.trace),
                 "true": as_lists(true),
                 "expected": as_lists(expected(result.trace)),
                 "draws_below": as_lists(below),
                 "draws": drawn.sizes["chain"] * drawn.sizes["draw"],
             }
         )
-    return rows
+    return [{"kind": kind_of(result.trace)} | rows[0], *rows[1:]]
 
 
 def as_lists(values: xr.Dataset) -> dict[str, list[float]]:
@@ -97,17 +94,22 @@ def as_lists(values: xr.Dataset) -> dict[str, list[float]]:
 def as_dataset(rows: list[dict[str, Any]], key: str) -> xr.Dataset:
     """The reverse, of all rows, dims ``(mixture, source)``."""
     values = {name: (("mixture", "source"), [row[key][name] for row in rows]) for name in FUNCTIONS}
-    return xr.Dataset(values, {"source": rows[0]["kind"]["sources"]})
+    return xr.Dataset(values)
 
 
 def learned(rows: list[dict[str, Any]]) -> Calibration:
     """From the errors of these mixtures."""
-    return Calibration(rows[0]["kind"], as_dataset(rows, "true") - as_dataset(rows, "expected"))
+    kind = rows[0]["kind"]
+    errors = as_dataset(rows, "true") - as_dataset(rows, "expected")
+    return Calibration(kind, errors.assign_coords(source=kind["sources"]))
 
 
 def judged(calibration: Calibration, rows: list[dict[str, Any]], seed: int) -> pd.DataFrame:
     """Share of the truths in each interval, and the median width of the widest."""
     true, center, below = (as_dataset(rows, key) for key in ("true", "expected", "draws_below"))
+    true, center = (
+        part.assign_coords(source=calibration.kind["sources"]) for part in (true, center)
+    )
     draws, generator = rows[0]["draws"], np.random.default_rng(seed)
     lines = []
     for name, (_, unit, _) in FUNCTIONS.items():
