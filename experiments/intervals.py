@@ -1,6 +1,6 @@
 """Do the intervals of level, centroid and SI-SDR hold the truth as often as they say?
 
-    python experiments/intervals.py                         # 79 mixtures to learn from, 60 to judge
+    python experiments/intervals.py                     # 159 mixtures to learn from, 81 to judge
     python experiments/intervals.py --learn 39 --judge 20
 
 Clean mixtures of clean tones of the toy waveforms are separated as ``pyro_sep.separate`` does it by
@@ -37,8 +37,8 @@ BATCH = 5  # mixtures separated at once
 
 
 def main(
-    learn: Annotated[int, typer.Option(min=39, help="Mixtures to learn the errors from.")] = 79,
-    judge: Annotated[int, typer.Option(min=1, help="Mixtures to judge the intervals by.")] = 60,
+    learn: Annotated[int, typer.Option(min=39, help="Mixtures to learn the errors from.")] = 159,
+    judge: Annotated[int, typer.Option(min=1, help="Mixtures to judge the intervals by.")] = 81,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
     seconds: Annotated[float, typer.Option(min=0.016, help="Length of a mixture.")] = 0.032,
