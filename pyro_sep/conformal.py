@@ -62,7 +62,8 @@ class Calibration:
         """Learn from traces that hold their ``true_sources``.
 
         Raises:
-            ValueError: no trace, one without its true sources, or traces of more than one kind.
+            ValueError: no trace, one without its true sources or with draws that are not finite, or
+                traces of more than one kind.
         """
         kind: dict[str, Any] | None = None
         errors = []
@@ -72,7 +73,13 @@ class Calibration:
             errors.append(actual(trace) - expected(trace))
         if kind is None:
             raise ValueError("traces: got none, expected one or more with their true sources")
-        return cls(kind, xr.concat(errors, "mixture"))
+        table = xr.concat(errors, "mixture")
+        if strange := [name for name in FUNCTIONS if not np.isfinite(table[name]).all()]:
+            raise ValueError(
+                f"traces: got {strange[0]} of NaN or infinity, expected finite values; leave out "
+                "chains that diverged"
+            )
+        return cls(kind, table)
 
     def intervals(self, trace: xr.DataTree, probability: float = 0.95) -> xr.Dataset:
         """The central interval of every function, for the sources of another mixture.

@@ -139,6 +139,9 @@ def test_it_learns_from_known_sources_alone() -> None:
         Calibration.of([make_trace(true_sources=None)])
     with pytest.raises(ValueError, match="traces: got none"):
         Calibration.of([])
+    diverged = np.full((2, 6, 2, TIME), np.nan)
+    with pytest.raises(ValueError, match="traces: got level of NaN or infinity"):
+        Calibration.of([make_trace(sources=diverged)])
 
 
 def test_what_is_written_is_read(calibration: Calibration, tmp_path: Path) -> None:
