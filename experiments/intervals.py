@@ -105,7 +105,7 @@ def learned(rows: list[dict[str, Any]]) -> Calibration:
 
 
 def judged(calibration: Calibration, rows: list[dict[str, Any]], seed: int) -> pd.DataFrame:
-    """Share of the truths in each interval, and the median width of the widest."""
+    """Share of the truths in each interval, and the width of the widest."""
     true, center, below = (as_dataset(rows, key) for key in ("true", "expected", "draws_below"))
     true, center = (
         part.assign_coords(source=calibration.kind["sources"]) for part in (true, center)
@@ -122,14 +122,14 @@ def judged(calibration: Calibration, rows: list[dict[str, Any]], seed: int) -> p
                 low, high = (bounds.sel(bound=bound).values for bound in ("low", "high"))
                 values = true[name].isel(source=k).values
                 shares.append(float(((low <= values) & (values <= high)).mean()))
-                width = float(np.median(high - low))
+                width = float((high - low)[0])
             lines.append(
                 {
                     "source": source,
                     "function": name,
                     "draws": " ".join(f"{share:.0%}" for share in inside[:, k]),
                     "calibrated": " ".join(f"{share:.0%}" for share in shares),
-                    "median width of 95 %": f"{width:.3g} {unit}",
+                    "width of 95 %": f"{width:.3g} {unit}",
                 }
             )
     return pd.DataFrame(lines)
