@@ -4,11 +4,10 @@
     python experiments/compare_samplers.py --priors oracle --samplers langevin,mala --mixtures 2
 
 Annealed samplers walk down the ladder of noise levels: underdamped Langevin dynamics with a
-Gaussian mixture, and with an exact one, the default of ``pyro_sep.separate``; the latter, if asked
-for, with moves of jumps, every second step; overdamped Langevin dynamics, SGLD; the same with a
-Metropolis test, MALA; and sequential Monte Carlo, these with a Gaussian mixture. HMC and NUTS are
-Pyro's, at the last noise level alone, each chain from the mixture plus noise; for flows NUTS runs
-in the latent space, where the prior is white.
+Gaussian mixture, and with an exact one, the default of ``pyro_sep.separate``; overdamped Langevin
+dynamics, SGLD; the same with a Metropolis test, MALA; and sequential Monte Carlo, these with a
+Gaussian mixture. HMC and NUTS are Pyro's, at the last noise level alone, each chain from the
+mixture plus noise; for flows NUTS runs in the latent space, where the prior is white.
 
 The improvement of SI-SDR is that of the mean of the best chain, a gradient is one of all sources of
 one mixture, and seconds are of the CPU. R-hat and ESS are the worst over level, centroid and log
@@ -66,10 +65,7 @@ TREE_DEPTH = 4  # of NUTS: 15 steps at most
 def main(
     priors: Annotated[str, typer.Option(help="Families, comma-separated.")] = "oracle,wavenet,flow",
     samplers: Annotated[
-        str,
-        typer.Option(
-            help="langevin, exact, sgld, mala, smc, hmc, nuts, or jumps; comma-separated."
-        ),
+        str, typer.Option(help="Comma-separated.")
     ] = "langevin,exact,sgld,mala,smc,hmc,nuts",
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
     mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 20,
@@ -289,7 +285,6 @@ def nuts(target: Callable[..., Any], sigma: float, **options: Any) -> NUTS:
 SAMPLERS: dict[str, Sampler] = {
     "langevin": annealed({}),
     "exact": annealed({"constraint": "exact"}),
-    "jumps": annealed({"constraint": "exact", "jumps_every": 2}),
     "sgld": annealed({"persistence": 0.0}),
     "mala": annealed({"persistence": 0.0, "corrected": True}),
     "smc": smc,

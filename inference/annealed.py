@@ -51,7 +51,6 @@ from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Draws, History, Sink, Statistics, by_chain
 from pyro_sep.inference.gains import RESCALE_EVERY, rescale, update
 from pyro_sep.inference.ghmc import corrected_step
-from pyro_sep.inference.jumps import move_jumps
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import draw_assignment
 from pyro_sep.inference.settings import COMPARED_STEPS, Annealing, Tournament
@@ -224,7 +223,6 @@ class _Walk:
             if self.settings.corrected:
                 adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
                 self.step_size = exp(adaptation.get_state()[0])
-            state = self._move_jumps(state, step, sigma)
             if exchange and every and step % every == 0:
                 state = self._exchange(state, sigma)
             elif not exchange and step % RESCALE_EVERY == 0:
@@ -284,7 +282,6 @@ class _Walk:
             first, kept, clean, means, noisy, mixing = self.drawn, History(), [], [], [], []
             for step in range(1, min(BLOCK, total - first) * thin + 1):
                 self.target, state, acceptance_rate = self._step(self.target, state, sigma)
-                state = self._move_jumps(state, step, sigma)
                 if step % RESCALE_EVERY == 0:
                     state = self._rescale(state, self.shares, sigma)
                 if step % thin == 0:
@@ -357,17 +354,6 @@ class _Walk:
             target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
             state = state._replace(evaluation=evaluation)
         return target, state, acceptance_rate
-
-    def _move_jumps(self, state: UnderdampedState, step: int, sigma: float) -> UnderdampedState:
-        """Every few steps; velocities stay, they are independent of the position."""
-        every = self.settings.jumps_every
-        if not every or step % every:
-            return state
-        position, evaluation, evaluated = move_jumps(
-            self.target, state.position, state.evaluation, sigma, self.generator
-        )
-        self.evaluations += evaluated
-        return state._replace(position=position, evaluation=evaluation)
 
     def _exchange(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
         cross = self.target.cross_log_prior(state.position, sigma)

@@ -53,7 +53,6 @@ class Annealing:
         corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
             step size is that of the first level alone, and adapts at every level before the draws.
         exchange_every: steps between exchanges above the turn, one a level at least; 0 for none.
-        jumps_every: steps between moves of jumps, :mod:`~pyro_sep.inference.jumps`; 0 for none.
     """
 
     sigma_max: float
@@ -70,10 +69,9 @@ class Annealing:
     persistence: float = 0.9
     corrected: bool = False
     exchange_every: int = 20
-    jumps_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("tournaments", "exchange_every", "jumps_every"):
+        for name in ("tournaments", "exchange_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         for name in ("steps", "chains", "explorers", "draws", "thin"):

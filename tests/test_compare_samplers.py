@@ -154,6 +154,6 @@ def test_an_unknown_sampler_is_one_line(
         compare.run(compare.main)
     assert end.value.code == 2
     assert capsys.readouterr().err == (
-        "pyro-sep: samplers: got 'magic', expected some of langevin, exact, jumps, sgld, mala, "
-        "smc, hmc, nuts\n"
+        "pyro-sep: samplers: got 'magic', expected some of langevin, exact, sgld, mala, smc, hmc, "
+        "nuts\n"
     )
