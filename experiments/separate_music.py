@@ -13,7 +13,8 @@ the track's name, whatever the seed. It is mono, at 16 kHz, and the mixture is t
     hpss        harmonic-percussive separation; needs drums
     nmf         non-negative matrix factorisation, from the same training stems as the priors
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
-    posterior   ``pyro_sep.separate`` with gains of 1, several excerpts at once
+    posterior   ``pyro_sep.separate`` with gains of 1, several excerpts at once: the mean of all
+                chains, and of several the best one's too, by log posterior
 
 All but the last are ``pyro_sep.baselines``. Printed are improvements of SI-SDR over the mixture in
 dB: the median of each stem, median and mean of all, and the share above 5 dB; the median SI-SDR;
@@ -58,7 +59,8 @@ from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.priors import Priors
-from pyro_sep.separation import separate_batch
+from pyro_sep.separation import Separation, separate_batch
+from pyro_sep.trace import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
 BATCH = 5  # excerpts whose posterior is drawn from at once
@@ -80,7 +82,8 @@ class Excerpt:
         return self.sources.sum(0)
 
 
-Separator = Callable[[list[Excerpt]], list[Tensor]]
+Figures = dict[str, Any]  # of an excerpt
+Separator = Callable[[list[Excerpt]], list[Figures]]
 
 
 def main(
@@ -130,6 +133,9 @@ def main(
             path = out / f"{method}.json"
             figures = run_method(make, items, known, path, size, bar)
             rows.append({"method": method} | summarise(figures, names))
+            if method == "posterior" and chains > 1:
+                best = [row | row["best_chain"] for row in figures]
+                rows.append({"method": "best chain"} | summarise(best, names))
     table = pd.DataFrame(rows)
     with written_whole(out / "summary.csv") as temporary:
         table.to_csv(temporary, index=False)
@@ -200,7 +206,7 @@ def run_method(
     path: Path,
     size: int,
     bar: Any,
-) -> list[dict[str, Any]]:
+) -> list[Figures]:
     """Figures of every excerpt, those that ``path`` already has and the others."""
     rows = {row["track"]: row for row in load_figures(path, settings)}
     left = [item for item in items if item.track not in rows]
@@ -209,25 +215,24 @@ def run_method(
     for start in range(0, len(left), size):
         batch = left[start : start + size]
         began = clock.process_time()
-        estimates = separate(batch)
+        found = separate(batch)
         seconds = (clock.process_time() - began) / len(batch)
-        for item, estimate in zip(batch, estimates, strict=True):
-            rows[item.track] = score(item, estimate) | {"seconds": seconds}
+        for item, figures in zip(batch, found, strict=True):
+            rows[item.track] = {"track": item.track, "seconds": seconds} | figures
         save_json({"settings": settings, "mixtures": list(rows.values())}, path)
         bar.update(len(batch))
     return [rows[item.track] for item in items]
 
 
-def score(item: Excerpt, estimate: Tensor) -> dict[str, Any]:
-    """Figures of one excerpt."""
+def score(item: Excerpt, estimate: Tensor) -> Figures:
+    """Figures of an estimate ``(stem, time)``."""
     return {
-        "track": item.track,
         "improvement": si_sdr_improvement(estimate, item.sources, item.mixture).tolist(),
         "si_sdr": si_sdr(estimate, item.sources).tolist(),
     }
 
 
-def summarise(rows: list[dict[str, Any]], names: Sequence[str]) -> dict[str, float]:
+def summarise(rows: list[Figures], names: Sequence[str]) -> dict[str, float]:
     """A row of the table, in dB; improvement is over the mixture."""
     # A silent estimate has -inf, which JSON does not know.
     gain, sdr = (
@@ -254,7 +259,7 @@ def baseline(method: str, names: Sequence[str], root: Path, seed: int) -> Separa
         "nmf": lambda item: nmf(item.mixture, dictionaries),
         "mask": lambda item: ideal_ratio_mask(item.mixture, item.sources),
     }
-    return lambda batch: [separate[method](item) for item in batch]
+    return lambda batch: [score(item, separate[method](item)) for item in batch]
 
 
 def learn(root: Path, names: Sequence[str], seed: int) -> dict[str, Any]:
@@ -272,11 +277,12 @@ def learn(root: Path, names: Sequence[str], seed: int) -> dict[str, Any]:
 def posterior(priors: Priors, seed: int, budget: dict[str, int], out: Path) -> Separator:
     """The annealed driver, with mixtures that are sums; the first one's results are written."""
 
-    def separate(batch: list[Excerpt]) -> list[Tensor]:
+    def separate(batch: list[Excerpt]) -> list[Figures]:
         results = separate_batch(
             torch.stack([item.mixture for item in batch]),
             priors,
             gains=(1.0,) * len(priors),
+            estimate="mean",
             seed=seed + batch[0].index,
             true_sources=torch.stack([item.sources for item in batch]),
             progress=sys.stderr.isatty(),
@@ -284,9 +290,18 @@ def posterior(priors: Priors, seed: int, budget: dict[str, int], out: Path) -> S
         )
         if batch[0].index == 0:
             write_separation(results[0], out / batch[0].track)
-        return [result.shares for result in results]
+        return [
+            score(item, result.shares) | {"best_chain": score(item, best_chains_mean(result))}
+            for item, result in zip(batch, results, strict=True)
+        ]
 
     return separate
+
+
+def best_chains_mean(result: Separation) -> Tensor:
+    """Mean of the draws of the chain of the highest mean log posterior, ``(stem, time)``."""
+    sources = result.trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(result.trace))
+    return torch.from_numpy(sources.mean("draw").values)
 
 
 if __name__ == "__main__":

@@ -191,6 +191,12 @@ def separate_command(
     absent: Annotated[
         str | None, typer.Option(help="infer: sources may be absent; say which are there.")
     ] = None,
+    estimate: Annotated[
+        str | None,
+        typer.Option(
+            help="mean, of all chains, or best, of one; by default mean, of toy tones best."
+        ),
+    ] = None,
     page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
     residual: Annotated[
         bool, typer.Option("--residual", help="Also residual.wav: what no prior explains.")
@@ -216,12 +222,15 @@ def separate_command(
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
     from pyro_sep.data.tracks import MIXTURE
-    from pyro_sep.mixing import usual_gains
+    from pyro_sep.mixing import are_tones, usual_gains
     from pyro_sep.outputs import REPORT
     from pyro_sep.recordings import separate_recording, track_folders
     from pyro_sep.stems import StemFiles
+    from pyro_sep.trace import ESTIMATES
 
     one_of("format", audio_format, FORMATS)
+    if estimate is not None:
+        one_of("estimate", estimate, ESTIMATES)
     if absent is not None:
         one_of("absent", absent, ("infer",))
     if write_draws > draws:
@@ -250,6 +259,7 @@ def separate_command(
                 files,
                 place,
                 absent=absent,
+                estimate=estimate or ("best" if are_tones(chosen) else "mean"),
                 seed=seed,
                 progress=True,
                 attrs={"mixture": title, "notes": list(recording.notes)},

@@ -35,7 +35,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from pyro_sep.files import save_json
-from pyro_sep.trace import FINGERPRINT, best_chain, centroid, level
+from pyro_sep.trace import FINGERPRINT, centroid, estimate_chains, level
 
 FUNCTIONS = {  # of a source: title, unit and format
     "level": ("level", "dB", ".2f"),
@@ -176,8 +176,9 @@ def draws_of(trace: xr.DataTree) -> xr.Dataset:
 
 
 def expected(trace: xr.DataTree) -> xr.Dataset:
-    """Mean of every function over the draws of the best chain, dims ``(source,)``."""
-    return draws_of(trace).isel(chain=best_chain(trace), drop=True).mean("draw")
+    """Mean of every function over the draws of the estimate's chains, dims ``(source,)``."""
+    chains = estimate_chains(trace)
+    return draws_of(trace).isel(chain=chains).mean(("chain", "draw"))
 
 
 def actual(trace: xr.DataTree) -> xr.Dataset:
@@ -213,7 +214,7 @@ def kind_of(trace: xr.DataTree) -> dict[str, Any]:
     attrs, sources = trace.attrs, posterior["source"].values.tolist()
     gains = constant["gains"].values.astype(float)
     try:
-        run = {name: attrs[name] for name in ("noise_scale", "constraint", "absent")}
+        run = {name: attrs[name] for name in ("noise_scale", "constraint", "absent", "estimate")}
         run |= json.loads(attrs["settings"])
         run |= {name: attrs[name] for name in (f"{FINGERPRINT}{source}" for source in sources)}
     except KeyError as error:
@@ -246,13 +247,13 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _si_sdr_against(trace: xr.DataTree, references: xr.DataArray) -> xr.DataArray:
-    """SI-SDR of the mean of the best chain's draws if ``references`` were the truth."""
+    """SI-SDR of the estimate, the mean of draws, if ``references`` were the truth."""
     import torch  # here alone: reports read no torch without need
 
     from pyro_sep.metrics import si_sdr
 
-    best = trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(trace), drop=True)
-    estimate = torch.from_numpy(best.mean("draw").values)
+    draws = trace["posterior"].to_dataset()["sources"].isel(chain=estimate_chains(trace))
+    estimate = torch.from_numpy(draws.mean(("chain", "draw")).values)
     values = si_sdr(estimate, torch.from_numpy(references.values))
     return references.isel(time=0, drop=True).copy(data=values.numpy())
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_sep.inference.draws import Draws, Statistics
 from pyro_sep.store import TraceStore
-from pyro_sep.trace import load_trace
+from pyro_sep.trace import chosen_chains, load_trace
 
 #: :func:`pyro_sep.trace.build_trace` of a mixture; draws, warm-up and attributes are still to come.
 Build = Callable[..., xr.DataTree]
@@ -96,12 +96,13 @@ class Kept:
 
     Args:
         traces: one per mixture.
+        estimate: of which chains, see :func:`pyro_sep.trace.chosen_chains`.
         time: audio samples of the mixtures; what of a frame is beyond them is dropped.
         extras: what else there is to say of the draws.
     """
 
-    def __init__(self, traces: Sequence[Trace], time: int, extras: Extras) -> None:
-        self.traces, self.time, self.extras = traces, time, extras
+    def __init__(self, traces: Sequence[Trace], estimate: str, time: int, extras: Extras) -> None:
+        self.traces, self.estimate, self.time, self.extras = traces, estimate, time, extras
         self.count = 0  # of draws
         self.sums: dict[str, Tensor] = {}  # of means, lp and extras, (mixture, chain, ...)
 
@@ -128,12 +129,13 @@ class Kept:
         return [trace.finish(_of(i, parts), attrs) for i, trace in enumerate(self.traces)]
 
     def means(self) -> list[dict[str, Tensor]]:
-        """Means over the chain of the highest mean log posterior, by name, of each mixture."""
-        best = self.sums["lp"].nan_to_num(nan=-torch.inf).argmax(1)
-        return [
-            {name: (total[i, k] / self.count).float() for name, total in self.sums.items()}
-            for i, k in enumerate(best.tolist())
-        ]
+        """Means over the chains that the estimate is of, by name, of each mixture."""
+        means = []
+        for i, lp in enumerate(self.sums["lp"]):
+            chains = chosen_chains(lp.numpy(), self.estimate)
+            parts = {name: total[i, chains].mean(0) for name, total in self.sums.items()}
+            means.append({name: (part / self.count).float() for name, part in parts.items()})
+        return means
 
     def state(self) -> dict[str, Any]:
         """Sums, and what the traces need."""

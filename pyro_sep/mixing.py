@@ -226,8 +226,12 @@ def frame_time(priors: Iterable[Prior], time: int) -> int:
 
 def usual_gains(names: Collection[str]) -> tuple[float, ...]:
     """Gains where a user gives none: mixtures of toy waveforms are means, recordings are sums."""
-    gain = 1 / len(names) if set(names) <= set(WAVEFORMS) else 1.0
-    return (gain,) * len(names)
+    return (1 / len(names) if are_tones(names) else 1.0,) * len(names)
+
+
+def are_tones(names: Collection[str]) -> bool:
+    """Whether all of these sources are toy waveforms."""
+    return set(names) <= set(WAVEFORMS)
 
 
 def check_count(priors: Priors, mixing: LinearMixing) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyro_sep.calibration import RankTest, coverage_error
 from pyro_sep.files import written_whole
-from pyro_sep.trace import best_chain
+from pyro_sep.trace import estimate_chains
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
 SPECTRUM_TIME = 2048  # audio samples per periodogram: 8 Hz apart at 16 kHz, about a pixel each
@@ -29,7 +29,7 @@ Curve = tuple[NDArray[Any], str, str, float]  # signal (time,), colour, label, l
 def plot_separation(tree: xr.DataTree) -> Figure:
     """The mixture and, a row each, its sources: waveform to the left, spectrum to the right.
 
-    An estimate is the mean of the best chain's draws (the chain with the highest mean ``lp``); its
+    An estimate is the mean of the draws of its chains, :func:`pyro_sep.trace.chosen_chains`; its
     band holds 90 % of them at each instant. Titles give its SI-SDR where the true source is known
     and not silent.
 
@@ -37,8 +37,8 @@ def plot_separation(tree: xr.DataTree) -> Figure:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    best = best_chain(tree)
-    draws = posterior["sources"].isel(chain=best).transpose("source", "draw", "time").values
+    drawn = posterior["sources"].isel(chain=estimate_chains(tree))
+    draws = drawn.stack(any=("chain", "draw")).transpose("source", "any", "time").values
     names = [str(name) for name in posterior["source"].values]
     true = constant.get("true_sources")
     mixture = tree["observed_data"].to_dataset()["mixture"].values

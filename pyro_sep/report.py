@@ -34,7 +34,7 @@ from pyro_sep.diagnostics import (
 )
 from pyro_sep.files import written_whole
 from pyro_sep.plots import ZOOM, plot_spectrogram, plot_waveform
-from pyro_sep.trace import FINGERPRINT, best_chain
+from pyro_sep.trace import FINGERPRINT, estimate_chains
 
 DRAWS = 3  # heard of each source, as far apart as the chain has them
 EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
@@ -123,7 +123,7 @@ def render_report(tree: xr.DataTree, calibration: Calibration | None = None) -> 
         rate=rate,
         seconds=sizes["time"] / rate,
         sizes=sizes,
-        best=best_chain(tree) + 1,
+        heard=[chain + 1 for chain in estimate_chains(tree)],
         excerpt=_excerpt(sizes["time"], rate),
         repeat=sizes["time"] < LOOP * rate,
         turned_down=-20 * np.log10(scale),
@@ -154,7 +154,7 @@ def _mixture_row(tree: xr.DataTree, rate: int) -> Row:
 def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    mixture, best = tree["observed_data"].to_dataset()["mixture"].values, best_chain(tree)
+    mixture, chains = tree["observed_data"].to_dataset()["mixture"].values, estimate_chains(tree)
     start, excerpt = _loudest(mixture, rate), slice(*_excerpt(len(mixture), rate))
 
     def draws_of(k: int, chain: int) -> NDArray[Any]:
@@ -163,7 +163,7 @@ def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
 
     rows = []
     for k, name in enumerate(posterior["source"].values.tolist()):
-        draws = draws_of(k, best)
+        draws = np.concatenate([draws_of(k, chain) for chain in chains])
         estimate = draws.mean(0)
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
@@ -175,10 +175,10 @@ def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
         heard |= {
             f"mean of chain {c + 1}": draws_of(k, c).mean(0)[excerpt]
             for c in range(posterior.sizes["chain"])
-            if c != best
+            if [c] != chains
         }
         facts = _scores(estimate, draws, truth, mixture)
-        facts |= _scalars(posterior.isel(chain=best, source=k))
+        facts |= _scalars(posterior.isel(chain=chains, source=k))
         spectrogram = plot_spectrogram(estimate, rate)
         rows.append(Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts))
     return rows
@@ -209,7 +209,7 @@ def _scores(
 
 
 def _scalars(posterior: xr.Dataset) -> dict[str, list[str]]:
-    """Scalars of one source and chain, those that the trace has."""
+    """Scalars of one source, those that the trace has."""
     facts = {}
     for variable, (name, digits) in SCALARS.items():
         if variable in posterior:

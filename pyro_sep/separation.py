@@ -25,7 +25,7 @@ from pyro_sep.posterior import AnnealedPosterior, at_draws
 from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Prior, Priors, WaveformPrior, misfit
 from pyro_sep.store import TraceStore
-from pyro_sep.trace import FINGERPRINT, best_chain, build_trace
+from pyro_sep.trace import ESTIMATES, FINGERPRINT, best_chain, build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
@@ -40,17 +40,16 @@ class Separation:
     """Sources of one mixture.
 
     Attributes:
-        sources: posterior mean of the chain of the highest mean log posterior, ``(source, time)``:
-            that of the expected clean sources given each noisy draw, which errs less than the mean
-            of the draws in the trace.
+        sources: posterior mean ``(source, time)``, over the chain of the highest mean log posterior
+            or all chains: that of the expected clean sources given each noisy draw, which errs less
+            than the mean of the draws in the trace.
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace`.
-        shares: what each source adds to the mixture, the posterior mean of a_k s_k, of that same
-            chain, ``(source, time)``.
+        shares: what each source adds to the mixture, the posterior mean of a_k s_k, over the same
+            chains, ``(source, time)``.
         presence: where it was inferred, the posterior probability that each source is present
-            ``(source,)``, by the draws of that same chain. Modes differ by tens of nats or more,
-            so a mean over chains weighted by their posterior is that of the best one.
+            ``(source,)``, by the draws of the same chains.
     """
 
     sources: Tensor
@@ -89,6 +88,7 @@ def separate_batch(
     noise_scale: float | Infer = NOISE_SCALE,
     constraint: str | None = None,
     absent: str | None = None,
+    estimate: str = "best",
     seed: int = 0,
     true_sources: Tensor | None = None,
     progress: bool = False,
@@ -112,6 +112,10 @@ def separate_batch(
             presence, gains or noise are inferred, else :func:`default_constraint`.
         absent: ``"infer"`` where each source may be silent, which its prior then allows for with
             probability 1/2, see :mod:`pyro_sep.presence`; all are present where None.
+        estimate: ``"best"``, the mean of the chain of the highest mean log posterior, or
+            ``"mean"``, of all chains. A frame of tones holds one decision or two, and chains that
+            took it otherwise differ by tens of nats: the best one is right. A second of music holds
+            many, of which each chain takes some wrong, and their mean is nearer the truth than any.
         seed: of all randomness.
         true_sources: ``(mixture, source, time)`` where known; goes into the trace, nowhere else.
         progress: show a bar.
@@ -143,6 +147,8 @@ def separate_batch(
             "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
             "neither; give their numbers"
         )
+    if estimate not in ESTIMATES:
+        raise ValueError(f"estimate: got {estimate!r}, expected one of {', '.join(ESTIMATES)}")
     if absent not in (None, "infer"):
         raise ValueError(
             f"absent: got {absent!r}, expected 'infer', or None where all sources are present"
@@ -172,7 +178,7 @@ def separate_batch(
     fingerprints = _fingerprints(priors, mixtures)
     digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
     known |= {"mixture": f"{digest} {tuple(mixtures.shape)}"} | fingerprints
-    kept = Kept(traces, mixtures.shape[-1], extras)
+    kept = Kept(traces, estimate, mixtures.shape[-1], extras)
     descent = anneal(
         mixtures,
         posterior,
@@ -182,8 +188,8 @@ def separate_batch(
         None if checkpoint is None else Checkpoint(checkpoint, known),
         progress,
     )
-    about = {"settings": asdict(settings), "gradients": descent.gradients} | fingerprints
-    root = run | about | dict(attrs or {})
+    about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
+    root = run | about | fingerprints | dict(attrs or {})
     rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
     return [
         Separation(

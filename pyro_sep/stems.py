@@ -19,7 +19,7 @@ from pyro_sep.audio import FORMATS, save_audio
 from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.lifting import lift
 from pyro_sep.separation import Separation
-from pyro_sep.trace import best_chain
+from pyro_sep.trace import estimate_chains
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class StemFiles:
         suffix: ``"wav"`` or ``"flac"``.
         native: the plain posterior, mono and at the priors' rate, whatever the recording.
         residual: also what no prior explains, the recording less its stems.
-        draws: of the best chain, evenly spaced, as many as there are at most; each is written
-            beside the mean, which errs less than any of them.
+        draws: of the estimate's chains, evenly spaced, as many as one has at most; each is written
+            beside the mean, which errs less than any.
     """
 
     suffix: str = "wav"
@@ -96,11 +96,12 @@ def stem_files(folder: Path, names: Collection[str]) -> list[Path]:
 
 
 def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
-    """Shares ``(source, time)`` of draws of the best chain, evenly spaced."""
-    posterior = trace["posterior"].to_dataset().isel(chain=best_chain(trace))
-    last = posterior.sizes["draw"] - 1
-    for draw in np.unique(np.linspace(0, last, count).round().astype(int)):
-        drawn = posterior.isel(draw=draw)
+    """Shares ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
+    posterior, chains = trace["posterior"].to_dataset(), estimate_chains(trace)
+    last = len(chains) * posterior.sizes["draw"] - 1
+    for number in np.unique(np.linspace(0, last, count).round().astype(int)):
+        chain, draw = divmod(int(number), posterior.sizes["draw"])
+        drawn = posterior.isel(chain=chains[chain], draw=draw)
         known = trace["constant_data"].to_dataset()
         gains = (drawn if "gains" in drawn else known)["gains"].values
         yield torch.from_numpy(gains[:, None] * drawn["sources"].values)

@@ -21,6 +21,7 @@ from pyro_sep.files import written_whole
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 TINY = float(np.finfo(np.float32).tiny)
+ESTIMATES = ("best", "mean")  # of which chains an estimate is the mean: the best one, or all
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
@@ -211,10 +212,32 @@ def to_arviz(tree: xr.DataTree) -> Any:
     return arviz.InferenceData.from_datatree(tree)
 
 
+def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
+    """Numbers of the chains that an estimate is the mean of.
+
+    Args:
+        lp: mean log posterior of every chain ``(chain,)``; NaN of one that diverged.
+        estimate: ``"best"``, the chain of the highest, or ``"mean"``, all that did not diverge.
+    """
+    sound = np.flatnonzero(np.isfinite(lp)).tolist()
+    if estimate == "mean" and sound:
+        return sound
+    return [int(np.where(np.isnan(lp), -np.inf, lp).argmax())]
+
+
 def best_chain(tree: xr.DataTree) -> int:
     """Number of the chain of the highest mean log posterior; one with a NaN is the lowest."""
+    return chosen_chains(_mean_lp(tree), "best")[0]
+
+
+def estimate_chains(tree: xr.DataTree) -> list[int]:
+    """Those that the estimate is the mean of, as the attribute ``estimate`` says, or the best."""
+    return chosen_chains(_mean_lp(tree), tree.attrs.get("estimate", "best"))
+
+
+def _mean_lp(tree: xr.DataTree) -> NDArray[Any]:
     lp = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
-    return int(lp.fillna(-np.inf).argmax("chain"))
+    return lp.transpose("chain").values
 
 
 def level(sources: NDArray[Any]) -> NDArray[Any]:

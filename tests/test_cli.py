@@ -65,12 +65,16 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture(scope="module")
 def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("priors")
-    for name in ("sine", "saw"):
+    return save_tiny(tmp_path_factory.mktemp("priors"), ["sine", "saw"])
+
+
+def save_tiny(folder: Path, names: list[str]) -> Path:
+    """A set of tiny priors."""
+    for name in names:
         torch.manual_seed(len(name))
         prior = WaveNetPrior(WaveNet(TINY["wavenet"]), name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
-    (folder / "priors.json").write_text('["sine", "saw"]')
+    (folder / "priors.json").write_text(json.dumps(names))
     return folder
 
 
@@ -207,6 +211,28 @@ def test_separate_says_which_sources_are_there(
     sine, saw = drawn.mean((0, 1))
     assert last == f"probability of presence: sine {sine:.2f}, saw {saw:.2f}"
     refused(call(*arguments, "--absent", "maybe"), "absent: got 'maybe', expected one of infer")
+
+
+@pytest.mark.parametrize("names", [["sine", "saw"], ["oboe", "saw"]])
+def test_separate_takes_the_mean_of_all_chains_but_of_tones(
+    call, stereo: Path, tmp_path: Path, names: list[str]
+) -> None:
+    priors = tmp_path / "priors"
+    priors.mkdir()
+    use = (*BUDGET[:4], "--chains", "2", "--explorers", "1", "--draws", "4", "--native")
+    arguments = ("separate", stereo, "--priors", save_tiny(priors, names), "--out", tmp_path, *use)
+    assert call(*arguments).code == 0
+    folder = tmp_path / "duet"
+    mean = load_trace(folder / "trace.nc")["posterior/sources"].values[:, :, 1].mean(1)
+    stem = soundfile.read(folder / "saw.wav")[0]
+    gain = 0.5 if names[0] == "sine" else 1.0
+    off = [np.abs(stem - gain * one).max() for one in (*mean, mean.mean(0))]
+    assert (np.argmin(off) == 2) == (names[0] == "oboe")
+    assert call(*arguments, "--estimate", "mean").code == 0
+    assert load_trace(folder / "trace.nc").attrs["estimate"] == "mean"
+    refused(
+        call(*arguments, "--estimate", "mode"), "estimate: got 'mode', expected one of best, mean"
+    )
 
 
 @pytest.mark.parametrize("kind", ["priors", "both_families"])

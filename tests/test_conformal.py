@@ -25,6 +25,7 @@ ATTRS = {
     "noise_scale": 0.001,
     "constraint": "exact",
     "absent": None,
+    "estimate": "best",
     "settings": {"levels": 22, "sigma_min": 0.05},
     f"{FINGERPRINT}oboe": -123.25,
     f"{FINGERPRINT}flute": 17.5,
@@ -96,6 +97,15 @@ def test_functions_are_those_of_the_best_chain() -> None:
     against = si_sdr(mean, torch.from_numpy(best)).mean(0)
     np.testing.assert_allclose(found["si_sdr"], against, rtol=1e-5)
     assert dict(draws_of(trace).sizes) == {"chain": 2, "draw": 6, "source": 2}
+
+
+def test_of_a_mean_over_chains_functions_are_those_of_all() -> None:
+    trace = make_trace(attrs=ATTRS | {"estimate": "mean"})
+    draws = trace["posterior"]["sources"].values
+    np.testing.assert_allclose(expected(trace)["level"], level(draws).mean((0, 1)), rtol=1e-6)
+    mean, references = draws.mean((0, 1)), trace["constant_data"]["true_sources"].values
+    scores = si_sdr(torch.from_numpy(mean), torch.from_numpy(references))
+    np.testing.assert_allclose(actual(trace)["si_sdr"], scores, rtol=1e-5)
 
 
 def test_they_mend_draws_that_are_biased_and_narrow(calibration: Calibration) -> None:

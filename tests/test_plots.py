@@ -72,6 +72,18 @@ def test_separation_shows_the_best_chain() -> None:
         assert (band.min(), band.max()) == pytest.approx((quantiles.min(), quantiles.max()))
 
 
+def test_separation_shows_all_chains_of_a_mean() -> None:
+    tree, _ = trace(attrs={"estimate": "mean"})
+    draws = tree["posterior"]["sources"].values
+    figure = plot_separation(tree)
+    for row in (1, 2):
+        estimate = lines(figure, row, 0)["estimate"]
+        first = round(estimate.get_xdata()[0] * RATE / 1000)
+        window = slice(first, first + len(estimate.get_xdata()))
+        expected = draws[:, :, row - 1, window].mean((0, 1))
+        np.testing.assert_allclose(estimate.get_ydata(), expected, atol=1e-6)
+
+
 def test_separation_titles_give_si_sdr() -> None:
     figure = plot_separation(trace()[0])
     # The mean of 40 draws leaves noise of power 0.01 / 40 on a sine of power 1 / 2: 33.0 dB, within

@@ -213,6 +213,21 @@ def test_draws_of_a_long_recording_are_heard_in_part(monkeypatch: pytest.MonkeyP
     assert np.corrcoef(heard, excerpt)[0, 1] > 1 - 1e-6
 
 
+def test_all_chains_of_a_mean_are_heard_together() -> None:
+    tree = make_trace(attrs={"estimate": "mean"})
+    page = Page(render_report(tree))
+    assert f"All {CHAINS} together are heard and shown." in page.text
+    means = tree["posterior/sources"].values.mean(1)[:, 0]
+    sounds = page.sounds()
+    expected = {"estimate": means.mean(0), "mean of chain 1": means[0], "mean of chain 2": means[1]}
+    for label, signal in expected.items():  # all turned down alike
+        heard = sounds[f"oboe, {label}"][0]
+        scale = np.vdot(sounds["oboe, estimate"][0], expected["estimate"]) / np.vdot(
+            expected["estimate"], expected["estimate"]
+        )
+        np.testing.assert_allclose(heard, scale * signal, atol=1e-4)
+
+
 def test_a_chain_that_diverged_is_silent() -> None:
     sources = np.array(make_trace()["posterior/sources"])
     sources[0] = np.nan

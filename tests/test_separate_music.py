@@ -22,6 +22,7 @@ from pyro_sep.data.tracks import stem_frames
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.models.family import build
 from pyro_sep.priors import WaveNetPrior
+from pyro_sep.trace import load_trace
 
 pytestmark = needs_ffmpeg
 SECONDS = 0.064
@@ -132,6 +133,25 @@ def test_the_table_and_what_it_is_made_of(
     assert "3 excerpts of 0.064 s" in printed
     assert f"{table.loc['nmf', 'all']:.1f}" in printed
     assert f" s. Results: {out}" in printed
+
+
+def test_of_several_chains_the_best_one_has_a_row_too(
+    run: Callable[..., None], module: ModuleType, root: Path, tmp_path: Path
+) -> None:
+    run(excerpts=1, chains=2, methods="posterior")
+    out = tmp_path / "out"
+    table = pd.read_csv(out / "summary.csv", index_col="method")
+    assert table.index.tolist() == ["posterior", "best chain"]
+    draws = load_trace(out / "c" / "trace.nc")["posterior/sources"].values
+    (item,) = module.find_excerpts(root, ("bass", "drums"), TIME, 1)
+    found = [
+        si_sdr_improvement(torch.from_numpy(mean), item.sources, item.mixture).numpy()
+        for mean in draws.mean(1)
+    ]
+    assert not np.allclose(found[0], found[1], atol=0.1)
+    best = table.loc["best chain", ["bass", "drums"]].to_numpy(float)
+    assert min(np.abs(best - one).max() for one in found) < 1e-3
+    assert table.loc["posterior", "all"] != pytest.approx(table.loc["best chain", "all"], abs=0.1)
 
 
 def test_a_run_that_was_cut_off_goes_on(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 from pyro_sep import load_priors, separate
@@ -119,6 +120,33 @@ def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(separation, "Kept", Rigged)
     result = separate(tones().mean(0), PRIORS, **BUDGET)
     assert nearest_chain(result) == 1
+
+
+def test_the_mean_over_all_chains_leaves_out_one_that_diverged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from pyro_sep import separation
+
+    best = separate(tones().mean(0), PRIORS, **BUDGET)
+    both = separate(tones().mean(0), PRIORS, estimate="mean", **BUDGET)
+    xr.testing.assert_identical(both.trace["posterior"], best.trace["posterior"])
+    means = torch.from_numpy(both.trace["posterior"]["sources"].values.mean((0, 1)))
+    bound = default_ladder(PRIORS, TIME)["sigma_min"] / math.sqrt(BUDGET["draws"])
+    assert (both.sources - means).square().mean().sqrt() < bound
+    assert torch.allclose(both.shares, both.sources / 2, atol=1e-7)
+    assert both.trace.attrs["estimate"] == "mean"
+
+    class Diverged(Kept):
+        def add(self, draws: Draws, first: int) -> None:
+            lp = draws.statistics.lp.clone()
+            lp[:, 1] = math.nan
+            super().add(draws._replace(statistics=draws.statistics._replace(lp=lp)), first)
+
+    monkeypatch.setattr(separation, "Kept", Diverged)
+    one = separate(tones().mean(0), PRIORS, estimate="mean", **BUDGET)
+    assert nearest_chain(one) == 0
+    with pytest.raises(ValueError, match="estimate: got 'median', expected one of best, mean"):
+        separate(tones().mean(0), PRIORS, estimate="median", **BUDGET)
 
 
 def test_the_trace_holds_every_group(result: Separation) -> None:

@@ -118,6 +118,17 @@ def test_draws_are_shares_of_the_best_chain(inferred: bool) -> None:
     assert len(list(drawn_shares(trace, 100))) == DRAWS
 
 
+def test_draws_are_of_all_chains_that_the_estimate_is_of() -> None:
+    trace = make_result(False).trace
+    trace.attrs["estimate"] = "mean"
+    sources = trace["posterior"]["sources"].values
+    assert sources.shape[:2] == (2, DRAWS)
+    first, last = drawn_shares(trace, 2)
+    gains = np.array(GAINS)[:, None]
+    assert np.allclose(first.numpy(), gains * sources[0, 0], atol=1e-6)
+    assert np.allclose(last.numpy(), gains * sources[1, -1], atol=1e-6)
+
+
 def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) -> None:
     folder = tmp_path / "song"
     folder.mkdir()

@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from pyro_sep.trace import best_chain, build_trace, load_trace, save_trace, to_arviz
+from pyro_sep.trace import (
+    best_chain,
+    build_trace,
+    chosen_chains,
+    estimate_chains,
+    load_trace,
+    save_trace,
+    to_arviz,
+)
 
 RATE = 8000
 SHAPE = (2, 30, 2, 80)
@@ -103,7 +111,12 @@ def test_unknown_gains_and_noise_are_of_the_posterior() -> None:
 def test_the_best_chain_has_the_highest_mean_and_no_nan() -> None:
     lp = [[0.0, 9.0], [5.0, 5.0], [100.0, np.nan]]
     stats = xr.Dataset({"lp": (("chain", "draw"), lp)})
-    assert best_chain(xr.DataTree.from_dict({"sample_stats": stats})) == 1
+    tree = xr.DataTree.from_dict({"sample_stats": stats})
+    assert best_chain(tree) == 1
+    assert estimate_chains(tree) == [1]
+    tree.attrs["estimate"] = "mean"
+    assert estimate_chains(tree) == [0, 1]
+    assert chosen_chains(np.full(2, np.nan), "mean") == [0]
 
 
 def test_coordinates() -> None:
