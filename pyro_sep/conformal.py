@@ -3,7 +3,7 @@ r"""Intervals that cover the truth as often as they say, whatever priors and dra
 Draws follow the posterior of learned priors. What these get wrong by little in every audio sample
 adds up in a level or a centroid, whose draws are then too narrow; and what other modes hold, the
 draws of one do not know. But separations of n mixtures whose sources are known tell how far a
-function f of a source is from the mean of f over the draws of the best chain:
+function f of a source is from the mean of f over the draws of the chains that the estimate is of:
 
 .. math:: e_i = f(s_i) - \overline{f(x_i)}
 
@@ -18,8 +18,8 @@ prediction (Vovk, Gammerman & Shafer 2005, Algorithmic Learning in a Random Worl
 arXiv 1604.04173). It is a probability over mixtures and calibrations, not one given this mixture.
 
 The functions are level in dB and centroid in Hz, as :func:`pyro_sep.trace.build_trace` has them,
-and the SI-SDR in dB of the mean of the best chain's draws, of which a draw tells what it would be
-if that draw were the truth.
+and the SI-SDR in dB of the mean of these draws, of which a draw tells what it would be if that draw
+were the truth.
 """
 
 import json

@@ -28,7 +28,7 @@ from pyro_sep.store import TraceStore
 from pyro_sep.trace import ESTIMATES, FINGERPRINT, best_chain, build_trace
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
-FLOOR_SHARE = 0.08  # of the sources' RMS, where they are quiet
+FLOOR_SHARE = 0.45  # of the sources' RMS, where they are quiet: below it priors of music know less
 EXACT_NATS = (2.5, 40.0)  # evidence of a frame between which an exact prior chooses the modes
 TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
 CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
