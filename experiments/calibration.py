@@ -40,7 +40,7 @@ from pyro_sep.calibration import NOMINAL, RankTest, coverage, coverage_error, ra
 from pyro_sep.checkpoints import choose_priors, load_priors
 from pyro_sep.cli import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
-from pyro_sep.files import save_json, written_whole
+from pyro_sep.files import save_json, write_whole
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.annealed_smc import anneal_particles
 from pyro_sep.inference.draws import Collected
@@ -257,8 +257,7 @@ def functions(priors: Priors, sources: Tensor, sigma: float | None) -> dict[str,
 
 def save_batch(batch: xr.Dataset, settings: dict[str, Any], path: Path) -> None:
     """Write a batch, whole or not at all."""
-    with written_whole(path) as partial:
-        batch.assign_attrs(settings=json.dumps(settings)).to_netcdf(partial, engine="h5netcdf")
+    write_whole(path, batch.assign_attrs(settings=json.dumps(settings)).to_netcdf(engine="h5netcdf"))
 
 
 def load_batch(path: Path, settings: dict[str, Any]) -> xr.Dataset:

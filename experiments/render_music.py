@@ -40,8 +40,7 @@ from tqdm import tqdm
 
 from pyro_sep.cli import run
 from pyro_sep.data.tracks import SUBSETS
-from pyro_sep.files import load_figures, save_json
-from pyro_sep.outputs import check_writable
+from pyro_sep.files import TEMPORARY, load_figures, only_run, save_json
 from pyro_sep.program import one_of
 
 VOCALS = ("mix", "sing", "choir")
@@ -100,25 +99,26 @@ def main(
     songs = find_songs(root, chosen)
     settings = {"tracks": tracks, "test": test, "seconds": seconds, "seed": seed}
     settings |= {"packages": chosen, "vocals": vocals, "soundfont": soundfont.name}
-    made = tracks_of(out, settings)
-    plans = plan(in_turn(songs, seed), tracks, test, seconds, vocals)
-    if len(plans) < tracks:
-        typer.echo(f"only {len(plans)} tracks of {seconds:g} s are to be had", err=True)
-    for job in tqdm(plans, unit="track"):
-        folder = out / job.subset / job.name
-        if folder.exists():
-            continue
-        with tempfile.TemporaryDirectory(dir=out, prefix=".") as scratch:
-            try:
-                audio, made[job.name] = render(job, root, soundfont, seed, Path(scratch))
-            except SilentStemError as error:
-                tqdm.write(f"{job.name}: {error}; left out")
+    with only_run(out):
+        made = tracks_of(out, settings)
+        plans = plan(in_turn(songs, seed), tracks, test, seconds, vocals)
+        if len(plans) < tracks:
+            typer.echo(f"only {len(plans)} tracks of {seconds:g} s are to be had", err=True)
+        for job in tqdm(plans, unit="track"):
+            folder = out / job.subset / job.name
+            if folder.exists():
                 continue
-            entries = {"settings": settings, "mixtures": list(made.values())}
-            save_json(entries, out / "metadata.json")
-            write_track(audio, folder, Path(scratch))
-    there = sum((out / job.subset / job.name).exists() for job in plans)
-    print(f"{there} tracks, {there * seconds / 60:.1f} min of music. Results: {out}")
+            with tempfile.TemporaryDirectory(dir=out, prefix=TEMPORARY) as scratch:
+                try:
+                    audio, made[job.name] = render(job, root, soundfont, seed, Path(scratch))
+                except SilentStemError as error:
+                    tqdm.write(f"{job.name}: {error}; left out")
+                    continue
+                entries = {"settings": settings, "mixtures": list(made.values())}
+                save_json(entries, out / "metadata.json")
+                write_track(audio, folder, Path(scratch))
+        there = sum((out / job.subset / job.name).exists() for job in plans)
+        print(f"{there} tracks, {there * seconds / 60:.1f} min of music. Results: {out}")
 
 
 def check_needs(root: Path, soundfont: Path, vocals: str) -> None:
@@ -169,10 +169,9 @@ def tracks_of(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: tracks that this script has not made, or has made with other settings.
     """
-    check_writable(out)
     known = load_figures(out / "metadata.json", settings)
     made = {entry["name"]: entry for entry in known}
-    folders = [path for subset in SUBSETS for path in (out / subset).glob("*")]
+    folders = [path for subset in SUBSETS for path in (out / subset).glob("[!.]*")]
     if strange := [path for path in folders if path.name not in made]:
         raise ValueError(
             f"{strange[0]}: got a track that is not in metadata.json, expected a folder without "

@@ -39,7 +39,7 @@ and, once a minute, after a block of draws; killed, it goes on from there to the
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from math import exp, log
+from math import exp, inf, log
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +58,7 @@ from pyro_sep.inference.tournament import enter
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
 from pyro_sep.posterior import TANGENTS, AnnealedPosterior
+from pyro_sep.states import check_like, check_shapes
 
 BLOCK = 10  # draws that leave together
 
@@ -96,19 +97,21 @@ def anneal(
     lanes = settings.chains * settings.explorers
     target = posterior(mixtures.repeat_interleave(lanes, 0))
     saved = None if checkpoint is None else checkpoint.load()
-    done = saved["walk"]["steps"] if saved else 0
     total = settings.total_steps(len(target.priors), target.may_be_silent)
-    with tqdm(total=total, initial=done, unit="step", disable=not progress) as bar:
+    plan = _plan(target, settings)
+    with tqdm(total=total, unit="step", disable=not progress) as bar:
         walk = _Walk(target, settings, generator, bar)
-        if saved:
-            walk.restore(saved["walk"])
-            sink.restore(saved["sink"])
+        if checkpoint is not None and saved:
+            with checkpoint.readable():
+                walk.restore(saved["walk"], len(plan))
+                sink.restore(saved["sink"])
+            bar.initial = bar.n = walk.steps
 
         def save() -> None:
             if checkpoint is not None:
                 checkpoint.save({"walk": walk.state(), "sink": sink.state()})
 
-        for stage in _plan(target, settings)[walk.stage :]:
+        for stage in plan[walk.stage :]:
             stage(walk)
             walk.stage += 1
             save()
@@ -197,8 +200,17 @@ class _Walk:
             state["drawing"] = [position, velocity, *evaluation]
         return state
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+    def restore(self, state: dict[str, Any], stages: int) -> None:
+        """Go on from what :meth:`state` gave.
+
+        Args:
+            state: on the CPU.
+            stages: of the plan.
+
+        Raises:
+            ValueError: a part that does not fit this walk, or is of another moment than the others.
+        """
+        self._check(state, stages)
         device = self.position.device
         for name in self.kept:
             value = state[name]
@@ -210,6 +222,35 @@ class _Walk:
         if "drawing" in state:
             position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
             self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
+
+    def _check(self, state: dict[str, Any], stages: int) -> None:
+        """Raise unless a state is one of this walk's."""
+        lanes, part, drawn = state["lanes"], state["history"], state["drawn"]
+        check_like("lanes", lanes, self.lanes[: len(lanes)])
+        position = self.position[lanes]
+        like = {name: getattr(self, name) for name in self.kept}
+        like |= {"lanes": lanes, "open": self.lanes[: len(state["open"])], "position": position}
+        like["shares"] = position if drawn else None
+        check_like("walk", {name: state[name] for name in self.kept}, like)
+        numbers = [state[name] for name in ("stage", "steps", "evaluations", "drawn")]
+        alike = len(lanes) * self.explorers == len(self.lanes) * state["explorers"] > 0
+        if min(numbers) < 0 or max(state["stage"] / stages, drawn / self.settings.draws) > 1:
+            raise ValueError("it is further than this run goes")
+        alike &= bool(part) or not state["steps"]
+        if not alike or (drawn and state["stage"] < stages) or not 0 < state["step_size"] < inf:
+            raise ValueError("its parts are of different moments")
+        lane, source = position.shape[:2]
+        unknown = self.target.take(lanes).unknown()
+        if "present" in state["target"] and self.target.may_be_silent:
+            unknown["present"] = torch.ones(lane, source, dtype=torch.bool)
+        check_like("target", state["target"], unknown)
+        steps = len(part[0]) if part else 0
+        others = len(Statistics._fields) - 2
+        shapes = [(steps, lane), (steps, lane, source), *[(steps, lane)] * others]
+        check_shapes("history", part, shapes if part else [])
+        whole = tuple(position.shape)
+        drawing = [whole, whole, (lane,), whole, (lane, source)]
+        check_shapes("drawing", state["drawing"] if drawn else [], drawing if drawn else [])
 
     def settle(self, sigma: float, exchange: bool) -> None:
         """All steps of one level."""

@@ -3,15 +3,14 @@
 import math
 import time as clock
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
-import torch
+from pyro_sep.states import load_state, readable, save_state
 
-from pyro_sep.files import written_whole
-
+KIND = "separation"
 SECONDS = 60.0  # between checkpoints that are not worth one by themselves
 DENSITY_ERROR = 1e-5  # relative: another number of threads adds up in another order
 
@@ -39,8 +38,7 @@ class Checkpoint:
         Raises:
             OSError: the file cannot be written.
         """
-        with written_whole(self.path) as partial:
-            torch.save({"run": self.run, "state": dict(state)}, partial)
+        save_state(self.path, KIND, {"run": self.run, "state": dict(state)})
         self._saved_at = clock.monotonic()
 
     def load(self) -> dict[str, Any] | None:
@@ -56,28 +54,26 @@ class Checkpoint:
             )
         if not self.path.exists():
             return None
-        try:
-            with ZipFile(self.path) as archive:
-                if archive.testzip() is not None:  # torch does not look at the checksums
-                    raise BadZipFile
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        content = load_state(self.path, KIND)
+        with self.readable():
             run, state = dict(content["run"]), dict(content["state"])
-        except Exception as error:  # there is no end to what foreign bytes raise
-            raise ValueError(
-                f"{self.path}: got no readable checkpoint, expected that of a separation; "
-                "delete it to start anew"
-            ) from error
-        names = [name for name in self.run | run if not _same(run.get(name), self.run.get(name))]
-        if names:
+            names = [
+                name for name in self.run | run if not _same(run.get(name), self.run.get(name))
+            ]
             got, expected = (
-                ", ".join(f"{name} {values.get(name)}" for name in names)
+                ", ".join(" ".join(f"{name} {values.get(name)}".split()) for name in names)
                 for values in (run, self.run)
             )
+        if names:
             raise ValueError(
                 f"{self.path}: got the checkpoint of a run of {got}, expected {expected}; "
                 "give another place, or delete it"
             )
         return state
+
+    def readable(self) -> AbstractContextManager[None]:
+        """Turn all that is wrong with a state of the file, where it is taken up, into one line."""
+        return readable(self.path, KIND)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -21,6 +21,7 @@ class Statistics(NamedTuple):
     acceptance_rate: Tensor  # (mixture, chain, draw), 1 where steps are not corrected
     noise_level: Tensor  # (mixture, chain, draw), sigma
     step_size: Tensor  # (mixture, chain, draw)
+    energy: Tensor  # (mixture, chain, draw), |v|^2 / 2 - lp, v the velocity, nats
 
 
 class Draws(NamedTuple):
@@ -96,6 +97,7 @@ class History:
                 acceptance_rate,
                 torch.full_like(log_density, sigma),
                 torch.full_like(log_density, step_size),
+                state.velocity.square().flatten(1).sum(1) / 2 - log_density,
             )
         )
 

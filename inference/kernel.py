@@ -16,6 +16,8 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
 from torch import Tensor
 
+from pyro_sep.arguments import shown
+
 Params = dict[str, Tensor]
 
 
@@ -48,31 +50,38 @@ def evaluate(potential_fn: Callable[[Params], Tensor], params: Params) -> Point:
     return Point(params, potential, gradient)
 
 
-def require_positive(name: str, value: float) -> None:
-    """Refuse a number that is not positive.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not value > 0:
-        raise ValueError(f"{name}: got {value}, expected a positive number")
-
-
 class LangevinKernel(MCMCKernel):
     """Base of the kernels: a subclass gives :meth:`_advance`, and :meth:`_prepare` if it needs to.
 
     Every chain starts anew: ``setup`` resets all counters. Its statistics of each draw after
     warm-up, ``lp`` (log density in unconstrained space, nats), ``diverging`` and those of the
     transition, are lists in ``diagnostics()``, so ``MCMC.diagnostics()`` has them by chain.
+    ``divergences`` are the numbers of the draws that diverged, as Pyro's HMC counts them, which
+    ``arviz.from_pyro`` marks; it reads no other statistic, so others are put beside them::
+
+        data = arviz.from_pyro(mcmc)
+        energy = mcmc.diagnostics()["energy"]  # of MALA
+        data.sample_stats["energy"] = (("chain", "draw"), list(energy.values()))
+        arviz.bfmi(data)
 
     Args:
         model: Pyro model; its continuous latent sites are sampled.
         init_strategy: where a chain starts; Pyro's default where None.
+
+    Raises:
+        ValueError: a model or a strategy that cannot be called.
     """
 
     def __init__(
         self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None
     ) -> None:
+        if not callable(model):
+            raise ValueError(f"model: got {shown(model)}, expected a Pyro model, a function")
+        if init_strategy is not None and not callable(init_strategy):
+            raise ValueError(
+                f"init_strategy: got {shown(init_strategy)}, expected a function, such as those of "
+                "pyro.infer.autoguide.initialization"
+            )
         self.model = model
         self.transforms: dict[str, Any] | None = None
         self._init_strategy = init_strategy
@@ -85,6 +94,7 @@ class LangevinKernel(MCMCKernel):
         self._step = self._warmup_steps = 0
         self._point: Point | None = None
         self._divergences: list[int] = []
+        self._warmup_divergences: list[int] = []
         self._statistics: dict[str, list[float]] = {}
         self._last_lp = self._last_step_size = math.nan
 
@@ -131,8 +141,10 @@ class LangevinKernel(MCMCKernel):
         self._point, diverging, statistics = self._advance(self._point)
         self._last_lp = -float(self._point.potential)
         self._last_step_size = statistics["step_size"]
-        if diverging:
-            self._divergences.append(self._step)
+        if diverging and self._warming_up:
+            self._warmup_divergences.append(self._step)
+        elif diverging:
+            self._divergences.append(self._step - self._warmup_steps)
         if not self._warming_up:
             for name, value in {"lp": self._last_lp, "diverging": diverging, **statistics}.items():
                 self._statistics.setdefault(name, []).append(value)
@@ -146,10 +158,11 @@ class LangevinKernel(MCMCKernel):
         )
 
     def diagnostics(self) -> dict[str, Any]:
-        """Diverging steps (from 0, warm-up included), last step size, and lists of each draw's."""
+        """Diverging draws and warm-up steps, each from 0; last step size; lists of each draw's."""
         statistics = {name: list(values) for name, values in self._statistics.items()}
         return {
             "divergences": list(self._divergences),
+            "warmup divergences": list(self._warmup_divergences),
             "step size": self._last_step_size,
             **statistics,
         }

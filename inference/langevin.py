@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_sep.arguments import positive
 from pyro_sep.inference.kernel import (
     LangevinKernel,
     Params,
     Point,
     Transition,
     evaluate,
-    require_positive,
 )
 
 #: Share of the stability bound 2 / lambda that a derived step size takes: bias of a variance 5 %.
@@ -64,7 +64,7 @@ class SGLD(LangevinKernel):
     """Stochastic gradient Langevin dynamics on any Pyro model, constrained sites included.
 
     A step to where the potential or its gradient is not finite is counted as a divergence and not
-    taken.
+    taken. There is no ``energy`` among its statistics: it has no momentum.
 
     Args:
         model: Pyro model; its continuous latent sites are sampled.
@@ -75,7 +75,7 @@ class SGLD(LangevinKernel):
         init_strategy: where a chain starts; Pyro's default where None.
 
     Raises:
-        ValueError: a step size or temperature that is not positive.
+        ValueError: a step size, of a schedule too, or a temperature that is not positive.
     """
 
     def __init__(
@@ -85,11 +85,10 @@ class SGLD(LangevinKernel):
         temperature: float = 1.0,
         init_strategy: Callable[..., Any] | None = None,
     ) -> None:
-        if isinstance(step_size, int | float):
-            require_positive("step_size", step_size)
-        require_positive("temperature", temperature)
+        if step_size is not None and not callable(step_size):
+            step_size = positive("step_size", step_size)
         self.step_size = step_size
-        self.temperature = temperature
+        self.temperature = positive("temperature", temperature)
         super().__init__(model, init_strategy)
 
     def _prepare(self, start: Params) -> None:
@@ -100,7 +99,7 @@ class SGLD(LangevinKernel):
             self._schedule = lambda _: constant
 
     def _advance(self, point: Point) -> Transition:
-        step_size = self._schedule(self._step)
+        step_size = positive("step_size", self._schedule(self._step))
         proposed = evaluate(self._potential_fn, self._propose(point, step_size))
         diverging = not bool(proposed.isfinite())
         return Transition(point if diverging else proposed, diverging, {"step_size": step_size})

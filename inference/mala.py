@@ -19,13 +19,13 @@ import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
 
+from pyro_sep.arguments import number, positive
 from pyro_sep.inference.kernel import (
     LangevinKernel,
     Params,
     Point,
     Transition,
     evaluate,
-    require_positive,
 )
 from pyro_sep.inference.langevin import langevin_step, stable_step_size
 
@@ -37,6 +37,7 @@ class MalaInfo(NamedTuple):
 
     acceptance_rate: Tensor  # (*lane,), the probability a(x, y)
     diverging: Tensor  # (*lane,), the proposal's density or gradient was not finite
+    energy: Tensor  # (*lane,), nats in float64, of where the chain is after the step
 
 
 def log_ratio(current: Point, proposed: Point, step_size: float) -> Tensor:
@@ -56,6 +57,16 @@ def log_ratio(current: Point, proposed: Point, step_size: float) -> Tensor:
 def _exponent(move: Tensor, gradient: Tensor, step_size: float) -> Tensor:
     """Terms of log q for a move from where the potential has this gradient."""
     return -(move + step_size * gradient.double()).square() / (4 * step_size)
+
+
+def _energy(here: Point, there: Point, step_size: float) -> Tensor:
+    """Hamiltonian at one end of a step, by the momentum that leads to the other, ``(*lane,)``."""
+    energy = here.potential.double()
+    for name, x in here.params.items():
+        move = (there.params[name] - x).double()
+        kinetic = -_exponent(move, here.gradient[name], step_size)
+        energy = energy + kinetic.reshape(*energy.shape, -1).sum(-1)
+    return energy
 
 
 def mala_step(
@@ -81,7 +92,10 @@ def mala_step(
     finite = proposed.isfinite()
     acceptance_rate = log_ratio(point, proposed, step_size).exp().clamp(max=1).where(finite, 0.0)
     accepted = torch.empty_like(acceptance_rate).uniform_(generator=generator) < acceptance_rate
-    return _choose(accepted, proposed, point), MalaInfo(acceptance_rate, ~finite)
+    energy = torch.where(
+        accepted, _energy(proposed, point, step_size), _energy(point, proposed, step_size)
+    )
+    return _choose(accepted, proposed, point), MalaInfo(acceptance_rate, ~finite, energy)
 
 
 def _choose(accepted: Tensor, proposed: Point, current: Point) -> Point:
@@ -99,11 +113,14 @@ def _choose(accepted: Tensor, proposed: Point, current: Point) -> Point:
 
 
 class MALA(LangevinKernel):
-    """Metropolis-adjusted Langevin dynamics on any Pyro model, constrained sites included.
+    r"""Metropolis-adjusted Langevin dynamics on any Pyro model, constrained sites included.
 
     In warm-up the step size adapts to the target acceptance, by dual averaging; the draws after it
     have the averaged one. A proposal whose potential or gradient is not finite is refused, and
-    counted as a divergence. Statistics of each draw: ``acceptance_rate`` and ``step_size``.
+    counted as a divergence. Statistics of each draw: ``acceptance_rate``, ``step_size`` and
+    ``energy``, of the Hamiltonian :math:`U + |p|^2 / 2` of the same step as one leapfrog step of
+    length :math:`\sqrt{2 \eta}` whose momentum p is the noise, at the state that the draw is
+    (Neal 2011, arXiv 1206.1901, section 5.2); ``arviz.bfmi`` and ``plot_energy`` read it.
 
     Args:
         model: Pyro model; its continuous latent sites are sampled.
@@ -123,15 +140,9 @@ class MALA(LangevinKernel):
         target_acceptance: float = OPTIMAL_ACCEPTANCE,
         init_strategy: Callable[..., Any] | None = None,
     ) -> None:
-        if step_size is not None:
-            require_positive("step_size", step_size)
-        if not 0 < target_acceptance < 1:
-            raise ValueError(
-                f"target_acceptance: got {target_acceptance}, expected a number in (0, 1), such as "
-                f"{OPTIMAL_ACCEPTANCE}"
-            )
-        self.step_size = step_size
-        self.target_acceptance = target_acceptance
+        expected = f"a number in (0, 1), such as {OPTIMAL_ACCEPTANCE}"
+        self.step_size = None if step_size is None else positive("step_size", step_size)
+        self.target_acceptance = number("target_acceptance", target_acceptance, expected, 0, 1)
         super().__init__(model, init_strategy)
 
     def _prepare(self, start: Params) -> None:
@@ -148,7 +159,11 @@ class MALA(LangevinKernel):
         acceptance_rate = float(info.acceptance_rate)
         if self._warming_up:
             self._adapt(acceptance_rate)
-        statistics = {"step_size": step_size, "acceptance_rate": acceptance_rate}
+        statistics = {
+            "step_size": step_size,
+            "acceptance_rate": acceptance_rate,
+            "energy": float(info.energy),
+        }
         return Transition(point, bool(info.diverging), statistics)
 
     def _adapt(self, acceptance_rate: float) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernel import Params, Point, Transition, require_positive
+from pyro_sep.arguments import number, positive
+from pyro_sep.inference.kernel import Params, Point, Transition
 from pyro_sep.inference.langevin import SGLD, langevin_step
 
 
@@ -82,10 +83,8 @@ class PreconditionedSGLD(SGLD):
     ) -> None:
         if step_size is None:  # which SGLD would derive, but of the wrong unit
             raise ValueError("step_size: got None, expected a positive number or a schedule")
-        if not 0 < decay < 1:
-            raise ValueError(f"decay: got {decay}, expected a number in (0, 1), such as 0.99")
-        require_positive("epsilon", epsilon)
-        self.decay, self.epsilon = decay, epsilon
+        self.decay = number("decay", decay, "a number in (0, 1), such as 0.99", 0, 1)
+        self.epsilon = positive("epsilon", epsilon)
         super().__init__(model, step_size, temperature, init_strategy)
 
     def _reset(self) -> None:

@@ -12,7 +12,10 @@ and falls geometrically. Song & Ermon 2020 (arXiv 2006.09011) choose the top for
 import math
 from collections.abc import Callable
 
+from pyro_sep.arguments import number, whole
+
 START_NATS = 100.0
+MIN_LEVELS = 6  # of a ladder of two rates
 
 
 def start_level(time: int, level: float, nats: float = START_NATS) -> float:
@@ -26,12 +29,12 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
     Raises:
         ValueError: unless ``0 < sigma_min < sigma_max`` and there are at least two levels.
     """
+    sigma_max, sigma_min = (number("ladder", end) for end in (sigma_max, sigma_min))
     if not 0 < sigma_min < sigma_max:
         raise ValueError(
             f"ladder: got {sigma_max:g} down to {sigma_min:g}, expected 0 < sigma_min < sigma_max"
         )
-    if levels < 2:
-        raise ValueError(f"levels: got {levels}, expected at least 2")
+    levels = whole("levels", levels, "at least 2", 2)
     ratio = (sigma_min / sigma_max) ** (1 / (levels - 1))
     return (*(sigma_max * ratio**i for i in range(levels - 1)), sigma_min)
 
@@ -44,11 +47,10 @@ def two_rate_ladder(
     Above the turn the modes are chosen, and the ladder must be slow; below it they are refined.
 
     Raises:
-        ValueError: unless ``0 < sigma_min < sigma_turn < sigma_max`` and there are at least 6
-        levels.
+        ValueError: unless ``0 < sigma_min < sigma_turn < sigma_max`` and there are at least
+            :data:`MIN_LEVELS` levels.
     """
-    if levels < 6:
-        raise ValueError(f"levels: got {levels}, expected at least 6")
+    levels = whole("levels", levels, f"at least {MIN_LEVELS}", MIN_LEVELS)
     above = 2 * levels // 3
     below = geometric_ladder(sigma_turn, sigma_min, levels - above + 1)
     return geometric_ladder(sigma_max, sigma_turn, above) + below[1:]
@@ -65,9 +67,11 @@ def polynomial_decay(first: float, offset: float, power: float) -> Callable[[int
     Raises:
         ValueError: a number out of its range.
     """
+    numbers = {"first": first, "offset": offset, "power": power}
+    first, offset, power = (number(name, value) for name, value in numbers.items())
     if not (first > 0 and offset > 0 and 0.5 < power <= 1):
         raise ValueError(
-            f"polynomial_decay: got first {first}, offset {offset}, power {power}; "
+            f"polynomial_decay: got first {first:g}, offset {offset:g}, power {power:g}; "
             "expected first > 0, offset > 0, 1/2 < power <= 1"
         )
     return lambda step: first * (1 + step / offset) ** -power

@@ -1,10 +1,12 @@
 """Settings of an annealed run, and what follows from them: its ladders and its length."""
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pyro_sep.arguments import flag, number, positive, whole
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
-from pyro_sep.inference.schedules import geometric_ladder, two_rate_ladder
+from pyro_sep.inference.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
 
 RENOISE = 2.5  # candidates are noised to this multiple of sigma_turn before they are compared there
 REFINE_RENOISE = 4.0  # and to this one of sigma_refine
@@ -53,6 +55,10 @@ class Annealing:
         corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
             step size is that of the first level alone, and adapts at every level before the draws.
         exchange_every: steps between exchanges above the turn, one a level at least; 0 for none.
+
+    Raises:
+        ValueError: a number out of its range, or of no number's type; noise levels that do not
+            fall.
     """
 
     sigma_max: float
@@ -71,16 +77,25 @@ class Annealing:
     exchange_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("tournaments", "exchange_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
-        for name in ("steps", "chains", "explorers", "draws", "thin"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        if not 0 < self.step_size < 2**0.5:
-            raise ValueError(f"step_size: got {self.step_size}, expected above 0, below sqrt(2)")
-        if not 0 <= self.persistence < 1:
-            raise ValueError(f"persistence: got {self.persistence}, expected at least 0, below 1")
+        least = dict.fromkeys(("tournaments", "exchange_every"), 0)
+        least |= dict.fromkeys(("steps", "chains", "explorers", "draws", "thin"), 1)
+        least |= {"levels": MIN_LEVELS}
+        taken: dict[str, Any] = {
+            name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
+            for name, low in least.items()
+        }
+        for name in ("sigma_max", "sigma_turn", "sigma_min"):
+            taken[name] = positive(name, getattr(self, name))
+        step_size, persistence = self.step_size, self.persistence
+        expected = "above 0, below sqrt(2)"
+        taken["step_size"] = number("step_size", step_size, expected, 0, math.sqrt(2))
+        expected, below_0 = "at least 0, below 1", math.nextafter(0, -1)
+        taken["persistence"] = number("persistence", persistence, expected, below_0, 1)
+        taken["corrected"] = flag("corrected", self.corrected)
+        for name, value in taken.items():
+            object.__setattr__(self, name, value)  # in the types of Python, whatever was given
+        if not self.sigma_min < self.sigma_turn < self.sigma_max:
+            two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
 
     @property
     def target_acceptance(self) -> float:

@@ -1,6 +1,11 @@
 """The families of networks, by name."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_sep.models import flowavenet, wavenet
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
@@ -32,3 +37,25 @@ def family_of(config: NetworkConfig) -> str:
 def build(config: NetworkConfig) -> Network:
     """An untrained network of a config's family."""
     return WaveNet(config) if isinstance(config, WaveNetConfig) else FloWaveNet(config)
+
+
+def empty_weights(config: NetworkConfig) -> dict[str, Tensor]:
+    """Weights of a config's network by name, on "meta": they have shapes and take no memory."""
+    with _WithoutMemory():
+        return dict(build(config).state_dict())
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Layers that are built in it have weights on "meta"; all of torch's are made by ``empty``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is torch.empty:
+            options["device"] = "meta"
+        return func(*args, **options)

@@ -31,8 +31,28 @@ from torch import Tensor, nn
 
 from pyro_sep.models.couplings import COUPLINGS, Kind, coupling
 from pyro_sep.models.interpolator import Interpolator, nested_stages
-from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
+from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
+from pyro_sep.models.sizes import (
+    WINDOW_MAX,
+    check_choice,
+    check_integer,
+    check_levels,
+    check_spectra,
+)
 from pyro_sep.models.windows import WINDOW, in_windows
+
+CHANNELS_MAX = 1 << 12  # samples that are channels of a coupling
+SIZES = (  # least and most
+    ("blocks", 1, 16),
+    ("squeeze", 2, CHANNELS_MAX),
+    ("flows", 1, 64),
+    ("components", 1, 1 << 12),
+    ("layers", 0, 16),
+    ("kernel", 1, 63),
+    ("width", 1, 1 << 14),
+    ("head_width", 1, 1 << 14),
+    ("head_reach", 0, WINDOW_MAX),
+)
 
 
 @dataclass(frozen=True)
@@ -74,21 +94,24 @@ class FloWaveNetConfig:
     sigma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.partition not in ("halves", "nested"):
-            raise ValueError(f"partition: got {self.partition!r}, expected 'halves' or 'nested'")
-        if self.coupling not in COUPLINGS:
-            raise ValueError(
-                f"coupling: got {self.coupling!r}, expected one of {', '.join(COUPLINGS)}"
-            )
-        object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
+        for name, low, high in SIZES:
+            check_integer(name, getattr(self, name), low, high)
+        check_choice("partition", self.partition, ("halves", "nested"))
+        check_choice("coupling", self.coupling, tuple(COUPLINGS))
+        object.__setattr__(self, "spectra", check_spectra(self.spectra, self.squeeze))
         if self.partition == "nested" and self.blocks != 1:
             raise ValueError(f"blocks: got {self.blocks}, expected 1 with the nested partition")
         divisor = 2**self.flows if self.partition == "nested" else 2
         if self.squeeze < divisor or self.squeeze % divisor:
             raise ValueError(f"squeeze: got {self.squeeze}, expected a multiple of {divisor}")
+        if self.multiple > CHANNELS_MAX:
+            raise ValueError(
+                f"squeeze, blocks: got {self.squeeze}, {self.blocks}, expected at most "
+                f"{CHANNELS_MAX} channels, squeeze^blocks"
+            )
         if self.kernel % 2 == 0:
             raise ValueError(f"kernel: got {self.kernel}, expected an odd number of taps")
-        check_levels(self.sigma_min, self.sigma_max)
+        check_levels(self.sigma_data, self.sigma_min, self.sigma_max)
 
     @property
     def multiple(self) -> int:

@@ -1,4 +1,4 @@
-"""What a network is told of the noise level, and which levels it may be trained for."""
+"""What a network is told of the noise level."""
 
 import torch
 from torch import Tensor, nn
@@ -7,15 +7,6 @@ FEATURES = 16
 CHANNELS = 64
 SIGMA_FLOOR = 1e-5  # full scale 1; below the rounding of 16-bit audio, which is taken as no noise
 NOISE_POWER_MIN = 1e-8  # what divides a spectrum where there is no noise
-
-
-def check_levels(sigma_min: float, sigma_max: float) -> None:
-    """Raise ValueError unless noise levels are a range, or 0 for clean audio alone."""
-    if not 0 <= sigma_min <= sigma_max or (sigma_min == 0 < sigma_max):
-        raise ValueError(
-            f"sigma_min, sigma_max: got {sigma_min}, {sigma_max}, "
-            "expected 0 < sigma_min <= sigma_max, or 0 for both"
-        )
 
 
 def noise_power(sigma: Tensor, sigma_data: float) -> Tensor:

@@ -22,12 +22,14 @@ power, :math:`\tau(\sigma) + \iota(\sigma) \bar P^2`.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 BACK = 16  # samples of the denoised recent past that come with the extrapolation
+BLOCK = 1 << 18  # audio samples of frames that are analysed at once: what fits the caches
 LOBE = 2  # bins to either side of a peak that share its power
 GATE_START = 2.5  # log tau at the start: noise alone opens the gate by some per cent
 THRESHOLD_STARTS = (5.0, 2.0)  # log tau and log iota of an interpolation at the start
@@ -68,12 +70,81 @@ class SpectralExtrapolator(nn.Module):
             noise: embedded noise level ``(batch, embedding)``.
             noise_power: variance of the noise in ``frames``, ``(batch,)``.
         """
-        power = _power(frames * self.analysis) / noise_power[:, None, None]
-        gate = _gate(power, self.threshold(noise).exp()[:, None])
-        # The FFT of a real signal under a complex window, by two real ones.
-        real, imag = (torch.fft.rfft(frames * part) for part in self.continuation)
-        tones = torch.stack([(real.real - imag.imag) * gate, (real.imag + imag.real) * gate], -1)
-        return tones.flatten(2) @ self.basis
+        law = (
+            self.threshold(noise).exp()[:, None],
+            self.analysis * noise_power.rsqrt()[:, None, None],
+            self.continuation,
+            self.basis,
+        )
+        fixed = not any(part.requires_grad for part in law)
+        by_hand = fixed and _may_be_by_hand(frames)
+        extrapolate = _Extrapolation.apply if by_hand else _extrapolate
+        block = max(1, BLOCK // (len(frames) * self.window))
+        return torch.cat([extrapolate(part, *law) for part in frames.split(block, 1)], 1)
+
+
+def _extrapolate(
+    frames: Tensor, threshold: Tensor, analysis: Tensor, continuation: Tensor, basis: Tensor
+) -> Tensor:
+    """The extrapolation, with gradients of every order with respect to every argument."""
+    gate, _ = _gate(_power(_spectrum(frames * analysis)), threshold)
+    return _real_parts(_tones(frames, continuation) * gate) @ basis
+
+
+class _Extrapolation(torch.autograd.Function):
+    r"""What :func:`_extrapolate` computes, with a faster gradient, of the frames alone.
+
+    Let S be the spectrum under the window w over the noise's std, so that P = |S|^2; D the
+    denominator of the gate g = P^2 / D; and T the gradient with respect to the gated tones g E,
+    which the basis takes back from that of the extrapolation. A bar stands for the gradient with
+    respect to a quantity. By the chain rule, bin by bin,
+
+    .. math:: \bar E = g T, \qquad \bar S = 4 S P \Bigl(q - \sum_{|d| \le 2} (q g)_{b+d}\Bigr),
+              \qquad q = \mathrm{Re}(E^* T) / D
+
+    and for the frames, with R^T the transpose of the real FFT (:func:`_transposed_spectrum`),
+
+    .. math:: \bar y = w \, R^T \bar S + \mathrm{Re}(v) \, R^T \bar E
+              + \mathrm{Im}(v) \, R^T (-i \bar E) .
+
+    A gradient that is itself to be differentiated is that of :func:`_extrapolate`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        frames: Tensor,
+        threshold: Tensor,
+        analysis: Tensor,
+        continuation: Tensor,
+        basis: Tensor,
+    ) -> Tensor:
+        """The extrapolation ``(batch, token, BACK + hop)``."""
+        spectrum, tones = _spectrum(frames * analysis), _tones(frames, continuation)
+        power = _power(spectrum)
+        gate, shared = _gate(power, threshold)
+        law = (threshold, analysis, continuation, basis)
+        ctx.save_for_backward(frames, *law, spectrum, tones, power, gate, shared)
+        return _real_parts(tones * gate) @ basis
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient with respect to the frames."""
+        frames, *law = ctx.saved_tensors[:5]
+        if torch.is_grad_enabled():
+            pull = torch.func.vjp(lambda part: _extrapolate(part, *law), frames)[1]
+            return *pull(gradient), None, None, None, None
+        _, analysis, continuation, basis = law
+        spectrum, tones, power, gate, shared = ctx.saved_tensors[5:]
+        back = gradient @ basis.T
+        back = torch.complex(back[..., ::2], back[..., 1::2])
+        share = (tones.conj() * back).real / shared
+        slope = 4 * power * (share - _over_lobe(share * gate))
+        back, window = back * gate, frames.shape[-1]
+        out = analysis * _transposed_spectrum(spectrum * slope, window)
+        out += continuation[0] * _transposed_spectrum(back, window)
+        out += continuation[1] * _transposed_spectrum(-1j * back, window)
+        return out, None, None, None, None
 
 
 class SpectralInterpolator(nn.Module):
@@ -113,23 +184,82 @@ class SpectralInterpolator(nn.Module):
             noise_power: variance of the noise in the known samples, ``(batch,)``.
             known: share of the samples that are known.
         """
-        power = _power(frames * self.analysis) / (known * noise_power[:, None, None])
+        power = _power(_spectrum(frames * self.analysis)) / (known * noise_power[:, None, None])
         noise_floor, image_floor = self.thresholds(noise).exp()[:, None].chunk(2, -1)
-        gate = _gate(power, noise_floor + image_floor * power.mean(-1, keepdim=True).square())
-        spectrum = torch.fft.rfft(frames * self.continuation) * (gate / known)
-        return torch.view_as_real(spectrum).flatten(2) @ self.basis
+        gate, _ = _gate(power, noise_floor + image_floor * power.mean(-1, keepdim=True).square())
+        return _real_parts(_spectrum(frames * self.continuation) * (gate / known)) @ self.basis
 
 
-def _power(frames: Tensor) -> Tensor:
-    spectrum = torch.fft.rfft(frames)
-    return spectrum.real.square() + spectrum.imag.square()
+class _Spectrum(torch.autograd.Function):
+    """The FFT of real frames; its gradient is one real inverse FFT, where torch's is complex."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor) -> Tensor:
+        """Bins from zero to half the rate."""
+        ctx.window = frames.shape[-1]
+        return torch.fft.rfft(frames)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Gradient with respect to the frames."""
+        return _transposed_spectrum(gradient, ctx.window)
 
 
-def _gate(power: Tensor, threshold: Tensor) -> Tensor:
-    """Wiener gain of each bin, shared among the bins of one peak."""
+def _spectrum(frames: Tensor) -> Tensor:
+    """Bins from zero to half the rate."""
+    by_hand = _may_be_by_hand(frames)
+    bins: Tensor = _Spectrum.apply(frames) if by_hand else torch.fft.rfft(frames)
+    return bins
+
+
+def _may_be_by_hand(frames: Tensor) -> bool:
+    """Whether a gradient is asked for, and by autograd.
+
+    The transforms of torch.func, which nest, take the derivatives of torch's own functions: torch
+    2.14 loses those of a Function that two forward modes go through.
+    """
+    transformed = torch._C._are_functorch_transforms_active()
+    return frames.requires_grad and torch.is_grad_enabled() and not transformed
+
+
+def _transposed_spectrum(bins: Tensor, window: int) -> Tensor:
+    r"""Real part of :math:`\sum_b Z_b e^{2 \pi i b t / W}` over the bins of a real FFT."""
+    share = torch.full((bins.shape[-1],), 0.5, dtype=bins.real.dtype, device=bins.device)
+    share[0] = 1  # the others have a mirror image, and irfft counts them twice
+    if window % 2 == 0:
+        share[-1] = 1
+    return torch.fft.irfft(bins * share, n=window, norm="forward")
+
+
+def _tones(frames: Tensor, continuation: Tensor) -> Tensor:
+    """The FFT of real frames under a complex window, by two real ones."""
+    real, imag = (_spectrum(frames * part) for part in continuation)
+    return torch.add(real, imag, alpha=1j)
+
+
+def _real_parts(bins: Tensor) -> Tensor:
+    """Real and imaginary parts in turn, as the rows of a basis of tones."""
+    return torch.view_as_real(bins).flatten(-2)
+
+
+def _power(spectrum: Tensor) -> Tensor:
+    return (spectrum * spectrum.conj()).real
+
+
+def _gate(power: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Wiener gain of each bin, shared among the bins of one peak, and its denominator."""
     energy = power.square()
-    width = 2 * LOBE + 1
-    return energy / (width * F.avg_pool1d(energy, width, 1, LOBE) + threshold)
+    shared = _over_lobe(energy) + threshold
+    return energy / shared, shared
+
+
+def _over_lobe(energy: Tensor) -> Tensor:
+    """Sum over the bins of a lobe around each bin, zero beyond the ends; its own transpose."""
+    bins, padded = energy.shape[-1], F.pad(energy, (LOBE, LOBE))
+    total = padded[..., :bins] + padded[..., 1 : bins + 1]
+    for shift in range(2, 2 * LOBE + 1):
+        total = total + padded[..., shift : shift + bins]
+    return total
 
 
 def _unit_energy(window: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ its noisy past for a WaveNet, of the noisy frame for a flow,
 with the noise never clamped, and sigma stratified over the batch. Adam with a linear warmup and a
 decay by a cosine or by stairs; the weights that are kept are an exponential moving average. A run
 is a folder: it holds ``checkpoint.pt``, from which a killed run goes on exactly, and a TensorBoard
-log. Several processes may share a run (:mod:`pyro_sep.models.parallel`).
+log. A run that diverges leaves its last sound state there (:mod:`pyro_sep.models.soundness`), from
+which it may go on with a smaller learning rate. Several processes may share a run
+(:mod:`pyro_sep.models.parallel`).
 
 A flow's likelihood says little about how steep it is, and a sampler needs its score. So a share of
 the frames can also be judged by denoising score matching (Vincent 2011), whose optimum is the same,
@@ -24,6 +26,7 @@ trained without noise, then tuned to one noise level after another, each from th
 import copy
 import dataclasses
 import math
+import sys
 import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -36,11 +39,14 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pyro_sep.files import written_whole
+from pyro_sep.models.arithmetic import denormals_flushed
 from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.parallel import Ranks
+from pyro_sep.models.soundness import WEIGHT_MAX, Losses, unsound_weight
+from pyro_sep.states import check_like, load_state, readable, save_state
 
 CHECKPOINT = "checkpoint.pt"
+KIND = "training"
 CHECKPOINT_SECONDS = 60.0
 LOG_STEPS = 50
 SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
@@ -87,9 +93,10 @@ class TrainConfig:
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss or its gradient is no longer finite; the last good checkpoint is kept."""
+    """A loss, gradient or weight is no longer finite; the last sound state is kept."""
 
 
+@denormals_flushed()  # gradients near zero are ten times slower otherwise
 def fit(
     source: Source,
     run: Path,
@@ -106,7 +113,7 @@ def fit(
         source: draws clean frames.
         run: folder of this run.
         network_config: what to train.
-        config: how.
+        config: how; a run goes on with a smaller learning rate than it had, and says so.
         device: where the network lives; frames and noise are drawn on the CPU, the same everywhere.
         progress: show a bar with the loss.
         start: network of the same size whose weights a new run starts from.
@@ -116,9 +123,11 @@ def fit(
         The network with averaged weights, in evaluation mode, without gradients.
 
     Raises:
-        ValueError: the folder holds a run of another config, the network cannot take such
-            frames, or there are fewer frames in a batch than processes.
-        TrainingDivergedError: the loss or its gradient is not finite.
+        ValueError: the folder holds a run of another config or a damaged checkpoint, the network
+            cannot take such frames, or there are fewer frames in a batch than processes.
+        OSError: the folder cannot be written to.
+        TrainingDivergedError: a loss, its gradient or a weight is not finite, or a weight is beyond
+            :data:`~pyro_sep.models.soundness.WEIGHT_MAX`; the last sound state is in the folder.
     """
     if config.time % network_config.multiple:
         raise ValueError(
@@ -132,56 +141,210 @@ def fit(
         )
     ranks.check(config.batch)
     run.mkdir(parents=True, exist_ok=True)
-    torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    torch.manual_seed(config.seed)
-    network = build(network_config)
-    if start is not None:
-        network.load_state_dict(start.state_dict())
-    network.to(device)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99))
-    average = copy.deepcopy(network)
-    generator = torch.Generator().manual_seed(config.seed)
-    settings = {"network": dataclasses.asdict(network_config), "train": dataclasses.asdict(config)}
-    step = _resume(run / CHECKPOINT, settings, network, average, optimizer, generator)
+    training = _Training(run / CHECKPOINT, network_config, config, device, start, ranks)
     saved_at, shown = clock.monotonic(), progress and ranks.first
     with (
-        SummaryWriter(str(run), purge_step=step) if ranks.first else nullcontext() as log,
-        tqdm(initial=step, total=config.steps, unit="step", disable=not shown) as bar,
+        SummaryWriter(str(run), purge_step=training.step) if ranks.first else nullcontext() as log,
+        tqdm(initial=training.step, total=config.steps, unit="step", disable=not shown) as bar,
     ):
-        while step < config.steps:
-            learning_rate = schedule(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            batch = draw_batch(source, network_config, config, generator)
-            clean, noisy, sigma = (part.to(device) for part in batch)
-            if step == 0 and ranks.fabric is not None:
-                with torch.no_grad():  # every ActNorm is initialised by the whole batch, as alone
-                    network.code_length(noisy, clean, sigma)
-            loss = _loss(network, (clean, noisy, sigma), config, ranks)
-            optimizer.zero_grad()
-            loss.backward()
-            loss = ranks.add(loss, network.parameters())
-            norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                raise TrainingDivergedError(
-                    f"loss is {loss.item()} and its gradient's norm {norm.item()} at step {step}; "
-                    f"the last good checkpoint is kept in {run}: go on from it with a smaller "
-                    "learning rate"
-                )
-            optimizer.step()
-            step += 1
-            _average(average, network, min(config.ema, step / (10 + step)))
+        while training.step < config.steps:
+            batch, learning_rate = training.draw(source), training.set_learning_rate()
+            loss, norm = training.differentiate(batch)
+            training.update(loss, norm)
             bar.update()
-            if log is not None and step % LOG_STEPS == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-                log.add_scalar("loss", loss.item(), step)
-                log.add_scalar("learning_rate", learning_rate, step)
-                log.add_scalar("gradient_norm", norm.item(), step)
-            due = clock.monotonic() - saved_at > CHECKPOINT_SECONDS or step == config.steps
-            if due and ranks.first:
-                _save(run / CHECKPOINT, settings, step, network, average, optimizer, generator)
+            if log is not None and training.step % LOG_STEPS == 0:
+                bar.set_postfix(loss=f"{loss:.3f}")
+                log.add_scalar("loss", loss, training.step)
+                log.add_scalar("learning_rate", learning_rate, training.step)
+                log.add_scalar("gradient_norm", norm, training.step)
+            ends = training.step == config.steps
+            due = clock.monotonic() - saved_at > CHECKPOINT_SECONDS
+            if ends or (due and ranks.first):
+                training.keep(batch, ends)
                 saved_at = clock.monotonic()
-    return average.requires_grad_(False).eval()
+    return training.average.requires_grad_(False).eval()
+
+
+class _Training:
+    """All that a run goes on from, and the file that it is kept in."""
+
+    def __init__(
+        self,
+        path: Path,
+        network_config: NetworkConfig,
+        config: TrainConfig,
+        device: torch.device | str,
+        start: Network | None,
+        ranks: Ranks,
+    ) -> None:
+        self.path, self.config, self.ranks, self.device = path, config, ranks, device
+        self.network_config = network_config
+        torch.manual_seed(config.seed)
+        self.network = build(network_config)
+        if start is not None:
+            self.network.load_state_dict(start.state_dict())
+        self.network.to(device)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
+        )
+        self.average = copy.deepcopy(self.network)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.before = self.generator.get_state()  # the batch was drawn
+        self.step, self.losses = 0, Losses()
+        self.sound: dict[str, Any] = {}  # the last sound state
+        self.saved = -1  # step of the one in the file
+        if path.exists():
+            self._resume()
+
+    def draw(self, source: Source) -> tuple[Tensor, Tensor, Tensor]:
+        """The next batch."""
+        self.before = self.generator.get_state()
+        batch = draw_batch(source, self.network_config, self.config, self.generator)
+        clean, noisy, sigma = (part.to(self.device) for part in batch)
+        if self.step == 0 and self.ranks.fabric is not None:
+            with torch.no_grad():  # every ActNorm is initialised by the whole batch, as alone
+                self.network.code_length(noisy, clean, sigma)
+        return clean, noisy, sigma
+
+    def set_learning_rate(self) -> float:
+        """That of the next step."""
+        learning_rate = schedule(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
+
+    def differentiate(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
+        """Loss of all processes, and the norm of its gradient before it was clipped."""
+        loss = _loss(self.network, batch, self.config, self.ranks)
+        self.optimizer.zero_grad()
+        loss.backward()
+        loss = self.ranks.add(loss, self.network.parameters())
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        return loss.item(), norm.item()
+
+    def update(self, loss: float, norm: float) -> None:
+        """Take a step, unless these say that the run has diverged."""
+        self._check(loss, norm)
+        if self.losses.add(loss):
+            self.sound = _copied(self._state() | {"generator": self.before}, self.sound)
+        self.optimizer.step()
+        self.step += 1
+        _average(self.average, self.network, min(self.config.ema, self.step / (10 + self.step)))
+
+    def keep(self, batch: tuple[Tensor, Tensor, Tensor], ends: bool) -> None:
+        """Save the state where it is sound by the last batch; at the end, where it is finite."""
+        loss = _loss(self.network, batch, self.config, ALONE).item()
+        if ends:
+            self._check(loss)
+        sound = _largest(self.network) <= WEIGHT_MAX and self.losses.are_sound_with(loss)
+        if (sound or ends) and self.ranks.first:
+            self._save(self._state())
+
+    def _check(self, loss: float, norm: float = 0.0) -> None:
+        """Raise, and save the last sound state, where the run has diverged."""
+        largest = _largest(self.network)
+        if math.isfinite(loss) and math.isfinite(norm) and largest <= WEIGHT_MAX:
+            return
+        if self.sound and self.sound["step"] > self.saved and self.ranks.first:
+            self._save(self.sound)
+        last = max(self.saved, self.sound.get("step", -1))
+        kept = f"the last sound state, of step {last}, is kept in {self.path}: go on from it"
+        if last < 0:
+            kept = f"{self.path} is not written, since no state was sound: look at the audio, begin"
+        raise TrainingDivergedError(
+            f"loss is {loss} and its gradient's norm {norm} at step {self.step}, the largest "
+            f"weight is {largest:g}; {kept} with a learning rate smaller than "
+            f"{self.config.learning_rate:g}"
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        network, config = map(dataclasses.asdict, (self.network_config, self.config))
+        return {"network": network, "train": config}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "settings": self._settings(),
+            "step": self.step,
+            "losses": list(self.losses.last),
+            "network": dict(self.network.state_dict()),
+            "average": dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def _save(self, state: dict[str, Any]) -> None:
+        save_state(self.path, KIND, state)
+        self.saved = state["step"]
+
+    def _resume(self) -> None:
+        """Go on from the file.
+
+        Raises:
+            ValueError: it is damaged, of another run, or holds weights that are not sound.
+        """
+        state = load_state(self.path, KIND)
+        with readable(self.path, KIND):
+            settings = state["settings"]
+            rate = float(settings["train"]["learning_rate"])
+            same = settings | {"train": settings["train"] | {"learning_rate": 0}}
+            wanted = self._settings()
+            wanted["train"]["learning_rate"] = 0
+            goes_on = bool(same == wanted) and self.config.learning_rate <= rate
+        if not goes_on:
+            raise ValueError(
+                f"{self.path}: got a run of another config, expected {self._settings()}, or the "
+                "same with a larger learning rate; give another folder, or delete this one"
+            )
+        with readable(self.path, KIND):
+            self._restore(state)
+        if self.config.learning_rate < rate and self.ranks.first:
+            tqdm.write(
+                f"{self.path}: goes on from step {self.step} with the learning rate "
+                f"{self.config.learning_rate:g} in place of {rate:g}",
+                file=sys.stderr,
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        like = self._state() | {name: state[name] for name in ("settings", "losses", "optimizer")}
+        check_like("state", state, like)
+        for name in ("network", "average"):
+            if strange := unsound_weight(state[name]):
+                raise ValueError(f"{name} {strange} is not finite, or beyond {WEIGHT_MAX:g}")
+        if not 0 <= state["step"] <= self.config.steps:
+            raise ValueError(f"it is of step {state['step']} of {self.config.steps}")
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        _restore_moments(self.optimizer, state["optimizer"]["state"])
+        self.generator.set_state(state["generator"])
+        self.step = self.saved = state["step"]
+        self.losses = Losses(map(float, state["losses"]))
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
+    """Give Adam the moments of each parameter; what else it needs, it has by itself."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, own in moments.items():
+        zeros = torch.zeros_like(parameters[number], device="cpu")
+        like = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros}
+        check_like(f"optimizer {number}", own, like)
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+@torch.no_grad()
+def _largest(network: nn.Module) -> float:
+    """Magnitude of the largest weight; NaN where one is."""
+    return float(nn.utils.parameters_to_vector(network.parameters()).abs().amax())
+
+
+def _copied(value: Any, old: Any) -> Any:
+    """A state that changes no more, in the memory of an old copy where there is one."""
+    if isinstance(value, Tensor):
+        same = isinstance(old, Tensor) and old.shape == value.shape
+        return old.copy_(value) if same else value.detach().clone()
+    if isinstance(value, dict):
+        olds = old if isinstance(old, dict) else {}
+        return {key: _copied(part, olds.get(key)) for key, part in value.items()}
+    return value
 
 
 def _loss(
@@ -287,48 +450,3 @@ def _average(average: nn.Module, network: nn.Module, decay: float) -> None:
         kept.lerp_(new, 1 - decay)
     for state, now in zip(average.buffers(), network.buffers(), strict=True):
         state.copy_(now)
-
-
-def _save(
-    path: Path,
-    settings: dict[str, Any],
-    step: int,
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
-    state = {
-        "settings": settings,
-        "step": step,
-        "network": network.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "generator": generator.get_state(),
-    }
-    with written_whole(path) as partial:
-        torch.save(state, partial)
-
-
-def _resume(
-    path: Path,
-    settings: dict[str, Any],
-    network: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> int:
-    """Load a checkpoint where there is one; the step it was written at."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["settings"] != settings:
-        raise ValueError(
-            f"{path}: got a run of another config, expected {settings}; "
-            "give another folder, or delete this one"
-        )
-    network.load_state_dict(state["network"])
-    average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
-    generator.set_state(state["generator"])
-    return int(state["step"])

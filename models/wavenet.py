@@ -34,13 +34,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_sep.audio import mu_law_bins
-from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, check_levels, noise_power
+from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
+from pyro_sep.models.sizes import (
+    WINDOW_MAX,
+    check_choice,
+    check_integer,
+    check_levels,
+    check_spectra,
+)
 from pyro_sep.models.spectrum import SpectralExtrapolator
 from pyro_sep.models.windows import WINDOW, in_windows
 
 #: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
 COMPONENT_SCALE_MIN = 0.01  # in units of the head
 
+SIZES = (  # least and most
+    ("width", 1, 1 << 14),
+    ("blocks", 1, 64),
+    ("layers", 0, 16),
+    ("kernel", 1, 64),
+    ("hop", 1, 1 << 14),
+    ("past", 1, WINDOW_MAX),
+    ("components", 1, 1 << 16),
+    ("head_width", 1, 1 << 14),
+    ("head_past", 1, WINDOW_MAX),
+)
 LOG_TAIL_MIN = -700.0  # nats, what float64 can hold: normal scores end at 37
 
 
@@ -86,12 +104,13 @@ class WaveNetConfig:
     sigma_max: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.head not in ("gaussians", "categorical"):
-            raise ValueError(f"head: got {self.head!r}, expected 'gaussians' or 'categorical'")
-        if self.companding not in ("linear", "mu-law"):
-            raise ValueError(f"companding: got {self.companding!r}, expected 'linear' or 'mu-law'")
-        object.__setattr__(self, "spectra", tuple(self.spectra))  # a list where it comes from JSON
-        check_levels(self.sigma_min, self.sigma_max)
+        for name, low, high in SIZES:
+            check_integer(name, getattr(self, name), low, high)
+        check_choice("head", self.head, ("gaussians", "categorical"))
+        check_choice("companding", self.companding, ("linear", "mu-law"))
+        check_choice("relative", self.relative, (False, True))
+        object.__setattr__(self, "spectra", check_spectra(self.spectra, self.hop))
+        check_levels(self.sigma_data, self.sigma_min, self.sigma_max)
 
     @property
     def multiple(self) -> int:
@@ -203,10 +222,10 @@ class WaveNet(nn.Module):
         tokens = -(-time // c.hop)
         y = F.pad(self._scale(x, sigma), (0, tokens * c.hop - time))
         noise = self.embed(sigma)
-        hidden = self._token(_past(y, self._reach, c.hop), noise, sigma)
+        hidden = self._token(F.pad(y, (self._reach, 0))[:, : -c.hop], noise, sigma)
         skips = torch.zeros_like(hidden)
         for layer, dilation in enumerate(self.dilations):
-            taps = [F.pad(hidden, (0, 0, j * dilation, 0))[:, :tokens] for j in range(c.kernel)]
+            taps = [hidden, *(_delayed(hidden, j * dilation) for j in range(1, c.kernel))]
             hidden, skips = self._layer(layer, hidden, skips, torch.cat(taps, -1), noise)
         context = self._context(skips)[:, :time]
         return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
@@ -286,7 +305,7 @@ class WaveNet(nn.Module):
         ]
         for token in range(tokens):
             now = reach + token * c.hop
-            hidden = self._token(y[:, None, now - self._reach : now], noise, sigma)
+            hidden = self._token(y[:, now - self._reach : now], noise, sigma)
             skips = torch.zeros_like(hidden)
             for layer, (dilation, cache) in enumerate(zip(self.dilations, caches, strict=True)):
                 size = cache.shape[1]
@@ -307,13 +326,24 @@ class WaveNet(nn.Module):
         return x * (self.config.sigma_data**2 + sigma.square()).rsqrt()[:, None]
 
     def _token(self, past: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Input of the trunk ``(batch, token, width)`` from the samples before each token."""
+        """Input of the trunk ``(batch, token, width)``.
+
+        Args:
+            past: the samples from those that the first token sees to those before the last one.
+            noise: embedded noise level ``(batch, embedding)``.
+            sigma: noise level ``(batch,)``.
+        """
+
+        def before(length: int) -> Tensor:
+            """The samples before each token: ``(batch, token, length)``."""
+            return past[:, self._reach - length :].unfold(1, length, self.config.hop)
+
         power = noise_power(sigma, self.config.sigma_data)
-        seen = [past[..., past.shape[-1] - self.config.past :]]
-        for window, spectrum in zip(self.config.spectra, self.spectra, strict=True):
-            frames = past[..., past.shape[-1] - window :]
-            seen.append(spectrum(frames, noise, power))
-        return self.read(torch.cat(seen, -1))
+        tones = [
+            spectrum(before(window), noise, power)
+            for window, spectrum in zip(self.config.spectra, self.spectra, strict=True)
+        ]
+        return self.read(torch.cat([before(self.config.past), *tones], -1))
 
     def _layer(
         self, layer: int, hidden: Tensor, skips: Tensor, taps: Tensor, noise: Tensor
@@ -331,14 +361,28 @@ class WaveNet(nn.Module):
 
     def _head(self, context: Tensor, past: Tensor, noise: Tensor) -> Components:
         hidden = F.silu(context + self.head_past(past) + self.head_condition(noise)[:, None])
-        out = self.head_out(F.silu(self.head_hidden(hidden)))
+        hidden = F.silu(self.head_hidden(hidden))
+        # A component's numbers of all samples lie side by side, for the sake of speed.
+        out = torch.addmm(self.head_out.bias[:, None], self.head_out.weight, hidden.flatten(0, 1).T)
+        out = out.T.unflatten(0, hidden.shape[:2])
         c = self.config
         if c.head == "categorical":
-            return Components(out.log_softmax(-1), self.centres, self.scales)
+            return Components(_log_softmax(out), self.centres, self.scales)
         logits, shift, spread = out.chunk(3, -1)
         scale = COMPONENT_SCALE_MIN + 0.5 * F.softplus(spread - 1)
         unit = c.sigma_data if c.relative else 1.0
-        return Components(logits.log_softmax(-1), unit * (self.centres + shift), unit * scale)
+        return Components(_log_softmax(logits), unit * (self.centres + shift), unit * scale)
+
+
+def _delayed(hidden: Tensor, tokens: int) -> Tensor:
+    """Each token's channels ``tokens`` later, zero before."""
+    shift = min(tokens, hidden.shape[1])
+    return F.pad(hidden, (0, 0, shift, -shift))
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the last dimension, wherever it lies in memory; torch's own would copy."""
+    return logits - logits.logsumexp(-1, keepdim=True)
 
 
 def _past(y: Tensor, length: int, hop: int) -> Tensor:

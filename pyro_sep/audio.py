@@ -1,6 +1,9 @@
-"""Audio files, sample rates, frames and mu-law cells."""
+"""Audio files, mono or as they are; frames, and mu-law cells."""
 
-import re
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +13,19 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from pyro_sep.files import written_whole
-from pyro_sep.streams import STEM_MP4, read_stream
+from pyro_sep.decoding import Decoder
+from pyro_sep.files import write_whole
+from pyro_sep.inputs import open_input
+from pyro_sep.names import printable
+from pyro_sep.resampling import check_rate, resample
+from pyro_sep.soundfiles import NotBySoundfileError, soundfile_decoder
+from pyro_sep.streams import STEM_MP4, STREAMS, missing_program, stream_decoder
 
 FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
-UNKNOWN_SIZE = 0x7FFFF000  # bytes from which on it is what sox or ffmpeg write into a pipe
+SIDE = "side"  # in place of a channel's number: half the difference of two
+CANCELLED_DB = -20.0  # of two channels' mean to the channels, from where on they cancel
+GONE_DB = -60.0  # from where on nothing is left of them but rounding
+ENDLESS = 2**62  # audio samples
 
 
 class Recording(NamedTuple):
@@ -22,54 +33,56 @@ class Recording(NamedTuple):
 
     samples: Tensor  # (time,), float32, full scale is 1
     sample_rate: int  # Hz
-    original: Tensor  # (channel, time), as in the file
+    original: Tensor  # (channel, time), as in the file; the channel alone where one was asked for
     original_rate: int  # Hz
     notes: tuple[str, ...]  # what was done to the audio, a line each
 
 
 def load_audio(
-    path: str | PathLike[str], sample_rate: int, start: float = 0.0, duration: float | None = None
+    path: str | PathLike[str],
+    sample_rate: int,
+    start: float = 0.0,
+    duration: float | None = None,
+    channel: int | str | None = None,
 ) -> Recording:
     """Read an audio file, mix it down to mono by the mean of its channels, and resample it.
 
     Args:
-        path: a file in any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), or a
-            .stem.mp4, of which the mixture is read; that needs ffmpeg.
+        path: a file in any format that libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, ...), or, where
+            ffmpeg is installed, ffmpeg (M4A, WMA, WavPack, ...); a pipe of one; or a .stem.mp4, of
+            which the mixture is read, by ffmpeg.
         sample_rate: rate of the samples returned, in Hz.
-        start: of the excerpt to take, in seconds.
+        start: of the excerpt to take, in seconds. What is before it and after it is not held.
         duration: of the excerpt in seconds, at most until the end, which None stands for.
+        channel: in place of the mean of all, one by its number from 1, or ``"side"``, half the
+            difference of two.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a folder, not audio, a WAV, AIFF, FLAC or .stem.mp4 that is cut off, no audio
-            samples, NaN or infinity; an excerpt that holds nothing; no ffmpeg for a .stem.mp4.
+        ValueError: a folder or a device, not audio, a file that is cut off, a rate below 1 kHz or
+            above 768 kHz, no audio samples, NaN or infinity; an excerpt that holds nothing; a
+            channel that is not there; channels that cancel; no ffmpeg for a file that needs it.
+        OSError: the file cannot be read.
     """
-    whole, original_rate = read_audio(path)
-    first = round(start * original_rate)
-    last = None if duration is None else first + round(duration * original_rate)
-    channels = whole[:, first:last]
-    if start < 0 or channels.shape[-1] == 0:
-        asked = "" if duration is None else f" of {duration:g} s"
-        raise ValueError(
-            f"{path}: got an excerpt{asked} from {start:g} s on, expected one that holds some of "
-            f"its {whole.shape[-1] / original_rate:.3f} s; start earlier, or take more"
-        )
-    notes = []
-    if channels.shape[-1] < whole.shape[-1]:
-        length = channels.shape[-1] / original_rate
-        notes.append(f"cut to {length:.3f} s from {first / original_rate:.3f} s on")
-    if len(channels) > 1:
+    excerpt = _read(path, start, duration)
+    channels, rate, notes = excerpt.channels, excerpt.rate, list(excerpt.notes)
+    owner = printable(path)
+    if channel is not None:
+        channels, note = _chosen(owner, channels, channel)
+        notes.append(note)
+    elif len(channels) > 1:
         notes.append(f"mixed down from {len(channels)} channels")
-    if original_rate != sample_rate:
-        notes.append(f"resampled from {original_rate} Hz to {sample_rate} Hz")
-    samples = torchaudio.functional.resample(channels.mean(0), original_rate, sample_rate)
-    return Recording(samples, sample_rate, channels, original_rate, tuple(notes))
+        notes += _cancelled(owner, channels)
+    if rate != sample_rate:
+        notes.append(f"resampled from {rate} Hz to {sample_rate} Hz")
+    samples = resample(channels.mean(0), rate, sample_rate)
+    return Recording(samples, sample_rate, channels, rate, tuple(notes))
 
 
 def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     """Read an audio file as it is.
 
-    Of an MP3 or OGG that is cut off, streams which need not say how long they are, what there is.
+    Of an MP3 that is cut off and does not say how long it is, what there is.
 
     Args:
         path: as in :func:`load_audio`.
@@ -79,69 +92,109 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: as :func:`load_audio`, but for excerpts.
+        ValueError: as :func:`load_audio`, but for excerpts and channels.
+        OSError: the file cannot be read.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file; check the path")
-    if path.is_dir():
-        raise ValueError(f"{path}: got a folder, expected an audio file; name a file in it")
-    if path.name.endswith(STEM_MP4):
-        channels, rate = read_stream(path, "mixture")
-    else:
-        channels, rate = _read_file(path)
-    if channels.shape[-1] == 0:
-        raise ValueError(f"{path}: got 0 audio samples, expected at least 1; record it again")
+    excerpt = _read(path)
+    return excerpt.channels, excerpt.rate
+
+
+class _Excerpt(NamedTuple):
+    channels: Tensor  # (channel, time)
+    rate: int
+    notes: list[str]
+
+
+def _read(path: str | PathLike[str], start: float = 0.0, duration: float | None = None) -> _Excerpt:
+    """A part of a file, or all of it."""
+    owner = printable(path)
+    with _decoder(path) as decoder:
+        rate = decoder.rate
+        check_rate(owner, rate)
+        length = math.inf if duration is None else duration
+        valid = start >= 0 and length > 0  # and neither is NaN
+        first, count = (_time(start, rate), _time(length, rate)) if valid else (0, 0)
+        before = decoder.skip(first)
+        frames = decoder.take(count + 1)  # one more says whether there is more
+        if first == 0 and count == ENDLESS and not len(frames):
+            raise ValueError(f"{owner}: got 0 audio samples, expected at least 1; record it again")
+        if not len(frames[:count]):
+            total = before + len(frames) + decoder.skip(ENDLESS)
+            asked = "" if duration is None else f" of {duration:g} s"
+            raise ValueError(
+                f"{owner}: got an excerpt{asked} from {start:g} s on, expected one that holds some "
+                f"of its {total / rate:.3f} s; start earlier, or take more"
+            )
+    channels = torch.from_numpy(frames[:count]).T
     if not channels.isfinite().all():
-        raise ValueError(f"{path}: got NaN or infinity, expected finite samples; export it again")
-    return channels, rate
+        raise ValueError(f"{owner}: got NaN or infinity, expected finite samples; export it again")
+    notes = []
+    if first or len(frames) > count:
+        kept = channels.shape[-1] / rate
+        notes.append(f"cut to {kept:.3f} s from {first / rate:.3f} s on")
+    return _Excerpt(channels, rate, notes)
 
 
-def _read_file(path: Path) -> tuple[Tensor, int]:
-    """Audio ``(channel, time)`` by libsndfile, and its rate."""
+def _time(seconds: float, rate: int) -> int:
+    """Audio samples of a time, which may be infinite."""
+    return round(min(seconds * rate, ENDLESS))
+
+
+@contextmanager
+def _decoder(path: str | PathLike[str]) -> Iterator[Decoder]:
+    """Decode a file from its beginning: by libsndfile, else by ffmpeg."""
+    owner = printable(path)
+    with open_input(path) as (file, place), ExitStack() as stack:
+        if Path(path).name.lower().endswith(STEM_MP4):
+            mixture = stream_decoder(place, owner, STREAMS["mixture"], "mixture")
+            yield stack.enter_context(mixture)
+            return
+        try:
+            decoder = stack.enter_context(soundfile_decoder(file, owner))
+        except NotBySoundfileError as error:
+            if program := missing_program():
+                raise ValueError(
+                    f"{owner}: got no readable audio ({error}), expected WAV, FLAC, OGG or MP3, or "
+                    f"{program}, which also reads M4A, WMA and others; convert the file, or "
+                    "apt-get install ffmpeg"
+                ) from error
+            decoder = stack.enter_context(stream_decoder(place, owner))
+        yield decoder
+
+
+def _chosen(owner: str, channels: Tensor, channel: int | str) -> tuple[Tensor, str]:
+    """A channel ``(1, time)`` by its number or as the side, and what to say of it."""
+    if channel == SIDE and len(channels) == 2:
+        side = (channels[0] - channels[1]) / 2
+        return side[None], "took the side, half the difference of its 2 channels"
     try:
-        with soundfile.SoundFile(path) as file:
-            frames, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-            cut_off = _lacks_bytes(file.extra_info)
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: header-less .raw
-        reason = str(error).rsplit(": ", 1)[-1]
+        number = int(channel)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= len(channels):
+        expected = f"1 to {len(channels)}" + (f" or {SIDE}" if len(channels) == 2 else "")
         raise ValueError(
-            f"{path}: got no readable audio ({reason}), expected WAV, FLAC, OGG, MP3 or .stem.mp4; "
-            "convert or replace the file"
-        ) from error
-    if cut_off:
-        raise ValueError(
-            f"{path}: got {len(frames)} audio samples, expected more by its header; "
-            "the file is cut off, copy it again"
+            f"{owner}: got channel {channel}, expected {expected}; it has {len(channels)}"
         )
-    return torch.from_numpy(frames).T, rate
+    return channels[number - 1 : number], f"took channel {number} of {len(channels)}"
 
 
-def _lacks_bytes(log: str) -> bool:
-    """Whether libsndfile's log of a WAV or AIFF says that its audio is longer than the file."""
-    sizes = re.search(r"^ ?(?:data|SSND) : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
-    return sizes is not None and int(sizes[2]) < int(sizes[1]) < UNKNOWN_SIZE
+def _cancelled(owner: str, channels: Tensor) -> list[str]:
+    """What to say where the mean of channels is far softer than they are.
 
-
-def resample(samples: Tensor, from_rate: int, to_rate: int, time: int) -> Tensor:
-    """Resample to another rate and to an exact length.
-
-    Args:
-        samples: ``(..., time)`` at ``from_rate``.
-        from_rate: rate of ``samples``, in Hz.
-        to_rate: rate of the result, in Hz.
-        time: length of the result; what is longer is cropped, what is shorter padded with zeros.
-
-    Returns:
-        ``(..., time)`` at ``to_rate``.
-
-    Raises:
-        ValueError: a rate that is not positive, a negative length.
+    That of N channels which have nothing in common is N times, of two 3 dB, softer than they are.
     """
-    if time < 0:
-        raise ValueError(f"time: got {time}, expected 0 or more audio samples")
-    resampled = torchaudio.functional.resample(samples, from_rate, to_rate)[..., :time]
-    return torch.nn.functional.pad(resampled, (0, time - resampled.shape[-1]))
+    powers = channels.square().mean(1, dtype=torch.float64)
+    kept = float(channels.mean(0).square().mean(dtype=torch.float64))
+    whole = float(powers.mean()) * 2 / len(channels)
+    if whole == 0 or kept >= whole * 10 ** (CANCELLED_DB / 10):
+        return []
+    lost = "nothing" if kept == 0 else f"{10 * math.log10(kept / whole):.0f} dB"
+    said = f"the channels cancel: of their level, {lost} is left in mono, as if one is phase "
+    said += f"inverted; take one by --channel 1, or half the difference of two by --channel {SIDE}"
+    if kept < whole * 10 ** (GONE_DB / 10):
+        raise ValueError(f"{owner}: got nothing to separate, expected mono audio; {said}")
+    return [said]
 
 
 def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> None:
@@ -172,39 +225,36 @@ def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> 
         )
     if not samples.isfinite().all():
         raise ValueError(f"{path}: got NaN or infinity to write, expected finite samples")
-    peak = float(samples.abs().max()) if samples.numel() else 0.0
-    if audio_format == "flac" and peak > 1:
-        raise ValueError(f"{path}: got a peak of {peak:.3g}, expected at most 1 in a FLAC; use WAV")
-    frames = samples.detach().cpu().float().numpy().T
-    try:
-        with written_whole(path) as temporary:
-            soundfile.write(
-                temporary, frames, sample_rate, FORMATS[audio_format], format=audio_format.upper()
-            )
-    except soundfile.LibsndfileError as error:
-        reason = error.error_string
-        raise OSError(f"{path}: could not be written ({reason}); check space and rights") from error
+    if audio_format == "flac":
+        check_peak(path, samples)
+    write_whole(path, encoded(samples, sample_rate, audio_format))
 
 
-def audio_files(folder: str | PathLike[str]) -> list[Path]:
-    """The audio files in a folder and all below it, by suffix, in sorted order.
-
-    Args:
-        folder: where to look.
+def encoded(samples: Tensor, sample_rate: int, audio_format: str) -> memoryview:
+    """The bytes of a file of samples ``(time,)`` or ``(channel, time)``.
 
     Raises:
-        ValueError: not a folder, or no audio file in it.
+        ValueError: more channels or another rate than the format can have.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of audio files; no such folder")
-    # A raw file has no header: its rate and sample format are unknown.
-    formats = {name.lower() for name in soundfile.available_formats()} - {"raw"}
-    formats |= {"aif", "flac", "mp3", "ogg", "opus"}
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower()[1:] in formats and p.is_file())
-    if not found:
-        raise ValueError(f"{folder}: got no audio file, expected WAV, FLAC, OGG or MP3 in it")
-    return found
+    content = BytesIO()  # not a file: libsndfile does not notice that a disk is full
+    frames = samples.detach().cpu().float().numpy().T
+    subtype, name = FORMATS[audio_format], audio_format.upper()
+    try:
+        soundfile.write(content, frames, sample_rate, subtype, format=name)
+    except soundfile.LibsndfileError as error:
+        channels = 1 if samples.ndim == 1 else len(samples)
+        raise ValueError(
+            f"format: got {channels} channels at {sample_rate} Hz for {name}, expected what it can "
+            "hold; use wav, or fewer channels"
+        ) from error
+    return content.getbuffer()
+
+
+def check_peak(path: str | PathLike[str], samples: Tensor) -> None:
+    """Raise ValueError where samples are beyond full scale, which ends a FLAC."""
+    peak = float(samples.abs().max()) if samples.numel() else 0.0
+    if peak > 1:
+        raise ValueError(f"{path}: got a peak of {peak:.3g}, expected at most 1 in a FLAC; use WAV")
 
 
 def active_frames(samples: Tensor, time: int, threshold_db: float = -60.0) -> Tensor:

@@ -53,10 +53,17 @@ def audit(
         Nats per audio sample with dims ``(sigma, prior, source)``.
 
     Raises:
-        ValueError: audio of a source without a prior or the other way round.
+        ValueError: audio of a source without a prior or the other way round, or a source without
+            a frame.
     """
     if set(priors) != set(audio):
         raise ValueError(f"audio: got {sorted(audio)}, expected the priors' names {sorted(priors)}")
+    if empty := [name for name, frames in audio.items() if not len(frames)]:
+        raise ValueError(
+            f"audio: got no held-out frame of {audio[empty[0]].shape[-1]} audio samples of "
+            f"{', '.join(empty)} that is not silent, expected one at least; add recordings, or "
+            "audit by shorter frames"
+        )
     if sigmas is None:
         sigmas = known_levels(priors)
     names = list(priors)

@@ -7,32 +7,42 @@ folder, so that each may come from another set. The sets that ship lie in ``pyro
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+from torch import Tensor
 
 from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.files import written_whole
-from pyro_sep.models.family import FAMILIES, build, family_of
+from pyro_sep.data.tracks import check_source_name, check_source_names
+from pyro_sep.files import write_whole
+from pyro_sep.models.family import FAMILIES, NetworkConfig, build, empty_weights, family_of
+from pyro_sep.models.soundness import WEIGHT_MAX, unsound_weight
 from pyro_sep.models.waveform import WaveformConfig
 from pyro_sep.priors import PRIORS, NetworkPrior, WaveformPrior
+from pyro_sep.resampling import check_rate
 
 SHIPPED = Path(__file__).parent / "weights"
 ORACLE = "toy/oracle"
 ORDER_FILE = "priors.json"
 FORMAT = "pyro_sep.{}.1"
 FORMATS = {FORMAT.format(family): family for family in FAMILIES}
+ORDER_BYTES = 1 << 20  # of a priors.json at most
+ASCENTS = 2  # folders that an entry of it may go up: to a neighbour of the set, or of what holds it
 
 
 def save_prior(prior: NetworkPrior, path: Path) -> None:
     """Write a prior's weights and config as one safetensors file, whole or not at all.
 
     Raises:
-        ValueError: a prior without weights.
+        ValueError: a prior without weights or with some that are not finite, a name that a source
+            may not have (:func:`~pyro_sep.data.tracks.check_source_name`).
+        OSError: the file cannot be written.
     """
     config = prior.network.config
     if isinstance(config, WaveformConfig):
@@ -40,42 +50,82 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
             f"prior: got the true prior of {prior.name!r}, expected a trained one; "
             f"it needs no file: load_priors({ORACLE!r})"
         )
+    check_source_name(prior.name)
+    check_source_name(Path(path).stem)
+    check_rate("prior", prior.sample_rate)
+    weights = prior.network.state_dict()
+    _check_sound("prior", weights)
     metadata = {
         "format": FORMAT.format(family_of(config)),
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
         "config": json.dumps(dataclasses.asdict(config)),
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in _state(prior).items()}
-    with written_whole(path) as partial:
-        save_file(tensors, partial, metadata)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+    write_whole(path, save(tensors, metadata))
 
 
 def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
     """Read one prior.
 
+    What a header claims is compared with the tensors in the file before memory is taken for it.
+
     Raises:
-        ValueError: not a safetensors file, or not one of ours.
+        ValueError: not a safetensors file, not one of ours, weights that do not fit their config or
+            are not finite, or a name that a source may not have.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path}: not a readable safetensors file ({error}); train it again or copy it anew"
-        ) from None
-    family = FORMATS.get(metadata.get("format", ""))
+    with _readable(path), safe_open(_file(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        family = FORMATS.get(metadata.get("format", ""))
+        if family is not None:
+            with _foreign(path):
+                config, name, sample_rate = _header(family, metadata)
+                _check_shapes(file, config)
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if family is None:
         raise ValueError(
-            f"{path}: got format {metadata.get('format')!r}, expected one of {', '.join(FORMATS)}; "
-            "train the prior with `pyro-sep train`"
+            f"{path}: got format {metadata.get('format')!r:.80}, expected one of "
+            f"{', '.join(FORMATS)}; train the prior with `pyro-sep train`"
         )
+    _check_sound(path, tensors)
     with _foreign(path):
-        network = build(FAMILIES[family].config(**json.loads(metadata["config"])))
+        network = build(config)
         network.load_state_dict(tensors)
-        name, sample_rate = metadata["name"], int(metadata["sample_rate"])
     return PRIORS[family](network.to(device), name=name, sample_rate=sample_rate)
+
+
+def _file(path: Path) -> Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError("no such file")
+    return path
+
+
+def _header(family: str, metadata: Mapping[str, str]) -> tuple[NetworkConfig, str, int]:
+    """Config, name of the source and sample rate."""
+    config = FAMILIES[family].config(**json.loads(metadata["config"]))
+    name, sample_rate = metadata["name"], int(metadata["sample_rate"])
+    check_source_name(name)
+    check_rate("sample_rate", sample_rate)
+    return config, name, sample_rate
+
+
+def _check_shapes(file: Any, config: NetworkConfig) -> None:
+    """Raise ValueError unless the tensors of a file are those of a config, by name and shape."""
+    wanted = {name: list(weight.shape) for name, weight in empty_weights(config).items()}
+    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if shapes.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{name:.80}: got shape {shapes.get(name)}, expected {wanted.get(name)}"
+            )
+
+
+def _check_sound(owner: object, weights: Mapping[str, Tensor]) -> None:
+    if strange := unsound_weight(weights):
+        raise ValueError(
+            f"{owner}: got NaN, infinity or more than {WEIGHT_MAX:g} in the weights {strange}, "
+            "expected finite ones; train them again with a smaller learning rate"
+        )
 
 
 def load_priors(
@@ -92,28 +142,28 @@ def load_priors(
     Raises:
         ValueError: no such set or folder, a file that is not a prior, differing sample rates.
     """
-    if name_or_folder == ORACLE:
+    name = str(name_or_folder).rstrip("/") or str(name_or_folder)
+    if name == ORACLE:
         return {name: WaveformPrior.of(name).to(device) for name in WAVEFORMS}
-    folder = Path(name_or_folder)
     shipped = {
         path.relative_to(SHIPPED).as_posix(): path
         for path in sorted(SHIPPED.rglob("*"))
         if path.is_dir()
     }
-    folder = shipped.get(str(name_or_folder), folder)  # by name: "." is the working folder
-    if not folder.is_dir():
+    folder = shipped.get(name, Path(name))  # by name: "." is the working folder
+    if not name or not folder.is_dir():
         raise ValueError(
             f"priors: got {str(name_or_folder)!r}, "
             f"expected a shipped set ({', '.join([*shipped, ORACLE])}) or a folder"
         )
-    paths = {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-    if (folder / ORDER_FILE).exists():
-        files = [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
-        paths = {path.stem: path for path in files}
-        if len(paths) < len(files):
-            raise ValueError(
-                f"{folder / ORDER_FILE}: got a source twice, expected one prior of each"
-            )
+    files = _files(folder)
+    paths = {path.stem: path for path in files}
+    if len(paths) < len(files):
+        raise ValueError(f"{folder / ORDER_FILE}: got a source twice, expected one prior of each")
+    try:
+        check_source_names(paths)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
     if not paths:
         raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
     priors = {name: load_prior(path, device) for name, path in paths.items()}
@@ -126,29 +176,60 @@ def load_priors(
 
 
 def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, NetworkPrior]:
-    """Those of a set that are named, separated by commas, in that order.
+    """Those of a set that are named, separated by commas, in that order; spaces do not matter.
 
     Raises:
-        ValueError: a name that the set does not hold.
+        ValueError: a name that the set does not hold, a name twice, or an empty one.
     """
-    chosen = names.split(",")
+    chosen = [name.strip() for name in names.split(",")]
     if missing := [name for name in chosen if name not in priors]:
         raise ValueError(f"sources: got {missing[0]!r}, expected some of {', '.join(priors)}")
+    if twice := [name for name, count in Counter(chosen).items() if count > 1]:
+        raise ValueError(f"sources: got {twice[0]!r} twice, expected each once")
     return {name: priors[name] for name in chosen}
 
 
+def _files(folder: Path) -> list[Path]:
+    """The priors of a set, in its order."""
+    if (folder / ORDER_FILE).exists():
+        return [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
+    paths = sorted(folder.glob("*.safetensors"))
+    return [path for path in paths if not path.name.startswith(".")]  # of systems, not of users
+
+
 def _order(path: Path) -> list[str]:
-    try:
-        names = json.loads(path.read_text())
-    except ValueError:
-        names = None
+    names = None
+    if path.stat().st_size <= ORDER_BYTES:
+        with suppress(ValueError, RecursionError):
+            names = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path}: expected a JSON list of names; write it anew, or delete it")
+    if wrong := [name for name in names if not _is_near(name)]:
+        raise ValueError(
+            f"{path}: got the entry {wrong[0]!r:.80}, expected a path from the folder without "
+            "suffix, such as wavenet/sine or ../wavenet/sine"
+        )
     return names
 
 
-def _state(prior: NetworkPrior) -> dict[str, torch.Tensor]:
-    return prior.network.state_dict()
+def _is_near(entry: str) -> bool:
+    """Whether an entry is a path from the set's folder that goes up a little at most."""
+    path = PurePosixPath(entry)
+    ups = path.parts.count("..")
+    goes_up_first = ".." not in path.parts[ups:]
+    return bool(path.name) and not path.is_absolute() and ups <= ASCENTS and goes_up_first
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what comes of a file that is no safetensors file into one line."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: not a readable safetensors file ({reason}); train it again or copy it anew"
+        ) from None
 
 
 @contextmanager

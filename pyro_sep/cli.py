@@ -1,6 +1,7 @@
 """The command line: train and audit priors, separate recordings, diagnose and evaluate."""
 
 import time as clock
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,9 @@ import typer
 
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig
-from pyro_sep.program import mixing_options, one_of, report, run, torch_device
+from pyro_sep.names import printable
+from pyro_sep.program import Batch, mixing_options, one_of, resumable, run, say, torch_device
+from pyro_sep.resampling import RATES
 
 if TYPE_CHECKING:
     from pyro_sep.data.tracks import Track
@@ -62,12 +65,13 @@ def train(
         float, typer.Option(min=0, help="Frames are made louder or softer by up to so much.")
     ] = TrainConfig.gain_db,
     seed: int = 0,
-    sample_rate: Annotated[int, typer.Option(min=1)] = 16_000,
+    sample_rate: Annotated[int, typer.Option(min=RATES[0], max=RATES[1])] = 16_000,
     musdb: MusdbRoot = None,
     device: str = "cpu",
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
     from pyro_sep.data.source import open_source, training_level
+    from pyro_sep.data.tracks import check_source_name
     from pyro_sep.model_card import save_with_card, train_command
     from pyro_sep.models.family import FAMILIES
     from pyro_sep.models.train import fit, fit_serially
@@ -78,6 +82,9 @@ def train(
     one_of("recipe", recipe, ("conditional", "serial"))
     torch_device(device)
     audio = open_source(source, sample_rate, time, musdb)
+    check_source_name(audio.name)
+    for note in audio.notes:
+        say(note, err=True)
     if score_weight is None:
         score_weight = FLOW_SCORE_WEIGHT if (family, recipe) == ("flow", "conditional") else 0.0
     config = TrainConfig(
@@ -106,7 +113,7 @@ def train(
     for folder, network in networks.items():
         prior = PRIORS[family](network.cpu(), name=audio.name, sample_rate=audio.sample_rate)
         path = save_with_card(folder, prior, source, command, settings, seconds, held_out)
-        typer.echo(f"{path}: prior of {audio.name}, its model card beside it")
+        say(f"{path}: prior of {audio.name}, its model card beside it")
 
 
 @app.command("audit")
@@ -146,7 +153,7 @@ def audit_command(
         for name, spec in specs.items()
     }
     table = audit(loaded, audio, seed=seed, progress=True)
-    typer.echo(format_audit(table))
+    say(format_audit(table))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         save_audit(table, out / "audit.json")
@@ -176,6 +183,10 @@ def separate_command(
     start: Annotated[float, typer.Option(min=0, help="Of an excerpt, in seconds.")] = 0.0,
     duration: Annotated[
         float | None, typer.Option(min=0, help="Of an excerpt, in seconds; to the end by default.")
+    ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(help="Separate one channel, 1, 2, ..., or side, half of 1 less 2; else all."),
     ] = None,
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
@@ -212,19 +223,24 @@ def separate_command(
         float | None,
         typer.Option(help="Seconds evaluated at once: less takes less memory, to the same result."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Separate anew what was separated with these settings.")
+    ] = False,
     device: str = "cpu",
 ) -> None:
     """Separate recordings: DIR/TRACK/STEM.wav, trace.nc, separation.png, summary.json.
 
     Stems have the recording's rate and channels, and add up to it with the residual. A run that was
-    cut off goes on where it was, when it is started again.
+    cut off goes on where it was, when it is started again; what was finished is not done again. No
+    file is overwritten but those of a former run. A file that fails does not stop the others.
     """
     from pyro_sep.audio import FORMATS, load_audio
     from pyro_sep.checkpoints import choose_priors, load_priors
     from pyro_sep.data.tracks import MIXTURE
     from pyro_sep.mixing import are_tones, usual_gains
-    from pyro_sep.outputs import REPORT
-    from pyro_sep.recordings import separate_recording, track_folders
+    from pyro_sep.models.train import CHECKPOINT
+    from pyro_sep.outputs import REPORT, TRACE
+    from pyro_sep.recordings import result_names, separate_recording, track_folders
     from pyro_sep.stems import StemFiles
     from pyro_sep.trace import ESTIMATES
 
@@ -236,7 +252,6 @@ def separate_command(
     if write_draws > draws:
         raise ValueError(f"write-draws: got {write_draws}, expected at most the {draws} of --draws")
     given = mixing_options(gains, noise_scale)
-    folders = track_folders(recordings, out)
     place = torch_device(device)
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
@@ -245,24 +260,27 @@ def separate_command(
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
     rate = next(iter(chosen.values())).sample_rate
     files = StemFiles(audio_format, native, residual, write_draws)
-    failed = False
-    for path, folder in folders.items():
-        try:
-            recording = load_audio(path, rate, start, duration)
+    names = result_names(chosen, files) + [REPORT] * page
+    batch = Batch()
+    for path, folder in track_folders(recordings, out, names, batch.file).items():
+        checkpoint = folder / CHECKPOINT
+        with batch.file(path), resumable(checkpoint):
+            recording = load_audio(path, rate, start, duration, channel)
             for note in recording.notes:
-                typer.echo(f"{path}: {note}", err=True)
-            title = folder.name if path.stem == MIXTURE else path.name
+                say(f"{path}: {note}", err=True)
+            title = folder.name if path.stem.lower() == MIXTURE else path.name
             result, written = separate_recording(
                 recording,
                 chosen,
                 folder,
                 files,
                 place,
+                force=force,
                 absent=absent,
                 estimate=estimate or ("best" if are_tones(chosen) else "mean"),
                 seed=seed,
                 progress=True,
-                attrs={"mixture": title, "notes": list(recording.notes)},
+                attrs={"mixture": printable(title), "notes": list(recording.notes)},
                 chains=chains,
                 explorers=explorers,
                 levels=levels,
@@ -271,17 +289,17 @@ def separate_command(
                 draws=draws,
                 **mixing,
             )
-            typer.echo(f"{folder}: {', '.join(written)}")
-            if result.presence is not None:
+            if result is None:
+                say(f"{folder}: separated before with these settings; --force does it anew")
+            else:
+                say(f"{folder}: {', '.join(written)}")
+            if result is not None and result.presence is not None:
                 pairs = zip(result.names, result.presence.tolist(), strict=True)
                 cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
-                typer.echo(f"probability of presence: {cells}")
-            if page:
-                report_command(folder / "trace.nc", folder / REPORT)
-        except (ValueError, OSError) as error:
-            report(error, path)
-            failed = True
-    if failed:
+                say(f"probability of presence: {cells}")
+            if page and not (result is None and (folder / REPORT).exists()):
+                report_command(folder / TRACE, folder / REPORT)
+    if batch.failed:
         raise typer.Exit(2)
 
 
@@ -296,9 +314,9 @@ def diagnose_command(
     from pyro_sep.trace import load_trace
 
     tree = load_trace(trace)
-    typer.echo(format_diagnosis(diagnose(tree)))
+    say(format_diagnosis(diagnose(tree)))
     if calibration is not None:
-        typer.echo(format_intervals(Calibration.load(calibration), tree))
+        say(format_intervals(Calibration.load(calibration), tree))
 
 
 @app.command("report")
@@ -312,9 +330,11 @@ def report_command(
     from pyro_sep.report import write_report
     from pyro_sep.trace import load_trace
 
+    if out.exists() and out.samefile(trace):
+        raise ValueError(f"{out}: got the trace itself as --out, expected the name of a page")
     known = None if calibration is None else Calibration.load(calibration)
     write_report(load_trace(trace), out, known)
-    typer.echo(f"{out}: open it in a browser")
+    say(f"{out}: open it in a browser")
 
 
 @app.command("calibrate")
@@ -326,22 +346,12 @@ def calibrate_command(
 ) -> None:
     """Learn from separated tracks whose stems are known how far to trust others of the kind."""
     from pyro_sep.conformal import Calibration
-    from pyro_sep.evaluation import with_truth
-    from pyro_sep.trace import load_trace
+    from pyro_sep.evaluation import traces_with_truth
 
-    truth = {track.name: track for track in reference_tracks(musdb, references)}
-    paths = sorted(estimates.rglob("trace.nc"))
-    if unknown := [path for path in paths if path.parent.name not in truth]:
-        raise ValueError(
-            f"{unknown[0]}: got a track without a reference, expected some of {', '.join(truth)}"
-        )
-    if not paths:
-        raise ValueError(f"{estimates}: got no trace.nc in it, expected TRACK/trace.nc")
-    learned = Calibration.of(
-        with_truth(load_trace(path), truth[path.parent.name]) for path in paths
-    )
+    learned = Calibration.of(traces_with_truth(estimates, reference_tracks(musdb, references)))
     learned.save(out)
-    typer.echo(f"{out}: of {len(paths)} mixtures of {', '.join(learned.kind['sources'])}")
+    count, sources = learned.errors.sizes["mixture"], ", ".join(learned.kind["sources"])
+    say(f"{out}: of {count} mixtures of {sources}")
 
 
 @app.command("evaluate")
@@ -359,26 +369,33 @@ def evaluate_command(
 ) -> None:
     """Judge separated tracks whose stems are known: SI-SDR, its improvement, and BSS Eval."""
     from pyro_sep.data.tracks import stems_folder
-    from pyro_sep.evaluation import evaluate, summarise, write_windows
-    from pyro_sep.files import written_whole
-    from pyro_sep.outputs import check_writable
+    from pyro_sep.evaluation import check_references, evaluate, summarise, write_windows
+    from pyro_sep.files import only_run, written_whole
+    from pyro_sep.names import cell
 
-    truth = reference_tracks(musdb, references)
-    judged = evaluate(stems_folder(estimates), truth, stems.split(",") if stems else (), bss_eval)
-    if out is not None:
-        check_writable(out)
-    scores = []
-    for track in judged:
-        typer.echo(f"{track.name}\n{track.table.to_string(float_format='{:.2f}'.format)}")
-        scores.append(track)
-        if out is not None:
-            write_windows(track, out)
-    table, summary = summarise(scores)
-    typer.echo(f"medians\n{summary.to_string(float_format='{:.2f}'.format)}")
-    if out is not None:
-        for name, frame in (("scores", table), ("summary", summary)):
-            with written_whole(out / f"{name}.csv") as partial:
-                frame.to_csv(partial)
+    truth, tracks = reference_tracks(musdb, references), stems_folder(estimates)
+    check_references(tracks, truth)
+    mixed = [name.strip() for name in stems.split(",")] if stems else []
+    batch, scores = Batch(), []
+    with nullcontext() if out is None else only_run(out):
+        for estimate in tracks:
+            with batch.file(Path(estimate.name)):
+                (track,) = evaluate([estimate], truth, mixed, bss_eval)
+                for note in track.notes:
+                    say(f"{track.name}: {note}", err=True)
+                say(f"{track.name}\n{track.table.to_string(float_format='{:.2f}'.format)}")
+                scores.append(track)
+                if out is not None:
+                    write_windows(track, out)
+        if scores:
+            table, summary = summarise(scores)
+            say(f"medians\n{summary.to_string(float_format='{:.2f}'.format)}")
+        if scores and out is not None:
+            for name, frame in (("scores", table), ("summary", summary)):
+                with written_whole(out / f"{name}.csv") as partial:
+                    frame.rename(index=cell).to_csv(partial)
+    if batch.failed:
+        raise typer.Exit(2)
 
 
 def reference_tracks(musdb: Path | None, references: Path | None) -> "list[Track]":

@@ -22,7 +22,6 @@ and the SI-SDR in dB of the mean of these draws, of which a draw tells what it w
 were the truth.
 """
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,6 +32,14 @@ from typing import Any, Self
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from pyro_sep.files import save_json
 from pyro_sep.trace import FINGERPRINT, centroid, estimate_chains, level
@@ -42,6 +49,7 @@ FUNCTIONS = {  # of a source: title, unit and format
     "centroid": ("centroid", "Hz", ".0f"),
     "si_sdr": ("SI-SDR", "dB", ".1f"),
 }
+FILE_BYTES = 1 << 26  # of a file at most: a million mixtures
 SAME = 1e-4  # relative: two machines' log densities of one prior differ by rounding
 
 
@@ -132,21 +140,56 @@ class Calibration:
         Raises:
             ValueError: not such a file.
         """
+        path = Path(path)
         try:
-            content = json.loads(Path(path).read_text())
-            kind, errors = dict(content["kind"]), content["errors"]
-            sources = list(kind["sources"])
-            tables = {
-                name: (("source", "mixture"), [errors[name][source] for source in sources])
-                for name in FUNCTIONS
-            }
-            data = xr.Dataset(tables, {"source": sources}).transpose("mixture", "source")
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: got no readable calibration ({error}); write one with "
-                "`pyro-sep calibrate`"
-            ) from None
-        return cls(kind, data)
+            if path.stat().st_size > FILE_BYTES:
+                raise ValueError(f"it has more than {FILE_BYTES} bytes")
+            content = _Content.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            reason = " ".join(f"{where} {first['msg']}".split())
+            raise ValueError(_unreadable(path, reason)) from None
+        except (OSError, ValueError) as error:
+            raise ValueError(_unreadable(path, str(error))) from None
+        sources = content.kind["sources"]
+        tables = {
+            name: (("source", "mixture"), [content.errors[name][source] for source in sources])
+            for name in FUNCTIONS
+        }
+        data = xr.Dataset(tables, {"source": sources}).transpose("mixture", "source")
+        return cls(content.kind, data)
+
+
+class _Content(BaseModel):
+    """A file of a calibration."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    kind: dict[str, Any]
+    errors: dict[str, dict[str, list[FiniteFloat]]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Raise ValueError unless there is an error of every function, source and mixture."""
+        sources = self.kind.get("sources")
+        if not isinstance(sources, list) or not all(isinstance(name, str) for name in sources):
+            raise ValueError("kind.sources is no list of names")
+        if not sources or len(set(sources)) < len(sources):
+            raise ValueError("kind.sources is empty, or names one twice")
+        if set(self.errors) != set(FUNCTIONS):
+            raise ValueError(f"errors are not those of {', '.join(FUNCTIONS)}")
+        lengths = {len(values) for table in self.errors.values() for values in table.values()}
+        if any(set(table) != set(sources) for table in self.errors.values()):
+            raise ValueError("errors are not those of kind.sources")
+        if len(lengths) > 1 or not min(lengths):
+            raise ValueError("errors are of different numbers of mixtures, or of none")
+        return self
+
+
+def _unreadable(path: Path, reason: str) -> str:
+    return (
+        f"{path}: got no readable calibration ({reason:.300}); write one with `pyro-sep calibrate`"
+    )
 
 
 def format_intervals(
@@ -215,7 +258,7 @@ def kind_of(trace: xr.DataTree) -> dict[str, Any]:
     gains = constant["gains"].values.astype(float)
     try:
         run = {name: attrs[name] for name in ("noise_scale", "constraint", "absent", "estimate")}
-        run |= json.loads(attrs["settings"])
+        run |= _settings(attrs["settings"])
         run |= {name: attrs[name] for name in (f"{FINGERPRINT}{source}" for source in sources)}
     except KeyError as error:
         raise ValueError(
@@ -228,6 +271,17 @@ def kind_of(trace: xr.DataTree) -> dict[str, Any]:
         "samples": posterior.sizes["time"],
         "sample_rate": int(constant["sample_rate"]),
     }
+
+
+def _settings(text: Any) -> dict[str, Any]:
+    """The attribute ``settings`` of a trace."""
+    try:
+        return TypeAdapter(dict[str, Any]).validate_json(text)
+    except ValidationError:
+        raise ValueError(
+            f"trace: got the attribute 'settings' of {text!r:.80}, expected a JSON object; "
+            "separate the mixture again"
+        ) from None
 
 
 def check_kind(wanted: dict[str, Any], got: dict[str, Any]) -> None:

@@ -27,11 +27,22 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio import resample
-from pyro_sep.data.tracks import Audio, Track
+from pyro_sep.data.tracks import (
+    RESIDUAL,
+    Audio,
+    Track,
+    reference_of,
+    stem_name,
+    track_names,
+)
 from pyro_sep.extras import import_extra
 from pyro_sep.files import written_whole
 from pyro_sep.metrics import si_sdr, silent
+from pyro_sep.names import printable
+from pyro_sep.outputs import TRACE
+from pyro_sep.resampling import resample
+from pyro_sep.scanning import files_below
+from pyro_sep.trace import load_trace
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
 SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
@@ -45,6 +56,7 @@ class TrackScores(NamedTuple):
     subset: str
     table: pd.DataFrame  # a row per stem, dB
     bss_eval: str | None  # museval's JSON of the track, with every window
+    notes: tuple[str, ...] = ()  # estimates that were not judged, a line
 
 
 class _Judged(NamedTuple):
@@ -67,7 +79,8 @@ def evaluate(
     """Judge every track that there are estimates of.
 
     Args:
-        estimates: tracks by the references' names.
+        estimates: tracks by the references' names, see
+            :func:`~pyro_sep.data.tracks.reference_of`.
         references: tracks with their stems.
         stems: those that were mixed: improvement is over their sum. If none are named, it is over
             the references' own mixture, and those stems are judged that both know.
@@ -82,13 +95,50 @@ def evaluate(
     """
     remedy = "it and ffmpeg; pip install 'pyro-sep[music]', apt-get install ffmpeg"
     museval = import_extra("museval", "bss-eval", "museval", remedy) if bss_eval else None
-    known = {track.name: track for track in references}
-    if unknown := [track.name for track in estimates if track.name not in known]:
+    check_references(estimates, references)
+    truths = [reference_of(track, references) for track in estimates]
+    return (
+        _score(track, truth, stems, museval)
+        for track, truth in zip(estimates, truths, strict=True)
+        if truth is not None
+    )
+
+
+def check_references(estimates: Sequence[Track], references: Sequence[Track]) -> None:
+    """Raise ValueError, in which they are named, for estimates without a reference."""
+    unknown = [track.name for track in estimates if reference_of(track, references) is None]
+    if unknown:
+        named = ", ".join(repr(name) for name in unknown)
+        known = ", ".join(track.name for track in references)
         raise ValueError(
-            f"estimates: got track {unknown[0]!r} without a reference, expected some of "
-            f"{', '.join(known)}"
+            printable(f"estimates: got track {named} without a reference, expected some of {known}")
         )
-    return (_score(track, known[track.name], stems, museval) for track in estimates)
+
+
+def traces_with_truth(estimates: Path, references: Sequence[Track]) -> Iterator[xr.DataTree]:
+    """Every TRACK/trace.nc below a folder, with the true sources of its track.
+
+    Args:
+        estimates: what ``pyro-sep separate`` wrote.
+        references: tracks with their stems.
+
+    Raises:
+        ValueError: no trace, one without a reference, or as :func:`with_truth`.
+        OSError: a folder that may not be read.
+    """
+    paths = [path for path in files_below(estimates) if path.name == TRACE]
+    if not paths:
+        raise ValueError(f"{printable(estimates)}: got no {TRACE} in it, expected TRACK/{TRACE}")
+    folders = [path.parent for path in paths]
+    named = track_names(folders, estimates)
+    tracks = [Track(named[folder][0], "", {}, path=named[folder][1]) for folder in folders]
+    check_references(tracks, references)
+    truths = [reference_of(track, references) for track in tracks]
+    return (
+        with_truth(load_trace(path), truth)
+        for path, truth in zip(paths, truths, strict=True)
+        if truth is not None
+    )
 
 
 def summarise(scores: Sequence[TrackScores]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -145,17 +195,23 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
 def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any) -> TrackScores:
     judged = _judged(estimate, reference, stems)
     table = _si_sdr_table(judged)
+    known = {RESIDUAL, *reference.stems}
+    unknown = [stem for stem in estimate.stems if stem not in known]
+    said = f"no reference of {', '.join(unknown)}, expected some of {', '.join(reference.stems)}"
+    notes = (printable(said),) if unknown else ()
     if museval is None:
-        return TrackScores(estimate.name, reference.subset, table, None)
+        return TrackScores(estimate.name, reference.subset, table, None, notes)
     store = _bss_eval(museval, estimate.name, judged)
     if store.scores["targets"]:
         windows = store.df.groupby(["target", "metric"])["score"].median().unstack()
         table = table.join(windows[list(BSS_METRICS)])
-    return TrackScores(estimate.name, reference.subset, table, store.json)
+    return TrackScores(estimate.name, reference.subset, table, store.json, notes)
 
 
 def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
-    names = list(stems) or [stem for stem in reference.stems if stem in estimate.stems]
+    names = [stem_name(stem) for stem in stems] or [
+        stem for stem in reference.stems if stem in estimate.stems
+    ]
     if not names:
         raise ValueError(
             f"{estimate.name}: got estimates {', '.join(estimate.stems)}, expected some of "

@@ -1,12 +1,23 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders that one run at a time writes to."""
 
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where what a killed run was writing stays
+    fcntl = None  # type: ignore[assignment]
+
+TEMPORARY = ".pyro-sep-"  # how the name of a file begins that is being written
+LOCK = ".pyro-sep.lock"
 
 
 @contextmanager
@@ -14,8 +25,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
 
     The temporary file lies in the same folder, since a rename is atomic within one file system
-    only, and keeps the suffix, by which many writers choose the format. Whatever ends the block
-    early, an interrupt included, removes it and leaves an older file at ``path`` as it was.
+    only, and keeps the suffix, by which many writers choose the format. Its content is on the disk
+    before it is renamed, so that a power cut leaves the old file or the new one. Whatever ends the
+    block early, an interrupt included, removes it and leaves an older file at ``path`` as it was;
+    what a killed process was writing is removed by the next one that writes to the folder.
 
     Args:
         path: the file to write.
@@ -30,15 +43,111 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    remove_leftovers(path.parent)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with _temporary(path) as temporary:
+            yield temporary
+            _flush(temporary)
+            os.replace(temporary, path)
+            with suppress(OSError):  # not every system can
+                _flush(path.parent)
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"{path}: could not be written ({reason}); check space and rights") from error
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Write bytes, as :func:`written_whole` does."""
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it for this run: another run that wants it fails at once.
+
+    What a killed run was writing there is removed. A folder that was made here and is empty at the
+    end goes again.
+
+    Raises:
+        OSError: the folder cannot be made or written to, or another run holds it.
+    """
+    made = not folder.exists()
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise OSError(
+            f"{folder}: got another run that writes to it now, expected none; wait for its end, or "
+            "give another folder"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{folder}: cannot be written to ({reason}); give another folder") from None
+    try:
+        remove_leftovers(folder)
+        for scratch in folder.glob(f"{TEMPORARY}*/"):
+            shutil.rmtree(scratch)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # before it is let go: who waits for it then takes a new one
+            (folder / LOCK).unlink()
+        lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder; what is being written stays."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError), _opened(path, os.O_RDWR) as descriptor:
+            if _lock(descriptor):
+                path.unlink()
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new file beside ``path``, locked as long as it is being written."""
+    while True:
+        temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
+        with _opened(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as descriptor:
+            if _lock(descriptor) is False or not temporary.exists():
+                continue  # another process took it for a leftover before it was locked
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether a file could be locked; None where the system or the file system has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or what a folder lists, to the disk."""
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.fsync(descriptor)
 
 
 def load_figures(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> list[Any]:

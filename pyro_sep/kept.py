@@ -8,6 +8,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_sep.inference.draws import Draws, Statistics
+from pyro_sep.states import check_like, check_shapes
 from pyro_sep.store import TraceStore
 from pyro_sep.trace import chosen_chains, load_trace
 
@@ -54,7 +55,13 @@ class TraceInMemory:
         return self.blocks
 
     def restore(self, state: list[Any]) -> None:
-        """Go on from what :meth:`state` gave."""
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            ValueError: blocks that differ in more than their number of draws.
+        """
+        for block in state:
+            check_like("draws", _last(block), _last(state[0]))
         self.blocks = state
 
 
@@ -143,8 +150,18 @@ class Kept:
         return {"count": self.count, "sums": self.sums, "traces": traces}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave."""
-        self.count, self.sums = state["count"], state["sums"]
+        """Go on from what :meth:`state` gave.
+
+        Raises:
+            ValueError: a part that does not fit the others.
+        """
+        count, sums = state["count"], state["sums"]
+        check_like("count", count, self.count)
+        if count:
+            shape = tuple(sums["sources"].shape)
+            whole = (len(self.traces), *shape[1:3], self.time)
+            check_shapes("sums", [sums["sources"], sums["lp"]], [whole, shape[:2]])
+        self.count, self.sums = count, sums
         for trace, part in zip(self.traces, state["traces"], strict=True):
             trace.restore(part)
 

@@ -26,22 +26,24 @@ Both go with sigma.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
 from pyro_sep.mixing import NOISE_SCALE, LinearMixing, Mixing, check_count
-from pyro_sep.priors import Priors
+from pyro_sep.priors import Priors, check_priors, device_of
 
 GAIN_RANGE = (0.2, 2.0)
 NOISE_SPREAD = 0.1  # gamma_0, full scale 1: noise 20 dB below full scale is nothing unusual
 MAX_NOISE = 1.0  # full scale
 Infer = Literal["infer"]
+Gains = Sequence[float] | NDArray[Any] | Tensor
 
 
 class LogUniform(dist.TransformedDistribution):
@@ -56,6 +58,11 @@ class LogUniform(dist.TransformedDistribution):
     def support(self) -> constraints.Constraint:
         """The range."""
         return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LogUniform":
+        """The same law over a larger batch."""
+        low, high = (end.expand(Size(batch_shape)) for end in (self.low, self.high))
+        return LogUniform(low, high)
 
 
 @dataclass(frozen=True)
@@ -147,22 +154,21 @@ class LatentMixing(LinearMixing):
         return self
 
 
-def known_mixing(
-    priors: Priors, gains: Sequence[float] | Infer | None, noise_scale: float | Infer
-) -> Mixing:
+def known_mixing(priors: Priors, gains: Gains | Infer | None, noise_scale: float | Infer) -> Mixing:
     """What is known of a mixing, and defaults for the rest: gains are 1/N where None.
 
     Raises:
         ValueError: numbers that do not fit, see :class:`~pyro_sep.mixing.Mixing`; other words than
             "infer".
     """
+    check_priors(priors)
     for name, value in (("gains", gains), ("noise_scale", noise_scale)):
         if isinstance(value, str) and value != "infer":
             raise ValueError(f"{name}: got {value!r}, expected numbers or 'infer'")
     gamma = NOISE_SCALE if isinstance(noise_scale, str) else noise_scale
     if gains is None or isinstance(gains, str):
         return Mixing.mean(len(priors), gamma)
-    mixing = Mixing(tuple(float(gain) for gain in gains), gamma)
+    mixing = Mixing(cast(tuple[float, ...], gains), gamma)
     check_count(priors, mixing)
     return mixing
 
@@ -192,9 +198,7 @@ def start_mixing(
     return LatentMixing(gains, every, infer_gains, infer_noise)
 
 
-def draw_mixing(
-    priors: Priors, gains: Sequence[float] | Infer, noise_scale: float | Infer
-) -> LatentMixing:
+def draw_mixing(priors: Priors, gains: Gains | Infer, noise_scale: float | Infer) -> LatentMixing:
     """Gains and noise in a Pyro model: sites ``gains`` and ``noise_scale`` where to be inferred.
 
     It is the ``mixing`` of :func:`pyro_sep.mixing.model`.
@@ -209,10 +213,13 @@ def draw_mixing(
     """
     known = known_mixing(priors, gains, noise_scale)
     infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
-    a, gamma = torch.tensor(known.gains), torch.tensor(known.noise_scale)
+    a, gamma, spread = (
+        torch.tensor(value, dtype=torch.float32, device=device_of(priors))
+        for value in (known.gains, known.noise_scale, NOISE_SPREAD)
+    )
     if infer_gains:
         low, high = (torch.full_like(a, end) for end in GAIN_RANGE)
         a = pyro.sample("gains", LogUniform(low, high).to_event(1))
     if infer_noise:
-        gamma = pyro.sample("noise_scale", dist.HalfNormal(torch.tensor(NOISE_SPREAD)))
+        gamma = pyro.sample("noise_scale", dist.HalfNormal(spread))
     return LatentMixing(a, gamma, infer_gains, infer_noise)

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import resample
+from pyro_sep.resampling import resample
 
 FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
 BAND = 0.95  # of the lower Nyquist frequency: above, resampling leaves little

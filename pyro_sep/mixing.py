@@ -12,21 +12,27 @@ beyond its end is not heard, and its likelihood does not depend on it.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from pyro.distributions import TorchDistribution
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Size, Tensor
 
+from pyro_sep.arguments import numbers, positive, shown, whole
 from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.priors import Prior, Priors
+from pyro_sep.priors import Prior, Priors, check_priors
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
 NOISE_SCALE = 1e-3
+BATCH = "mixture batch "  # of plates
+SITES = ("mixture", "gains", "noise_scale")  # of the model, besides the sources
 
 
 class LinearMixing(ABC):
@@ -130,22 +136,28 @@ class Mixing(LinearMixing):
     """Known gains and noise of a mixture; the one place that holds them.
 
     Attributes:
-        gains: a_k, one per source.
+        gains: a_k, one per source; any list, array or tensor of numbers becomes a tuple.
         noise_scale: gamma, std of the mixture's own noise.
+
+    Raises:
+        ValueError: gains or noise that are no finite numbers, or 0.
     """
 
     gains: tuple[float, ...]
     noise_scale: float = NOISE_SCALE
 
     def __post_init__(self) -> None:
-        if not self.gains or not all(0 < abs(gain) < float("inf") for gain in self.gains):
-            raise ValueError(f"gains: got {self.gains}, expected a finite number but 0 per source")
-        if not 0 < self.noise_scale < float("inf"):
-            raise ValueError(f"noise_scale: got {self.noise_scale}, expected a positive number")
+        expected = "a finite number but 0 per source"
+        gains = numbers("gains", self.gains, expected)
+        if not gains or 0 in gains:
+            raise ValueError(f"gains: got {gains}, expected {expected}")
+        object.__setattr__(self, "gains", gains)  # whatever type they were given in
+        object.__setattr__(self, "noise_scale", positive("noise_scale", self.noise_scale))
 
     @classmethod
     def mean(cls, count: int, noise_scale: float = NOISE_SCALE) -> "Mixing":
         """The mixture is the mean of ``count`` sources."""
+        count = whole("count", count, "at least one source", 1)
         return cls((1 / count,) * count, noise_scale)
 
     @property
@@ -172,34 +184,72 @@ class Mixing(LinearMixing):
 
 
 def model(
-    mixture: Tensor, priors: Priors, mixing: LinearMixing, sigma: float | None = None
+    mixture: Tensor | None, priors: Priors, mixing: LinearMixing, sigma: float | None = None
 ) -> Tensor:
-    """Pyro model of a mixture ``(time,)``: one site per source, named after it, and ``mixture``.
+    """Pyro model of a mixture: one site per source, named after it, and ``mixture``.
 
     Gains and noise may be latent too: where ``mixing`` is
     :func:`pyro_sep.latent_mixing.draw_mixing`, which has sites of its own.
 
+    Batches are Pyro's: it runs inside of ``pyro.plate``, under ``Predictive(parallel=True)`` and
+    with ``vectorize_particles``. Mixtures of a batch have sources of their own: what of their batch
+    is in no plate yet gets one, named :data:`BATCH` and the number of its axis.
+
     Args:
-        mixture: observed audio ``(time,)``.
+        mixture: observed audio ``(*batch, time)``; None where it is to be drawn, as long as the
+            frame of the priors.
         priors: prior of each source, in the order of the gains.
-        mixing: gains and noise, of one lane.
+        mixing: gains and noise, of one lane or of those of the batch.
         sigma: noise level of the sources; each prior's own where None (its lowest by default), with
             the likelihood's plain ``noise_scale``.
 
     Returns:
-        The sources ``(source, frame)``, as long as their mixture or a little longer.
+        The sources ``(*batch, source, frame)``, as long as their mixture or a little longer.
+
+    Raises:
+        ValueError: priors that are none, or are called as other sites of the model are; another
+            number of gains; a mixture that is no audio.
     """
+    check_priors(priors)
     check_count(priors, mixing)
-    time = mixture.shape[-1]
+    if taken := [name for name in priors if name in SITES]:
+        raise ValueError(
+            f"priors: got a source of the name {taken[0]!r}, which another site of the model has, "
+            "expected another name; rename it"
+        )
+    if mixture is not None and not (isinstance(mixture, Tensor) and mixture.ndim):
+        raise ValueError(
+            f"mixture: got {shown(mixture)}, expected a tensor (..., time), or None to draw it"
+        )
+    time = _drawn_time(priors) if mixture is None else mixture.shape[-1]
     frame = frame_time(priors.values(), time)
     laws = {name: prior.frame(frame) for name, prior in priors.items()}
     if sigma is not None:
         laws = {name: law.condition(sigma) for name, law in laws.items()}
-    sources = torch.stack([pyro.sample(name, law) for name, law in laws.items()])  # type: ignore[arg-type]
-    scale = mixing.scale_at(sigma or 0.0)
-    heard = mixing.mix(sources)[:time]
-    pyro.sample("mixture", dist.Normal(heard, scale).to_event(1), obs=mixture)
+    with _own_plates(Size() if mixture is None else mixture.shape[:-1]):
+        drawn = [pyro.sample(name, law) for name, law in laws.items()]  # type: ignore[arg-type]
+        sources = torch.stack(torch.broadcast_tensors(*drawn), -2)
+        heard = mixing.mix(sources)[..., :time]
+        scale = mixing.scale_at(sigma or 0.0)
+        scale = scale.to(heard.device) if isinstance(scale, Tensor) else scale
+        pyro.sample("mixture", dist.Normal(heard, scale).to_event(1), obs=mixture)
     return sources
+
+
+def _drawn_time(priors: Priors) -> int:
+    """Audio samples of a mixture that nobody has observed: of the shortest prior."""
+    return min(cast(TorchDistribution, prior).event_shape[-1] for prior in priors.values())
+
+
+@contextmanager
+def _own_plates(batch: Size) -> Iterator[None]:
+    """Plates for the axes of a batch that no plate around the model is for."""
+    taken = {getattr(messenger, "dim", None) for messenger in _PYRO_STACK}
+    with ExitStack() as plates:
+        for dim in range(-len(batch), 0):
+            if batch[dim] > 1 and dim not in taken:
+                plates.enter_context(pyro.plate(f"{BATCH}{dim}", batch[dim], dim=dim))
+        yield
 
 
 class Counted:
@@ -236,6 +286,8 @@ def are_tones(names: Collection[str]) -> bool:
 
 def check_count(priors: Priors, mixing: LinearMixing) -> None:
     """Raise ValueError unless there is one gain per prior."""
+    if not isinstance(mixing, LinearMixing):
+        raise ValueError(f"mixing: got {shown(mixing)}, expected Mixing(gains, noise_scale)")
     if len(priors) != mixing.count:
         raise ValueError(
             f"gains: got {mixing.count} for {len(priors)} priors ({', '.join(priors)}); "

@@ -2,21 +2,28 @@
 
 import json
 import math
-import tempfile
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import Any
 
 import xarray as xr
 
+from pyro_sep.audio import FORMATS
 from pyro_sep.data.tracks import DRAWS, Audio
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
+from pyro_sep.inference.checkpoint import DENSITY_ERROR
 from pyro_sep.plots import plot_separation, save_figure
 from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles, stem_files, write_stems
+from pyro_sep.stems import StemFiles, write_stems
 from pyro_sep.trace import best_chain, save_trace
 
+TRACE = "trace.nc"
+PICTURE = "separation.png"
+SUMMARY = "summary.json"
 REPORT = "report.html"  # of a run, written after all else if it is asked for
+RESULTS = (TRACE, PICTURE, SUMMARY, REPORT)
 
 
 def write_separation(
@@ -24,17 +31,19 @@ def write_separation(
     folder: Path,
     files: StemFiles | None = None,
     recording: Audio | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
-    What a former run left in the folder and this one does not write goes: stems and draws of its
-    sources or these, report.html, and no other file. Its summary.json tells that there was one.
+    What a former run left in the folder and this one does not write goes, and no other file: its
+    summary.json tells which files are its own.
 
     Args:
         result: what to write.
         folder: made where it is missing.
         files: which stems, see :mod:`pyro_sep.stems`; a WAV per source where None.
         recording: whose rate and channels they are to have; those of the mixture where None.
+        run: by what the run is known again, see :func:`is_finished`.
 
     Returns:
         Names of what was written, of files and the folder of draws.
@@ -45,10 +54,11 @@ def write_separation(
     """
     folder.mkdir(parents=True, exist_ok=True)
     stems, rate = write_stems(result, folder, files or StemFiles(), recording)
-    save_trace(result.trace, folder / "trace.nc")
-    save_figure(plot_separation(result.trace), folder / "separation.png")
+    save_trace(result.trace, folder / TRACE)
+    save_figure(plot_separation(result.trace), folder / PICTURE)
     agreement = chain_agreement(result.trace)
     mean_lp = result.trace["sample_stats"].to_dataset()["lp"].mean("draw").values
+    written = [*stems, TRACE, PICTURE, SUMMARY]
     summary = {
         "sources": list(result.names),
         "sample_rate": rate,
@@ -57,52 +67,71 @@ def write_separation(
         "r_hat": _by_source(agreement["r_hat"]),
         "ess_bulk": _by_source(agreement["ess_bulk"]),
         "settings": dict(result.trace.attrs),
+        "files": written,
+        "run": dict(run or {}),
     }
     if result.presence is not None:
         summary["presence"] = {
             name: round(float(value), 3)
             for name, value in zip(result.names, result.presence, strict=True)
         }
-    if former := _former_sources(folder):
-        _remove_former(folder, {*result.names, *former}, stems)
-    save_json(summary, folder / "summary.json")
-    written = dict.fromkeys(Path(name).parts[0] for name in stems)
-    return [*written, "trace.nc", "separation.png", "summary.json"]
+    _remove(folder, set(own_files(folder)) - set(written))
+    save_json(summary, folder / SUMMARY)
+    return [*dict.fromkeys(Path(name).parts[0] for name in stems), TRACE, PICTURE, SUMMARY]
 
 
-def _remove_former(folder: Path, names: Collection[str], stems: Sequence[str]) -> None:
-    """Remove the stems of a former run, but for those now written, its draws and its page."""
-    kept = {folder / name for name in stems}
-    for path in (*stem_files(folder, names), folder / REPORT):
-        if path not in kept and path.is_file():
-            path.unlink()
-    draws = folder / DRAWS
-    if draws.is_dir() and not any(draws.iterdir()):
-        draws.rmdir()
+def own_files(folder: Path) -> list[str]:
+    """Names of the files that runs of this package left in a folder, by their summary.json.
 
-
-def _former_sources(folder: Path) -> list[str]:
-    """Those of the summary in a folder; none where there is no such thing."""
-    try:
-        return list(map(str, json.loads((folder / "summary.json").read_text())["sources"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder and try it, before hours are spent on what goes in.
-
-    Raises:
-        OSError: it cannot be made or written to.
+    Only names that results can have: a summary that names others, or that is none, does not make
+    them ours.
     """
+    listed = _summary(folder).get("files")
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        return []
+    stems = [name for name in listed if _is_stem(name)]
+    return [*stems, *RESULTS]
+
+
+def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether a run, known again by these plain values, has left all its files in a folder."""
+    summary = _summary(folder)
+    if not run or not same_run(summary.get("run"), run):
+        return False
+    return all((folder / name).is_file() for name in own_files(folder) if name != REPORT)
+
+
+def same_run(one: Any, other: Any) -> bool:
+    """Whether two runs are known by the same values, floats to rounding."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_run(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=DENSITY_ERROR)
+    return bool(one == other)
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The summary in a folder; nothing where there is no such thing."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(
-            f"{folder}: cannot be written to ({error.strerror}); give another --out"
-        ) from None
+        content = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_stem(name: str) -> bool:
+    path = PurePath(name)
+    inside = path.parts[:-1] in ((), (DRAWS,)) and path.as_posix() == name
+    return inside and path.suffix[1:] in FORMATS
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    """Remove files of a former run, and its folder of draws where that is empty then."""
+    for name in names:
+        if (folder / name).is_file():
+            (folder / name).unlink()
+    with suppress(OSError):  # not there, or something else in it
+        (folder / DRAWS).rmdir()
 
 
 def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:

@@ -1,5 +1,6 @@
 """Pictures of separations, audits and calibrations, drawn without pyplot's global state."""
 
+import warnings
 from os import PathLike
 from typing import Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_sep.calibration import RankTest, coverage_error
 from pyro_sep.files import written_whole
+from pyro_sep.names import literal
 from pyro_sep.trace import estimate_chains
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
@@ -56,7 +58,7 @@ def plot_separation(tree: xr.DataTree) -> Figure:
         _waveforms(axes[k + 1, 0], rate, *curves)
         _band(axes[k + 1, 0], rate, draws[k], f"C{k}")
         _spectra(axes[k + 1, 1], rate, *curves)
-        title = name + _score(draws[k].mean(0), reference)
+        title = literal(name) + _score(draws[k].mean(0), reference)
         axes[k + 1, 0].set_title(title, loc="left", weight="bold", color=f"C{k}")
     for left, right in axes:  # above the right one, where no title is in the way
         handles, labels = left.get_legend_handles_labels()
@@ -196,7 +198,7 @@ def plot_calibration(ranks: xr.DataArray, covered: xr.DataArray, test: RankTest)
             left.plot(points, share - points, marker=".", label=function)
             right.plot(nominal, covered.sel(cell).values, marker="o", label=function)
         left.axhline(0, color="0.5", linewidth=1)
-        left.set_title(name, loc="left", weight="bold")
+        left.set_title(literal(name), loc="left", weight="bold")
         left.set_ylabel("rank ECDF less uniform")
         right.set_ylabel("share of truths inside")
     axes[0, 0].set_xlim(0, 1)
@@ -217,7 +219,8 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a name: a box stands for it
         figure.savefig(temporary, format="png", dpi=150)
 
 
@@ -296,6 +299,6 @@ def _heatmap(ax: Axes, panel: xr.DataArray, norm: SymLogNorm) -> None:
         )
         if priors[row] == sources[column]:
             ax.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, fill=False, lw=2.5))
-    ax.set_xticks(range(len(sources)), sources)
-    ax.set_yticks(range(len(priors)), priors)
+    ax.set_xticks(range(len(sources)), [literal(name) for name in sources])
+    ax.set_yticks(range(len(priors)), [literal(name) for name in priors])
     ax.set(title=f"sigma = {float(panel['sigma']):.3g}", xlabel="source", ylabel="prior")

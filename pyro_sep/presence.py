@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_sep.arguments import number
 from pyro_sep.priors import Prior
 
 ABSENCE = 0.5  # neither is favoured beforehand
@@ -44,14 +45,13 @@ class SpikeAndSlab(TorchDistribution):
     def __init__(
         self, prior: Prior, absence: float = ABSENCE, sigma: float | Tensor | None = None
     ) -> None:
-        if not 0 < absence < 1:
-            raise ValueError(
-                f"absence: got {absence}, expected above 0, below 1; "
-                "where it is known, take the prior itself, or leave the source out"
-            )
+        expected = (
+            "above 0, below 1; where it is known, take the prior itself, or leave the source out"
+        )
+        self.absence = number("absence", absence, expected, 0, 1)
         level = prior.sigmas[0] if sigma is None else sigma
-        self.prior, self.absence = prior.condition(level), absence
-        self.sigma = torch.as_tensor(level)
+        self.prior = prior.condition(level)
+        self.sigma = torch.as_tensor(getattr(self.prior, "sigma", level))
         self.name, self.sample_rate = prior.name, prior.sample_rate
         event_shape = cast(TorchDistribution, prior).event_shape
         super().__init__(self.sigma.shape, event_shape, validate_args=False)

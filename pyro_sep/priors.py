@@ -5,8 +5,10 @@ A prior is conditioned on a noise level: ``prior.condition(sigma)`` is the law o
 log density over the whole event, summed over time, in nats.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Protocol, Self
 
 import torch
@@ -14,13 +16,16 @@ from pyro.distributions import Normal, TorchDistribution, TransformedDistributio
 from torch import Size, Tensor
 from torch.distributions.transforms import Transform
 
+from pyro_sep.arguments import shown, whole
 from pyro_sep.data.toy import SAMPLE_RATE
+from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.waveform import Waveform, WaveformConfig
 from pyro_sep.models.wavenet import WaveNet
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
+MAX_TIME = 2**31 - 1  # audio samples of an event: more than twelve hours of them at 48 kHz
 
 
 class Prior(Protocol):
@@ -52,6 +57,42 @@ class Prior(Protocol):
 
 
 Priors = Mapping[str, Prior]
+ASKED = (*Prior.__annotations__, *(name for name in vars(Prior) if not name.startswith("_")))
+
+
+def check_priors(priors: Any) -> None:
+    """Raise ValueError unless these are priors by source name, of one device and sample rate."""
+    expected = 'priors by source name, as load_priors("toy") gives them'
+    if isinstance(priors, str):
+        raise ValueError(f"priors: got {shown(priors)}, expected {expected}; load them first")
+    if not isinstance(priors, Mapping) or not priors:
+        got = "none" if isinstance(priors, Mapping) else f"a {type(priors).__name__}"
+        raise ValueError(f"priors: got {got}, expected {expected}")
+    for name, prior in priors.items():
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"priors: got the name {shown(name)}, expected {expected}")
+        missing = [part for part in ASKED if not hasattr(prior, part)]
+        if isinstance(prior, type) or missing:
+            raise ValueError(
+                f"priors: got a {type(prior).__name__} for {name!r}, expected {expected}"
+            )
+    if len(devices := {str(device) for device in map(_device, priors.values()) if device}) > 1:
+        raise ValueError(
+            f"priors: got some on {', '.join(sorted(devices))}, expected one device; move them "
+            "with prior.to(device)"
+        )
+    if len(rates := {prior.sample_rate for prior in priors.values()}) > 1:
+        raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
+
+
+def device_of(priors: Priors) -> torch.device | None:
+    """Where the networks of priors are; None where they compute wherever their audio is."""
+    return next(filter(None, map(_device, priors.values())), None)
+
+
+def _device(prior: Prior) -> torch.device | None:
+    sigma = getattr(prior, "sigma", None)
+    return sigma.device if isinstance(sigma, Tensor) else None
 
 
 class NetworkPrior(TorchDistribution):
@@ -68,8 +109,8 @@ class NetworkPrior(TorchDistribution):
         sigma: noise level, scalar or a batch; the lowest known one where None.
 
     Raises:
-        ValueError: sigma outside the range that the network was trained for, no time, or a time
-            that the network cannot take.
+        ValueError: sigma that is no number or outside the range that the network was trained for,
+            no time, or a time that the network cannot take; a name or a rate that is none.
     """
 
     arg_constraints = {"sigma": constraints.nonnegative}  # noqa: RUF012
@@ -85,26 +126,44 @@ class NetworkPrior(TorchDistribution):
         sigma: float | Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self.network = network.requires_grad_(False).eval()
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name: got {shown(name)}, expected what the source is called")
         self.name = name
-        self.sample_rate = sample_rate
-        if time is None:
-            time = -(-DEFAULT_TIME // self.multiple) * self.multiple
-        if time < 1 or time % self.multiple:
-            raise ValueError(
-                f"time: got {time} audio samples, expected a positive multiple of {self.multiple} "
-                f"for the prior of {name!r}; pad or crop"
-            )
-        reference = next(network.parameters())
-        level = self.sigmas[0] if sigma is None else sigma
-        self.sigma = torch.as_tensor(level, dtype=reference.dtype, device=reference.device)
+        self.sample_rate = whole("sample_rate", sample_rate, "a rate in Hz, at least 1", 1)
+        with torch.inference_mode(False):  # what is made in it never takes part in a gradient
+            self.network = _usable(network).requires_grad_(False).eval()
+            self.sigma = self._level(self.sigmas[0] if sigma is None else sigma)
+            self._build(self._time(time), validate_args)
+
+    def _level(self, sigma: Any) -> Tensor:
+        """A noise level as a tensor of the network's type and device."""
+        reference = next(self.network.parameters())
         low, high = self.sigmas
-        if not bool(((self.sigma >= low * 0.9999) & (self.sigma <= high * 1.0001)).all()):
+        try:
+            if sigma is True or sigma is False:
+                raise TypeError
+            level = torch.as_tensor(sigma, dtype=reference.dtype, device=reference.device)
+            known = bool(((level >= low * 0.9999) & (level <= high * 1.0001)).all())
+        except (TypeError, ValueError, RuntimeError):
+            known = False
+        if not known:
+            got = sigma.tolist() if isinstance(sigma, Tensor) and not sigma.is_meta else sigma
             raise ValueError(
-                f"sigma: got {self.sigma.tolist()}, expected {low:g} to {high:g}, "
-                f"the noise levels that the prior of {name!r} was trained for"
+                f"sigma: got {shown(got)}, expected {low:g} to {high:g}, "
+                f"the noise levels that the prior of {self.name!r} was trained for"
             )
-        self._build(time, validate_args)
+        return level.clone() if level.is_inference() else level
+
+    def _time(self, time: Any) -> int:
+        """Audio samples of an event."""
+        multiple = self.multiple
+        if time is None:
+            return -(-DEFAULT_TIME // multiple) * multiple
+        expected = f"a positive multiple of {multiple} for the prior of {self.name!r}; pad or crop"
+        taken = whole("time", time, expected, -MAX_TIME, MAX_TIME)
+        if taken < 1 or taken % multiple:
+            raise ValueError(f"time: got {taken} audio samples, expected {expected}")
+        return taken
 
     def _build(self, time: int, validate_args: bool | None) -> None:
         TorchDistribution.__init__(self, self.sigma.shape, Size((time,)), validate_args)
@@ -168,11 +227,19 @@ class NetworkPrior(TorchDistribution):
         return self._with(sigma=self.sigma.expand(Size(batch_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch."""
+        """Log density in nats, summed over time: ``value.shape[:-1]`` broadcast with the batch.
+
+        It is computed in the network's type of floats, float32 unless it was moved to another,
+        whatever that of the audio, and under ``torch.autocast`` too.
+
+        Raises:
+            ValueError: audio that is no floats, or on another device than the network.
+        """
+        rows, sigma, shape = _rows(value, self.sigma)
         if self._validate_args:
             self._validate_sample(value)
-        rows, sigma, shape = _rows(value, self.sigma)
-        return self.network.log_prob(rows, sigma).reshape(shape)
+        with plain_arithmetic():
+            return self.network.log_prob(rows, sigma).reshape(shape)
 
     @torch.no_grad()
     def misfit(self, value: Tensor) -> Tensor:
@@ -189,8 +256,9 @@ class NetworkPrior(TorchDistribution):
         """
         rows, sigma, shape = _rows(value, self.sigma)
         if isinstance(self.network, Waveform):
-            return torch.full(shape, math.nan, dtype=value.dtype, device=value.device)
-        return self.network.squared_scores(rows, sigma).reshape(shape) / value.shape[-1]
+            return torch.full_like(rows[:, 0], math.nan).reshape(shape)
+        with plain_arithmetic():
+            return self.network.squared_scores(rows, sigma).reshape(shape) / value.shape[-1]
 
     def _with(self, **changes: Any) -> Self:
         kept: dict[str, Any] = {
@@ -213,7 +281,8 @@ class SamplingPrior(NetworkPrior):
         """Draw noisy audio ``sample_shape + batch + (time,)``."""
         shape = self._extended_shape(Size(sample_shape))
         sigma = self.sigma.expand(shape[:-1]).reshape(-1)
-        return self.network.sample(shape[-1], sigma).reshape(shape)
+        with plain_arithmetic():
+            return self.network.sample(shape[-1], sigma).reshape(shape)
 
 
 class WaveNetPrior(SamplingPrior):
@@ -246,8 +315,8 @@ class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
     has_rsample = True
 
     def _build(self, time: int, validate_args: bool | None) -> None:
-        zeros = self.sigma.new_zeros(*self.sigma.shape, time)
-        base = Normal(zeros, torch.ones_like(zeros)).to_event(1)
+        zero, one = (self.sigma.new_tensor(x).expand(*self.sigma.shape, time) for x in (0.0, 1.0))
+        base = Normal(zero, one).to_event(1)
         flow = FlowTransform(self.network, self.sigma)
         TransformedDistribution.__init__(self, base, [flow], validate_args)
 
@@ -303,7 +372,8 @@ class FlowTransform(Transform):
 
     def _run(self, function: Any, value: Tensor) -> tuple[Tensor, Tensor]:
         rows, sigma, shape = _rows(value, self.sigma)
-        outputs, log_det = function(rows, sigma)
+        with plain_arithmetic():
+            outputs, log_det = function(rows, sigma)
         return outputs.reshape(*shape, -1), log_det.reshape(shape)
 
 
@@ -314,10 +384,32 @@ def misfit(prior: Prior, value: Tensor) -> Tensor:
 
 
 def _rows(value: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Size]:
-    """Frames ``(row, time)`` and noise levels ``(row,)``, broadcast, and the shape of the rows."""
+    """Frames ``(row, time)`` and noise levels ``(row,)``, broadcast, and the shape of the rows.
+
+    Frames are cast to the type of the noise levels, which is the network's.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else shown(value)
+        raise ValueError(
+            f"value: got {got}, expected a tensor of floats, full scale 1; make it one with "
+            "torch.as_tensor, and divide integers by their full scale"
+        )
+    if value.device != sigma.device or value.layout != torch.strided:
+        raise ValueError(
+            f"value: got a tensor on {value.device} ({value.layout}), expected a dense one on "
+            f"{sigma.device}, where the prior is; move one of the two with .to(device)"
+        )
+    if value.ndim < 1:
+        raise ValueError("value: got a single number, expected audio (..., time)")
     shape = torch.broadcast_shapes(value.shape[:-1], sigma.shape)
-    rows = value.expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
+    rows = value.to(sigma.dtype).expand(*shape, value.shape[-1]).reshape(-1, value.shape[-1])
     return rows, sigma.expand(shape).reshape(-1), shape
+
+
+def _usable(network: Network | Waveform) -> Network | Waveform:
+    """A network that gradients can pass: a copy where it was made under ``inference_mode``."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network) if any(map(Tensor.is_inference, tensors)) else network
 
 
 #: Priors by the family of their network, :data:`pyro_sep.models.family.FAMILIES`.

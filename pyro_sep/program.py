@@ -4,7 +4,9 @@ Every mistake of a user is one line on standard error and exit code 2; an interr
 """
 
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,6 +14,9 @@ import torch
 import typer
 
 from pyro_sep.models.train import TrainingDivergedError
+from pyro_sep.names import printable
+
+INTERRUPTED = 130  # exit code, also typer's
 
 
 def one_of(option: str, value: str, choices: Collection[str]) -> None:
@@ -24,18 +29,23 @@ def mixing_options(gains: str | None, noise_scale: str | None) -> dict[str, Any]
     """Gains and noise as :func:`~pyro_sep.separation.separate` takes them."""
     mixing: dict[str, Any] = {}
     if gains is not None:
-        mixing["gains"] = gains if gains == "infer" else _numbers("gains", gains)
+        mixing["gains"] = _numbers("gains", gains, "numbers or infer")
     if noise_scale is not None:
-        known = noise_scale != "infer"
-        mixing["noise_scale"] = _numbers("noise_scale", noise_scale)[0] if known else noise_scale
+        scale = _numbers("noise_scale", noise_scale, "a number or infer")
+        if len(scale) > 1 and scale != "infer":
+            raise ValueError(f"noise_scale: got {noise_scale!r}, expected a number or infer")
+        mixing["noise_scale"] = scale if scale == "infer" else scale[0]
     return mixing
 
 
-def _numbers(option: str, value: str) -> list[float]:
+def _numbers(option: str, value: str, expected: str) -> Any:
+    """A list of numbers, or ``"infer"``."""
+    if value.strip() == "infer":
+        return "infer"
     try:
         return [float(part) for part in value.split(",")]
     except ValueError:
-        raise ValueError(f"{option}: got {value!r}, expected numbers or infer") from None
+        raise ValueError(f"{option}: got {value!r}, expected {expected}") from None
 
 
 def torch_device(name: str) -> torch.device:
@@ -57,23 +67,65 @@ def torch_device(name: str) -> torch.device:
 def run(command: Callable[..., None] | typer.Typer) -> NoReturn:
     """Run a command: a mistake is one line and exit code 2, an interrupt 130."""
     program = command if isinstance(command, typer.Typer) else _single(command)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     try:
         program(standalone_mode=True)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    except (ValueError, OSError, TrainingDivergedError) as error:
+    except (ValueError, OSError, MemoryError, TrainingDivergedError) as error:
         report(error)
         sys.exit(2)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            sys.stderr.write("interrupted\n")
+        raise
     sys.exit(0)
 
 
+class Batch:
+    """Many files, of which one that fails does not stop the others."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    @contextmanager
+    def file(self, path: Path) -> Iterator[None]:
+        """What is done with one file; whatever is wrong with it is reported in one line."""
+        try:
+            yield
+        except Exception as error:
+            report(error, path)
+            self.failed = True
+
+
+@contextmanager
+def resumable(checkpoint: Path) -> Iterator[None]:
+    """Say how an interrupted run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "begins again, nothing was kept yet"
+        if checkpoint.exists():
+            kept = f"goes on from {checkpoint}"
+        say(f"\nthe same command {kept}", err=True)
+        raise
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print lines, as text that a terminal does not interpret."""
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
 def report(error: Exception, path: Path | None = None) -> None:
-    """One line, that names the file where an error does not."""
-    line = str(error).splitlines()[0]
-    if path is not None and not line.startswith(str(path)):
-        line = f"{path}: {line}"
-    sys.stderr.write(f"pyro-sep: {line}\n")
+    """One line, that names the file where an error does not, and the error where it is no words."""
+    name = "" if path is None else printable(path)
+    text = str(error) if path is None else str(error).replace(str(path), name)
+    line = next((line for line in text.splitlines() if line.strip()), "no more is known")
+    if not isinstance(error, ValueError | OSError | TrainingDivergedError):
+        line = f"{type(error).__name__}: {line}"
+    if not line.startswith(name):
+        line = f"{name}: {line}"
+    sys.stderr.write(f"pyro-sep: {printable(line)}\n")
 
 
 def _single(command: Callable[..., None]) -> typer.Typer:

@@ -1,47 +1,170 @@
 """From recordings to a folder of results for each."""
 
-from collections.abc import Sequence
+import json
+import os
+import shutil
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyro_sep.audio import Recording
-from pyro_sep.data.tracks import MIXTURE
+from pyro_sep.data.tracks import DRAWS, MIXTURE
+from pyro_sep.files import only_run
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.outputs import check_writable, write_separation
+from pyro_sep.outputs import PICTURE, SUMMARY, TRACE, is_finished, own_files, write_separation
 from pyro_sep.priors import Priors
-from pyro_sep.separation import Separation, check_mixtures, separate
+from pyro_sep.separation import Separation, check_mixtures, fingerprints, separate
 from pyro_sep.stems import StemFiles
 from pyro_sep.streams import STEM_MP4
 
+FLOAT = 4  # bytes
+STATES = 3  # of the draws on the disk at once: two checkpoints, the trace
+MEGABYTE = 1_000_000
 
-def track_folders(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+
+def track_folders(
+    paths: Sequence[Path],
+    out: Path,
+    names: Collection[str] = (),
+    attempt: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+) -> dict[Path, Path]:
     """By file the folder of its results: OUT/TRACK, its name without suffix or .stem.mp4.
 
-    TRACK/mixture.wav, as in musdb18-HQ, is called after its folder.
+    TRACK/mixture.wav, as in musdb18-HQ, is called after its folder, as that is given.
+
+    Args:
+        paths: of all files that are read.
+        out: where the folders go.
+        names: of the files that are going to be written in each.
+        attempt: what is to be done about the errors of a file; they are raised by default.
 
     Raises:
-        ValueError: two files of one name, or a file that lies in the folder of its own results.
+        ValueError: a name that is none of a track, two files of one name, a file that lies in the
+            folder of its own results, or results that would take the place of a file that is read,
+            or that no former run left.
     """
-    tracks: dict[str, Path] = {}
+    folders: dict[Path, Path] = {}
     for path in paths:
-        suffix = STEM_MP4 if path.name.endswith(STEM_MP4) else path.suffix
-        track = path.name.removesuffix(suffix)
-        if track == MIXTURE:
-            track = path.resolve().parent.name
-        if track in tracks:
+        with attempt(path):
+            folder = out / _track(path)
+            if folder.resolve() == path.resolve().parent:
+                raise ValueError(
+                    f"{path}: got it in {folder}, where its results would go, expected another "
+                    "folder than its own; give another --out"
+                )
+            _check_name(path, folder, folders)
+            _check_free(folder, names, paths)
+            folders[path] = folder
+    return folders
+
+
+def _track(path: Path) -> str:
+    suffix = STEM_MP4 if path.name.lower().endswith(STEM_MP4) else path.suffix
+    track = path.name[: len(path.name) - len(suffix)]
+    if track.lower() == MIXTURE:
+        track = Path(os.path.abspath(path)).parent.name or track
+    if not track or track.startswith(".") or track.lower() == DRAWS:
+        raise ValueError(
+            f"{path}: got {track!r} as the track's name, expected one for its folder of results; "
+            "rename the file"
+        )
+    return track
+
+
+def _check_name(path: Path, folder: Path, others: Mapping[Path, Path]) -> None:
+    """Names that differ in case, or in how accents are encoded, are one on some systems."""
+    for other, taken in others.items():
+        if _folded(taken.name) == _folded(folder.name):
             raise ValueError(
-                f"{path}: got a second track {track!r} after {tracks[track]}, expected "
-                "names that differ; rename one, or give it another --out"
+                f"{path}: got a second track {folder.name!r} after {other}, expected names that "
+                "differ; rename one, or give it another --out"
             )
-        if (out / track).resolve() == path.resolve().parent:
+
+
+def _check_free(folder: Path, names: Iterable[str], inputs: Sequence[Path]) -> None:
+    """Raise ValueError where results would take the place of a file that is not of such a run."""
+    ours = {*own_files(folder)}
+    cut_off = (folder / CHECKPOINT).exists()  # a run that was writing them, and goes on
+    inside = {name.partition("/")[0] for name in names if "/" in name}
+    for name in (*names, *inside):
+        path = folder / name
+        if not os.path.lexists(path) or (name in inside and path.is_dir()):
+            continue
+        if any(_is_same(path, other) for other in inputs):
             raise ValueError(
-                f"{path}: got it in {out / track}, where its results would go, expected another "
-                "folder than its own; give another --out"
+                f"{path}: got an input of this command where results would go, expected another "
+                "folder; give another --out"
             )
-        tracks[track] = path
-    return {path: out / track for track, path in tracks.items()}
+        if name not in ours and not cut_off:
+            raise ValueError(
+                f"{path}: got a file that no former run left there, expected none; move it, or "
+                "give another --out"
+            )
+
+
+def result_names(sources: Iterable[str], files: StemFiles) -> list[str]:
+    """Names of the files that :func:`separate_recording` writes."""
+    return [*files.names(sources), TRACE, PICTURE, SUMMARY]
+
+
+def describe_run(
+    recording: Recording,
+    priors: Priors,
+    files: StemFiles,
+    device: torch.device,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """By what a run is known again: all that its results follow from, as plain JSON.
+
+    Args:
+        recording: that is separated.
+        priors: of the sources.
+        files: which stems.
+        device: of the priors.
+        options: of :func:`~pyro_sep.separation.separate`.
+    """
+    audio = sha256(recording.original.contiguous().numpy().data)
+    audio.update(f"{recording.original_rate} {recording.notes}".encode())
+    run = {
+        "version": version("pyro-sep"),
+        "audio": audio.hexdigest(),
+        "options": {key: value for key, value in options.items() if key != "progress"},
+        "files": asdict(files),
+    } | fingerprints(priors, recording.samples[None].to(device))
+    plain: dict[str, Any] = json.loads(json.dumps(run, default=str))
+    return plain
+
+
+def check_space(
+    folder: Path, recording: Recording, sources: int, files: StemFiles, options: Mapping[str, Any]
+) -> None:
+    """Raise OSError where results and checkpoints would not fit on the disk.
+
+    Args:
+        folder: of the results, which is there.
+        recording: that is separated.
+        sources: how many.
+        files: which stems.
+        options: of :func:`~pyro_sep.separation.separate`.
+    """
+    chains, draws = (options.get(key, getattr(Annealing, key)) for key in ("chains", "draws"))
+    drawn = chains * draws * (sources + 1) * recording.samples.numel()
+    stems = (sources * (1 + files.draws) + files.residual) * recording.original.numel()
+    needed, free = FLOAT * (STATES * drawn + stems), shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: got {free / MEGABYTE:.0f} MB of free space, expected "
+            f"{needed / MEGABYTE:.0f} MB; free some, take fewer --draws or chains, or give "
+            "another --out"
+        )
 
 
 def separate_recording(
@@ -50,12 +173,15 @@ def separate_recording(
     folder: Path,
     files: StemFiles,
     device: torch.device,
+    *,
+    force: bool = False,
     **options: Any,
-) -> tuple[Separation, list[str]]:
+) -> tuple[Separation | None, list[str]]:
     """Separate a recording, and write what :func:`write_separation` does.
 
     A run that was cut off goes on where it was: its checkpoint stays in the folder until all is
-    written.
+    written. No other run writes to the folder meanwhile. Where a run of the same audio, priors and
+    options has left all its files, nothing is done.
 
     Args:
         recording: at the priors' rate.
@@ -63,21 +189,37 @@ def separate_recording(
         folder: of the results, made where it is missing.
         files: which stems.
         device: of the priors.
+        force: separate anew what was finished.
         options: of :func:`~pyro_sep.separation.separate`.
 
     Returns:
-        The separation, and the names of what was written.
+        The separation, and the names of what was written; None and nothing if all was there.
 
     Raises:
         ValueError: bad audio or settings.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, has too little space, or another run holds it.
     """
     check_mixtures(recording.samples[None])
-    check_writable(folder)
-    checkpoint = folder / CHECKPOINT
-    samples = recording.samples.to(device)
-    result = separate(samples, priors, checkpoint=checkpoint, **options)
     original = (recording.original, recording.original_rate)
-    written = write_separation(result, folder, files, original)
-    checkpoint.unlink()
+    files.check(original)
+    run, checkpoint = describe_run(recording, priors, files, device, options), folder / CHECKPOINT
+    with only_run(folder):
+        if not force and not checkpoint.exists() and is_finished(folder, run):
+            return None, []
+        check_space(folder, recording, len(priors), files, options)
+        samples = recording.samples.to(device)
+        result = separate(samples, priors, checkpoint=checkpoint, **options)
+        written = write_separation(result, folder, files, original, run)
+        checkpoint.unlink()
     return result, written
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False

@@ -1,31 +1,36 @@
 """One call from a mixture to posterior draws of its sources."""
 
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from hashlib import sha256
 from math import prod
 from os import PathLike
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_sep.arguments import audio, choice, known_options, positive, shown, whole
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Draws
 from pyro_sep.inference.schedules import start_level
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.kept import Kept, Trace, TraceInMemory, TraceOnDisk
-from pyro_sep.latent_mixing import Infer, known_mixing, start_mixing
-from pyro_sep.mixing import NOISE_SCALE, Mixing, frame_time
+from pyro_sep.latent_mixing import Gains, Infer, known_mixing, start_mixing
+from pyro_sep.mixing import NOISE_SCALE, Mixing, check_count, frame_time
+from pyro_sep.models.arithmetic import plain_arithmetic, sampling_arithmetic
 from pyro_sep.posterior import AnnealedPosterior, at_draws
 from pyro_sep.presence import SpikeAndSlab
-from pyro_sep.priors import Prior, Priors, WaveformPrior, misfit
+from pyro_sep.priors import Prior, Priors, WaveformPrior, check_priors, device_of, misfit
 from pyro_sep.store import TraceStore
-from pyro_sep.trace import ESTIMATES, FINGERPRINT, best_chain, build_trace
+from pyro_sep.trace import ESTIMATES, FINGERPRINT, best_chain, build_trace, plain_attrs
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.45  # of the sources' RMS, where they are quiet: below it priors of music know less
@@ -33,6 +38,10 @@ EXACT_NATS = (2.5, 40.0)  # evidence of a frame between which an exact prior cho
 TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
 CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
+MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
+SAID = ("seed", "noise_scale", "constraint", "absent", "estimate", "settings", "gradients")
+POSITIONAL = ("mixtures", "priors", "annealing")
+Audio = ArrayLike | Tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Separation:
     presence: Tensor | None = None
 
 
-def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
+def separate(mixture: Audio, priors: Priors, **options: Any) -> Separation:
     """Separate one mixture ``(time,)``; options are those of :func:`separate_batch`.
 
     ``true_sources`` are ``(source, time)``, and ``store`` is one path in place of ``stores``.
@@ -68,29 +77,36 @@ def separate(mixture: Tensor, priors: Priors, **options: Any) -> Separation:
     Raises:
         ValueError: bad audio or settings, see :func:`separate_batch`.
     """
-    if mixture.dim() != 1:
-        raise ValueError(
-            f"mixture: got shape {tuple(mixture.shape)}, expected (time,); mix down to mono first"
-        )
-    true_sources = options.pop("true_sources", None)
-    if true_sources is not None:
-        true_sources = true_sources[None]
+    known_options(options, (*OPTIONS, "store"))
+    check_priors(priors)
+    mixture = audio("mixture", mixture)
+    if mixture.ndim != 1:
+        remedy = "mix down to mono first, or give separate_batch a mixture a row"
+        if mixture.ndim == 2 and 1 in mixture.shape:
+            remedy = f"give mixture{'[0]' if len(mixture) == 1 else '[:, 0]'}, its one channel"
+        raise ValueError(f"mixture: got shape {tuple(mixture.shape)}, expected (time,); {remedy}")
+    if (truth := options.pop("true_sources", None)) is not None:
+        shape = (len(priors), len(mixture))
+        options["true_sources"] = _true_sources(truth, shape, "(source, time)")[None]
     if (store := options.pop("store", None)) is not None:
+        if options.get("stores") is not None:
+            raise ValueError("store: got stores too, expected one of the two; leave stores out")
         options["stores"] = [store]
-    return separate_batch(mixture[None], priors, true_sources=true_sources, **options)[0]
+    return separate_batch(mixture[None], priors, **options)[0]
 
 
+@sampling_arithmetic()
 def separate_batch(
-    mixtures: Tensor,
+    mixtures: Audio,
     priors: Priors,
     *,
-    gains: Sequence[float] | Infer | None = None,
+    gains: Gains | Infer | None = None,
     noise_scale: float | Infer = NOISE_SCALE,
     constraint: str | None = None,
     absent: str | None = None,
     estimate: str = "best",
     seed: int = 0,
-    true_sources: Tensor | None = None,
+    true_sources: Audio | None = None,
     progress: bool = False,
     attrs: Mapping[str, Any] | None = None,
     checkpoint: str | PathLike[str] | None = None,
@@ -99,8 +115,13 @@ def separate_batch(
 ) -> list[Separation]:
     """Separate mixtures of one length, all chains of all of them at once.
 
+    Audio may be of any type of floats, a list, an array or a tensor: it is taken as float32 on the
+    priors' device, without a gradient. Integers are refused, since their type does not say for sure
+    how far their scale reaches. What the caller has set of torch changes no draw: ``no_grad``,
+    ``inference_mode``, ``autocast``, the default type and device.
+
     Args:
-        mixtures: ``(mixture, time)`` at the priors' sample rate, on the priors' device.
+        mixtures: ``(mixture, time)`` at the priors' sample rate, full scale 1.
         priors: of the sources, by name; :func:`pyro_sep.load_priors`.
         gains: a_k; all 1/N where None, the mixture is then the mean of its sources, silent ones
             included; unknown where "infer", each between 0.2 and 2, see
@@ -128,40 +149,47 @@ def separate_batch(
             defaults; the ladder's ends follow from the frame and the priors.
 
     Raises:
-        ValueError: mixtures that are short, silent or not finite; gains, rates or settings that do
-            not fit; a checkpoint that is damaged or of another run; a store that is none.
+        ValueError: mixtures that are short, silent or not finite; priors, gains, rates or settings
+            that are none or do not fit; an unknown option; a checkpoint that is damaged or of
+            another run; a store that is none.
         OSError: a checkpoint or store that cannot be written.
     """
-    check_mixtures(mixtures)
+    known_options(annealing, OPTIONS)
     mixing = known_mixing(priors, gains, noise_scale)
+    mixtures = audio("mixtures", mixtures, device_of(priors))
+    check_mixtures(mixtures)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
     if constraint is None:
         # experiments/presence.py: 40 mixtures of 40 are right by the likelihood, 3 of 5 if exact.
         constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
-    if constraint not in CONSTRAINTS:
-        raise ValueError(
-            f"constraint: got {constraint!r}, expected one of {', '.join(CONSTRAINTS)}"
-        )
+    constraint = choice("constraint", constraint, CONSTRAINTS)
     if any(inferred) and (constraint == "exact" or stores is not None):
         raise ValueError(
             "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
             "neither; give their numbers"
         )
-    if estimate not in ESTIMATES:
-        raise ValueError(f"estimate: got {estimate!r}, expected one of {', '.join(ESTIMATES)}")
-    if absent not in (None, "infer"):
+    estimate = choice("estimate", estimate, ESTIMATES)
+    if absent is not None and not (isinstance(absent, str) and absent == "infer"):
         raise ValueError(
-            f"absent: got {absent!r}, expected 'infer', or None where all sources are present"
+            f"absent: got {shown(absent)}, expected 'infer', or None where all sources are present"
         )
-    rates = {prior.sample_rate for prior in priors.values()}
-    if len(rates) > 1:
-        raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    _check_ladder(settings, priors)
+    seed = whole("seed", seed, "a whole number from 0 to 2^63 - 1")
+    if true_sources is not None:
+        shape = (len(mixtures), len(priors), mixtures.shape[-1])
+        true_sources = _true_sources(true_sources, shape, "(mixture, source, time)")
+    attrs = _own_attrs(attrs)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if absent else []
     laws: Sequence[Prior] = silenced or tuple(priors.values())
-    torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
-    run = {"seed": seed, "noise_scale": noise_scale, "constraint": constraint, "absent": absent}
-    known = run | {"gains": gains or mixing.gains, "stores": stores is not None} | asdict(settings)
+    run: dict[str, Any] = {
+        "seed": seed,
+        "noise_scale": "infer" if inferred[1] else mixing.noise_scale,
+        "constraint": constraint,
+        "absent": absent,
+    }
+    known = run | {"gains": "infer" if inferred[0] else mixing.gains, "stores": stores is not None}
+    known |= asdict(settings)
     traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
 
     def extras(draws: Draws) -> dict[str, Tensor]:
@@ -175,9 +203,9 @@ def separate_batch(
         own = start_mixing(lanes, priors, mixing, *inferred) if any(inferred) else mixing
         return AnnealedPosterior(lanes, laws, own, constraint == "exact")
 
-    fingerprints = _fingerprints(priors, mixtures)
+    prints = fingerprints(priors, mixtures)
     digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
-    known |= {"mixture": f"{digest} {tuple(mixtures.shape)}"} | fingerprints
+    known |= {"mixture": f"{digest} {tuple(mixtures.shape)}"} | prints
     kept = Kept(traces, estimate, mixtures.shape[-1], extras)
     descent = anneal(
         mixtures,
@@ -185,12 +213,13 @@ def separate_batch(
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         kept,
-        None if checkpoint is None else Checkpoint(checkpoint, known),
+        None if checkpoint is None else Checkpoint(_path("checkpoint", checkpoint), known),
         progress,
     )
     about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
-    root = run | about | fingerprints | dict(attrs or {})
-    rate, results = rates.pop(), zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
+    root = run | about | prints | attrs
+    rate = next(iter(priors.values())).sample_rate
+    results = zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
     return [
         Separation(
             mean["sources"],
@@ -204,15 +233,16 @@ def separate_batch(
     ]
 
 
+@sampling_arithmetic()
 def describe(
-    noisy: Tensor,
-    mixture: Tensor,
+    noisy: Audio,
+    mixture: Audio,
     priors: Priors,
     mixing: Mixing,
     sigma: float,
     *,
     seed: int = 0,
-    true_sources: Tensor | None = None,
+    true_sources: Audio | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> Separation:
     """The separation that draws from elsewhere amount to, such as those of Pyro's own NUTS.
@@ -226,7 +256,27 @@ def describe(
         seed: of the clean draws that go with them.
         true_sources: ``(source, time)`` where known.
         attrs: attributes of the trace.
+
+    Raises:
+        ValueError: audio, priors, gains or numbers that are none or do not fit.
     """
+    check_priors(priors)
+    check_count(priors, mixing)
+    noisy, mixture = (
+        audio(name, value, device_of(priors))
+        for name, value in (("noisy", noisy), ("mixture", mixture))
+    )
+    if mixture.ndim != 1:
+        raise ValueError(f"mixture: got shape {tuple(mixture.shape)}, expected (time,)")
+    frame = frame_time(priors.values(), len(mixture))
+    if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():
+        raise ValueError(
+            f"noisy: got shape {tuple(noisy.shape)}, expected (chain, draw, {len(priors)}, {frame})"
+        )
+    sigma, seed = positive("sigma", sigma), whole("seed", seed, "a whole number from 0 to 2^63 - 1")
+    if true_sources is not None:
+        shape = (len(priors), len(mixture))
+        true_sources = _true_sources(true_sources, shape, "(source, time)")
     lanes = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(lanes), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(lanes, sigma)
@@ -248,12 +298,19 @@ def describe(
         gains=mixing.gains,
         source_names=tuple(priors),
         sample_rate=rate,
-        true_sources=None if true_sources is None else true_sources.cpu(),
-        attrs=attrs or {},
+        true_sources=true_sources,
+        attrs={"noise_scale": mixing.noise_scale, "constraint": "gaussian"} | dict(attrs or {}),
     )
     estimate = means[best_chain(trace)].mean(0)
     shares = mixing.weights(estimate) * estimate
     return Separation(estimate, tuple(priors), rate, trace, shares)
+
+
+#: Options of :func:`separate_batch`, settings of the ladder among them.
+OPTIONS = (
+    *(name for name in inspect.signature(separate_batch).parameters if name not in POSITIONAL),
+    *(field.name for field in fields(Annealing)),
+)
 
 
 def default_ladder(priors: Priors, time: int) -> dict[str, float]:
@@ -295,8 +352,11 @@ def _are_exact(priors: Priors) -> bool:
 
 def check_mixtures(mixtures: Tensor) -> None:
     """Raise ValueError unless mixtures ``(mixture, time)`` can be separated."""
-    if mixtures.dim() != 2:
-        raise ValueError(f"mixtures: got shape {tuple(mixtures.shape)}, expected (mixture, time)")
+    if mixtures.ndim != 2 or not len(mixtures):
+        raise ValueError(
+            f"mixtures: got shape {tuple(mixtures.shape)}, expected (mixture, time), at least one; "
+            "give separate a single one"
+        )
     if mixtures.shape[-1] < MIN_TIME:
         raise ValueError(
             f"mixture: got {mixtures.shape[-1]} audio samples, expected at least {MIN_TIME}; "
@@ -304,8 +364,53 @@ def check_mixtures(mixtures: Tensor) -> None:
         )
     if not bool(mixtures.isfinite().all()):
         raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
-    if bool((mixtures.abs().amax(-1) < 1e-6).any()):
+    peaks = mixtures.abs().amax(-1)
+    if bool((peaks < 1e-6).any()):
         raise ValueError("mixture: got silence, expected audio with sources in it")
+    if bool((peaks > MAX_PEAK).any()):
+        raise ValueError(
+            f"mixture: got a peak of {float(peaks.max()):g}, expected audio of full scale 1; "
+            "divide 16-bit samples by 32768"
+        )
+
+
+def _check_ladder(settings: Annealing, priors: Priors) -> None:
+    """Raise ValueError unless all priors know the noise levels at both ends."""
+    low = max(prior.sigmas[0] for prior in priors.values())
+    high = min(prior.sigmas[1] for prior in priors.values())
+    for name in ("sigma_min", "sigma_max"):
+        sigma = getattr(settings, name)
+        if not low * 0.9999 <= sigma <= high * 1.0001:
+            raise ValueError(
+                f"{name}: got {sigma:g}, expected {low:g} to {high:g}, which all priors know"
+            )
+
+
+def _true_sources(value: Audio, shape: tuple[int, ...], axes: str) -> Tensor:
+    """True sources on the CPU, of that shape."""
+    taken = audio("true_sources", value, torch.device("cpu"))
+    if tuple(taken.shape) != shape:
+        raise ValueError(
+            f"true_sources: got shape {tuple(taken.shape)}, expected {shape}, that is {axes}"
+        )
+    return taken
+
+
+def _own_attrs(attrs: Any) -> dict[str, Any]:
+    """Attributes of the traces that say nothing of how they were made: that they say themselves."""
+    plain = plain_attrs({} if attrs is None else attrs)
+    if taken := [name for name in plain if name in SAID or name.startswith(FINGERPRINT)]:
+        raise ValueError(
+            f"attrs: got {taken[0]!r}, which the trace says of its run itself, expected other "
+            "names; rename it"
+        )
+    return plain
+
+
+def _path(name: str, value: Any) -> Path:
+    if not isinstance(value, str | PathLike) or not str(value) or "\0" in str(value):
+        raise ValueError(f"{name}: got {shown(value)}, expected a path; give where it is to lie")
+    return Path(value)
 
 
 def _traces(
@@ -324,21 +429,27 @@ def _traces(
             gains=mixing.gains,
             source_names=tuple(priors),
             sample_rate=next(iter(priors.values())).sample_rate,
-            true_sources=None if true_sources is None else true_sources[i].cpu(),
+            true_sources=None if true_sources is None else true_sources[i],
         )
         for i, mixture in enumerate(mixtures)
     ]
     if stores is None:
         return [TraceInMemory(build) for build in builds]
-    if len(stores) != len(builds):
-        raise ValueError(f"stores: got {len(stores)} paths, expected {len(builds)}, one a mixture")
+    if isinstance(stores, str | PathLike) or not isinstance(stores, Sequence):
+        raise ValueError(f"stores: got {shown(stores)}, expected a list of paths, one a mixture")
+    paths = [_path("stores", path) for path in stores]
+    if len(paths) != len(builds):
+        raise ValueError(f"stores: got {len(paths)} paths, expected {len(builds)}, one a mixture")
+    if len({path.absolute() for path in paths}) < len(paths):
+        raise ValueError("stores: got a path twice, expected one a mixture; give another")
     return [
         TraceOnDisk(build, TraceStore(path, settings.draws))
-        for build, path in zip(builds, stores, strict=True)
+        for build, path in zip(builds, paths, strict=True)
     ]
 
 
-def _fingerprints(priors: Priors, mixtures: Tensor) -> dict[str, float]:
+@plain_arithmetic()
+def fingerprints(priors: Priors, mixtures: Tensor) -> dict[str, float]:
     """By what priors are known again: what each says of some noise as long as the mixtures."""
     time = frame_time(priors.values(), mixtures.shape[-1])
     noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)

@@ -6,8 +6,9 @@ knows it, which the trace holds. It has the recording's rate and channels, see
 more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio import FORMATS, save_audio
+from pyro_sep.audio import check_peak, encoded, save_audio
 from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.lifting import lift
 from pyro_sep.separation import Separation
@@ -39,6 +40,26 @@ class StemFiles:
     residual: bool = False
     draws: int = 0
 
+    def names(self, sources: Iterable[str]) -> list[str]:
+        """Of the files of these sources, those of draws with their folder."""
+        sources = list(sources)
+        stems = [*sources, RESIDUAL] if self.residual else sources
+        drawn = [draw_name(name, i) for i in range(1, self.draws + 1) for name in sources]
+        return [f"{name}.{self.suffix}" for name in (*stems, *drawn)]
+
+    def check(self, recording: Audio) -> None:
+        """Raise ValueError where a recording, and so its stems, do not fit into such files."""
+        samples, rate = recording
+        if self.native:
+            return
+        encoded(samples[:, :1].clamp(-1, 1), rate, self.suffix)
+        peak = float(samples.abs().max())
+        if self.suffix == "flac" and peak > 1:
+            raise ValueError(
+                f"format: got a recording with a peak of {peak:.3g} for FLAC, which ends at full "
+                "scale, 1, expected wav; use --format wav"
+            )
+
 
 def write_stems(
     result: Separation, folder: Path, files: StemFiles, recording: Audio | None = None
@@ -55,44 +76,49 @@ def write_stems(
         Names of the files, those of draws with their folder, and the stems' rate in Hz.
 
     Raises:
-        ValueError: a FLAC beyond full scale.
+        ValueError: a FLAC beyond full scale; then nothing is written.
         OSError: the folder cannot be written to.
     """
     mixture = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
-    if files.native:
-        recording = None
-    original, rate = recording or (mixture[None], result.sample_rate)
+    recording = None if files.native else recording
+    rate = result.sample_rate if recording is None else recording[1]
+    stems = partial(_stems, result, files, mixture, recording)
+    if files.suffix == "flac":  # all of them are looked at before the first is written
+        for name, samples in stems():
+            check_peak(folder / name, samples)
+    if files.draws:
+        (folder / DRAWS).mkdir(exist_ok=True)
+    written = []
+    for name, samples in stems():
+        save_audio(folder / name, samples, rate)
+        written.append(name)
+    return written, rate
+
+
+def draw_name(source: str, number: int) -> str:
+    """Of a draw of a source, counted from 1: its folder and file, without suffix."""
+    return f"{DRAWS}/{source}_{number:02d}"
+
+
+def _stems(
+    result: Separation, files: StemFiles, mixture: Tensor, recording: Audio | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Names of files and what goes into each, ``(channel, time)``."""
+    original = mixture[None] if recording is None else recording[0]
 
     def as_recorded(shares: Tensor) -> Tensor:
         if recording is None:
             return shares[:, None]
-        return lift(shares, mixture, result.sample_rate, original, rate)
-
-    def write(name: str, samples: Tensor) -> str:
-        file = f"{name}.{files.suffix}"
-        save_audio(folder / file, samples, rate)
-        return file
+        return lift(shares, mixture, result.sample_rate, *recording)
 
     stems = as_recorded(result.shares)
-    written = [write(name, stem) for name, stem in zip(result.names, stems, strict=True)]
+    for name, stem in zip(result.names, stems, strict=True):
+        yield f"{name}.{files.suffix}", stem
     if files.residual:
-        written.append(write(RESIDUAL, original - stems.sum(0)))
-    if files.draws:
-        (folder / DRAWS).mkdir(exist_ok=True)
-        for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
-            for name, stem in zip(result.names, as_recorded(shares), strict=True):
-                written.append(write(f"{DRAWS}/{name}_{i:02d}", stem))
-    return written, rate
-
-
-def stem_files(folder: Path, names: Collection[str]) -> list[Path]:
-    """Files in a folder that :func:`write_stems` writes of such sources, in any format."""
-    stems = [path for path in folder.iterdir() if path.stem in (*names, RESIDUAL)]
-    for path in (folder / DRAWS).glob("*"):
-        name, _, number = path.stem.rpartition("_")
-        if name in names and number.isdecimal():
-            stems.append(path)
-    return [path for path in stems if path.suffix[1:] in FORMATS and path.is_file()]
+        yield f"{RESIDUAL}.{files.suffix}", original - stems.sum(0)
+    for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
+        for name, stem in zip(result.names, as_recorded(shares), strict=True):
+            yield f"{draw_name(name, i)}.{files.suffix}", stem
 
 
 def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:

@@ -5,7 +5,6 @@ no time of day is written.
 """
 
 import json
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -17,9 +16,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_sep.files import written_whole
+from pyro_sep import hdf5, store
+from pyro_sep.files import write_whole
+from pyro_sep.layout import TraceError, check, choose
+from pyro_sep.seals import check_seal, sealed
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
+FORMAT = "trace.1"  # of a netCDF file
 TINY = float(np.finfo(np.float32).tiny)
 ESTIMATES = ("best", "mean")  # of which chains an estimate is the mean: the best one, or all
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
@@ -129,12 +132,12 @@ def build_trace(
     if warmup_stats:
         groups["warmup_sample_stats"] = _stats(warmup_stats, (chain, None))
     tree = xr.DataTree.from_dict(groups)
-    tree.attrs = {**{key: _plain(value) for key, value in attrs.items()}, **_versions()}
+    tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
 
 
 def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
-    """Write a trace as compressed netCDF, whole or not at all.
+    """Write a trace as compressed netCDF with a checksum at its end, whole or not at all.
 
     Args:
         tree: the trace.
@@ -151,12 +154,9 @@ def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
         }
         for node in tree.subtree
     }
-    with written_whole(path) as temporary:
-        # Asked beforehand: where the disk fills up under it, HDF5 ends the whole process.
-        free = shutil.disk_usage(temporary.parent).free
-        if free < tree.nbytes:
-            raise OSError(f"got {free} bytes free, expected {tree.nbytes}")
-        tree.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+    # Into memory first: where the disk fills up under it, HDF5 ends the whole process.
+    content = tree.to_netcdf(engine="h5netcdf", encoding=encoding)
+    write_whole(path, sealed(content, FORMAT))
 
 
 def load_trace(path: str | PathLike[str]) -> xr.DataTree:
@@ -169,47 +169,98 @@ def load_trace(path: str | PathLike[str]) -> xr.DataTree:
 
     Raises:
         FileNotFoundError: no such file or store.
-        ValueError: neither netCDF nor Zarr, damaged, unfinished, or without a posterior.
+        ValueError: neither netCDF nor Zarr, damaged, unfinished, or no trace of this package; one
+            that refers to other files, or claims more memory than a file of its size can hold.
     """
     path = Path(path)
     stored = path.suffix == ".zarr"
     if not (path.is_dir() if stored else path.is_file()):
         raise FileNotFoundError(f"{path}: no such {'store' if stored else 'file'}; check the path")
     try:
-        if stored:
-            tree = xr.open_datatree(path, engine="zarr", consolidated=False)
-        else:
-            with xr.open_datatree(path, engine="h5netcdf") as opened:
-                tree = opened.load()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        tree = _open_store(path) if stored else _read_file(path)
+        check(tree)
+    except TraceError as error:
+        raise ValueError(f"{path}: {error}; separate the mixture again") from error
+    except Exception as error:  # there is no end to what foreign bytes raise
         kind = "Zarr store" if stored else "netCDF file"
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path}: got no readable {kind}, expected a trace; separate the mixture again"
+            f"{path}: got no readable {kind} ({reason:.200}), expected a trace; separate the "
+            "mixture again"
         ) from error
-    if stored and "inference_library" not in tree.attrs:
-        raise ValueError(
-            f"{path}: got a trace that is not finished, expected all draws; run it to its end"
-        )
-    if "posterior" not in tree.children:
-        raise ValueError(
-            f"{path}: got groups {sorted(tree.children)}, expected 'posterior' among them; "
-            "give a trace written by this package"
-        )
     return tree
 
 
+def _read_file(path: Path) -> xr.DataTree:
+    """A netCDF file, in memory."""
+    check_seal(path, FORMAT)  # of damaged files HDF5 may read for ever
+    chosen = choose(hdf5.stored_variables(path), path.stat().st_size)
+    return hdf5.read(path, chosen)
+
+
+def _open_store(path: Path) -> xr.DataTree:
+    """A Zarr store, of which nothing is in memory."""
+    attrs = store.stored_attributes(path)
+    if attrs is None:
+        raise TraceError("got a trace that is not finished, expected all draws")
+    there = store.stored_variables(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    opened = {"/": xr.Dataset(attrs=attrs)}
+    for group, names in choose(there, size).items():
+        others = list(there[group].keys() - names)
+        opened[group] = xr.open_dataset(
+            path, engine="zarr", group=group, consolidated=False, drop_variables=others
+        )
+    return xr.DataTree.from_dict(opened)
+
+
 def to_arviz(tree: xr.DataTree) -> Any:
-    """The trace as ArviZ takes it: the tree itself from 1.0 on, ``InferenceData`` before.
+    """The trace as ArviZ takes it: a ``DataTree`` from 1.0 on, ``InferenceData`` before.
+
+    It has a group more, ``log_likelihood``, for ``arviz.loo`` and ``waic``; see
+    :func:`log_likelihood`. Where sources add up to their mixture exactly (attribute ``constraint``
+    of the trace) there is no likelihood and no such group, and ArviZ says that it misses it.
 
     Args:
         tree: the trace.
     """
+    groups = {path: node.to_dataset(inherit=False) for path, node in tree.subtree_with_keys}
+    likelihood = log_likelihood(tree)
+    if likelihood is not None:
+        groups["log_likelihood"] = likelihood
+    full = xr.DataTree.from_dict(groups)
     if not version("arviz").startswith("0."):
-        return tree
+        return full
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
         import arviz
-    return arviz.InferenceData.from_datatree(tree)
+    return arviz.InferenceData.from_datatree(full)
+
+
+def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
+    r"""Log likelihood of every audio sample of the mixture given every draw, in nats.
+
+    .. math:: \log \mathcal{N}\bigl(m_t; \textstyle\sum_k a_k s_{k,t}, \gamma^2\bigr)
+
+    Draws of clean sources are conditioned on their mixture, so it is higher than the noise alone
+    would have it.
+
+    Args:
+        tree: the trace.
+
+    Returns:
+        ``mixture`` with dims ``(chain, draw, time)``; None where the trace has no noise level, or
+        sources that add up to their mixture exactly.
+    """
+    gamma = tree.attrs.get("noise_scale")
+    if "noise_scale" in tree["posterior"]:
+        gamma = tree["posterior"].to_dataset()["noise_scale"]
+    if tree.attrs.get("constraint") == "exact" or gamma is None or isinstance(gamma, str):
+        return None
+    heard = tree["posterior_predictive"].to_dataset()["mixture"]
+    off = (tree["observed_data"].to_dataset()["mixture"] - heard) / gamma
+    density = -(off**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
+    return density.transpose("chain", "draw", "time").rename("mixture").to_dataset()
 
 
 def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
@@ -285,10 +336,34 @@ def _stats(stats: Mapping[str, ArrayLike], shape: tuple[int | None, ...]) -> xr.
     )
 
 
+def plain_attrs(attrs: Any) -> dict[str, str | int | float]:
+    """Attributes as netCDF stores them; JSON where one is no string or number.
+
+    Raises:
+        ValueError: no mapping of names to values, or a value that JSON cannot hold either.
+    """
+    if not isinstance(attrs, Mapping):
+        raise ValueError(f"attrs: got a {type(attrs).__name__}, expected a mapping of names")
+    plain = {}
+    for name, value in attrs.items():
+        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
+            raise ValueError(f"attrs: got the name {name!r}, expected a word without a slash")
+        try:
+            plain[name] = _plain(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"attrs: got a {type(value).__name__} as {name!r} ({reason}), expected a string, a "
+                "number, or what JSON can hold"
+            ) from None
+    return plain
+
+
 def _plain(value: Any) -> str | int | float:
     """A value that netCDF stores as an attribute; JSON where it is no string or number."""
     value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if whole or isinstance(value, str | float):
         return value
     return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
 

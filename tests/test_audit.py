@@ -196,3 +196,12 @@ def test_audio_must_match_the_priors(names: tuple[str, ...]) -> None:
     audio = {name: torch.zeros(1, 4) for name in names}
     with pytest.raises(ValueError, match=r"expected the priors' names \['loud', 'soft'\]"):
         audit(PRIORS, audio)
+
+
+def test_sources_without_a_frame_are_named() -> None:
+    audio = white_audio() | {"soft": torch.empty(0, TIME)}
+    with pytest.raises(
+        ValueError, match="no held-out frame of 2000 audio samples of soft"
+    ) as caught:
+        audit(PRIORS, audio)
+    assert "\n" not in str(caught.value)

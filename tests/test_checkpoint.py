@@ -8,6 +8,7 @@ import torch
 
 from pyro_sep.inference import checkpoint
 from pyro_sep.inference.checkpoint import Checkpoint
+from pyro_sep.states import save_state
 
 RUN = {"seed": 3, "step_size": 0.7, "gains": (0.5, 0.5), "prior of oboe": -1234.5, "stores": False}
 STATE = {
@@ -89,11 +90,10 @@ def test_a_damaged_file_is_refused(path: Path, case: str) -> None:
 def test_it_is_written_whole_or_not_at_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 
-    def interrupted(content: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def interrupted(temporary: Path, path: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(torch, "save", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Checkpoint(path, RUN).save(STATE)
     assert path.read_bytes() == before
@@ -111,3 +111,23 @@ def test_it_is_due_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert own.due
     own.save(STATE)
     assert not own.due
+
+
+def test_another_version_is_refused(path: Path) -> None:
+    torch.save({"run": RUN, "state": STATE}, path)
+    before = path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"run\.pt: got no readable checkpoint \(it is cut off, dam"
+    ):
+        Checkpoint(path, RUN).load()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"run": RUN}, {"run": None, "state": {}}, {"run": RUN, "state": 3}]
+)
+def test_a_checkpoint_without_its_parts_is_refused(path: Path, content: dict[str, Any]) -> None:
+    save_state(path, checkpoint.KIND, content)
+    with pytest.raises(ValueError, match=r"run\.pt: got no readable checkpoint") as caught:
+        Checkpoint(path, RUN).load()
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,15 @@
 import dataclasses
 import json
+import math
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from networks import HALVES, NESTED, WAVENET, randomise
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pyro_sep import checkpoints
@@ -13,12 +17,13 @@ from pyro_sep.checkpoints import (
     FORMATS,
     ORDER_FILE,
     SHIPPED,
+    choose_priors,
     load_prior,
     load_priors,
     save_prior,
 )
 from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.models.family import FAMILIES, NetworkConfig, build, family_of
+from pyro_sep.models.family import FAMILIES, NetworkConfig, build, empty_weights, family_of
 from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveformPrior, WaveNetPrior
 
 CONFIG = WAVENET
@@ -225,6 +230,193 @@ def test_a_header_that_does_not_fit(folder: Path, changes: dict[str, object]) ->
     one_line(lambda: load_priors(folder), "weights do not fit their config", path)
 
 
+def config(**changes: object) -> dict[str, object]:
+    return {"config": json.dumps(dataclasses.asdict(CONFIG) | changes)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        config(sigma_data="1"),
+        config(sigma_data=1e300),
+        config(sigma_data=float("nan")),
+        config(sigma_data=0),
+        config(sigma_data=True),
+        config(sigma_max=float("inf")),
+        config(sigma_min=[0.1]),
+        config(width=0),
+        config(width=2**40),
+        config(width=8.0),
+        config(width=True),
+        config(layers=10**9),
+        config(blocks=-1),
+        config(hop=2**30),
+        config(past=None),
+        config(spectra=[2**27]),
+        config(spectra=[8] * 10**5),
+        config(spectra=8),
+        config(spectra=["8"]),
+        config(spectra=[8, 8]),
+        config(components=10**30),
+        config(relative="no"),
+        config(head=["gaussians"]),
+        {"config": "[" * 100_000},
+        {"config": '{"width": ' * 100_000},
+        {"config": json.dumps({"width": 8})},
+        {"sample_rate": "0"},
+        {"sample_rate": "-1"},
+        {"sample_rate": "1000000000000"},
+        {"sample_rate": "1e4"},
+        {"sample_rate": "9" * 5_000},
+        {"name": "residual"},
+        {"name": "Mixture"},
+        {"name": "../sine"},
+        {"name": ""},
+        {"name": "a\nb"},
+    ],
+    ids=lambda changes: str(changes)[:60],
+)
+def test_a_header_that_lies(folder: Path, changes: dict[str, object]) -> None:
+    path = folder / "oboe.safetensors"
+    rewrite(path, **changes)
+    started = time.monotonic()
+    one_line(lambda: load_priors(folder), "weights do not fit their config", path)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"flows": 10**9}, {"squeeze": 2**30}, {"kernel": 10**9 + 1}, {"head_reach": 2**40}],
+    ids=str,
+)
+def test_a_header_of_a_flow_that_lies(folder: Path, changes: dict[str, object]) -> None:
+    path = folder / "oboe.safetensors"
+    save_prior(make_prior("oboe", config=NESTED), path)
+    rewrite(path, config=json.dumps(dataclasses.asdict(NESTED) | changes))
+    one_line(lambda: load_priors(folder), "weights do not fit their config", path)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CATEGORICAL, NESTED, HALVES], ids=str)
+def test_empty_weights_are_those_of_a_network(config: NetworkConfig) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    empty, real = empty_weights(config), build(config).state_dict()
+    assert list(empty) == list(real)
+    assert {name: weight.shape for name, weight in empty.items()} == {
+        name: weight.shape for name, weight in real.items()
+    }
+    large = {name for name, weight in real.items() if weight.numel() > 64}
+    assert all(empty[name].is_meta for name in large)
+    torch.set_rng_state(before)
+    empty_weights(config)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
+def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
+    path = folder / "oboe.safetensors"
+    tensors, prior = load_file(path), load_prior(path)
+    tensors["read.bias"][2] = value
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    one_line(lambda: load_priors(folder), r"got NaN, infinity or .* weights read\.bias", path)
+    prior.network.read.bias.data[2] = value
+    before = path.read_bytes()
+    one_line(lambda: save_prior(prior, path), "prior: got NaN, infinity or", Path("read.bias"))
+    assert path.read_bytes() == before
+
+
+def test_a_tensor_of_another_type(folder: Path) -> None:
+    path = folder / "oboe.safetensors"
+    tensors = {name: weight.double() for name, weight in load_file(path).items()}
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, path, metadata)
+    assert load_prior(path).network.read.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "name", ["residual", "RESIDUAL", "Draws", "mixture", "", ".", "..", ".oboe", "a/b", "a\\b"]
+)
+def test_names_that_a_source_may_not_have(tmp_path: Path, name: str) -> None:
+    prior = make_prior("oboe")
+    prior.name = name
+    one_line(
+        lambda: save_prior(prior, tmp_path / "oboe.safetensors"), "source: got the", Path("source")
+    )
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["residual", "Mixture", "draws"])
+def test_files_that_a_source_may_not_have(folder: Path, name: str) -> None:
+    (folder / "oboe.safetensors").rename(folder / f"{name}.safetensors")
+    one_line(lambda: load_priors(folder), rf"source: got the name '{name}'", folder)
+
+
+def test_names_that_differ_in_capitals_alone(folder: Path) -> None:
+    (folder / "oboe.safetensors").rename(folder / "Violin.safetensors")
+    one_line(lambda: load_priors(folder), "differ in more than capitals", folder)
+
+
+@pytest.mark.parametrize("name", ["Ke$ha", "bass guitar", "Süßes", "=1+1", "鼓"])
+def test_names_that_a_source_may_have(tmp_path: Path, name: str) -> None:
+    save_prior(make_prior(name), tmp_path / f"{name}.safetensors")
+    assert list(load_priors(tmp_path)) == [name]
+
+
+def test_what_systems_put_into_a_folder_is_no_prior(folder: Path) -> None:
+    for name in ("._oboe", ".pyro-sep-12"):
+        (folder / f"{name}.safetensors").write_bytes(b"half")
+    assert list(load_priors(folder)) == ["bassoon", "oboe", "violin"]
+
+
+@pytest.mark.parametrize(
+    "entry", ["/etc/passwd", "../../../sine", "a/../b", "..", "", "a\0b", "a/../../../b"]
+)
+def test_entries_that_lead_astray(folder: Path, entry: str) -> None:
+    (folder / ORDER_FILE).write_text(json.dumps(["oboe", entry]))
+    with pytest.raises(ValueError, match=str(folder)) as caught:
+        load_priors(folder)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_list_that_is_deep_or_large(folder: Path) -> None:
+    for content in ("[" * 100_000, json.dumps(["oboe"]) + " " * 2**21):
+        (folder / ORDER_FILE).write_text(content)
+        message = "expected a JSON list of names"
+        one_line(lambda: load_priors(folder), message, folder / ORDER_FILE)
+
+
+def test_a_neighbour_of_a_set(families: Path) -> None:
+    (families / "flow" / ORDER_FILE).write_text('["../wavenet/sine", "saw"]')
+    assert list(load_priors(families / "flow")) == ["sine", "saw"]
+
+
+def test_a_slash_at_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "SHIPPED", folder.parent)
+    for name in (f"{folder.name}/", f"{folder.name}//", Path(folder.name), f"{folder}/"):
+        assert list(load_priors(name)) == ["bassoon", "oboe", "violin"]
+    assert list(load_priors("toy/oracle/")) == list(WAVEFORMS)
+    with pytest.raises(ValueError, match="priors: got '', expected"):
+        load_priors("")
+
+
+def test_some_of_a_set_are_chosen(folder: Path) -> None:
+    priors = load_priors(folder)
+    for names in ("violin,oboe", " violin , oboe", "violin,\toboe "):
+        assert list(choose_priors(priors, names)) == ["violin", "oboe"]
+    for names, message in {
+        "oboe,oboe": "got 'oboe' twice",
+        "oboe, oboe": "got 'oboe' twice",
+        "oboe,": "got '', expected some of",
+        "": "got '', expected some of",
+        "harp": "got 'harp', expected some of",
+    }.items():
+        with pytest.raises(ValueError, match=f"^sources: {message}"):
+            choose_priors(priors, names)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -323,12 +515,11 @@ def test_the_set_that_ships_takes_each_from_a_family() -> None:
 
 
 def test_a_failed_save_leaves_the_older_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(tensors: object, path: Path, metadata: object) -> None:
-        path.write_bytes(b"half")
+    def interrupted(temporary: Path, path: Path) -> None:
         raise KeyboardInterrupt
 
     before = (folder / "oboe.safetensors").read_bytes()
-    monkeypatch.setattr(checkpoints, "save_file", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_prior(make_prior("oboe"), folder / "oboe.safetensors")
     assert (folder / "oboe.safetensors").read_bytes() == before

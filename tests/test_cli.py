@@ -34,6 +34,10 @@ from pyro_sep.trace import load_trace, save_trace
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 BUDGET = ("--levels", "6", "--steps", "2", "--chains", "1", "--explorers", "2")
+QUICK = (
+    *("--levels", "6", "--steps", "1", "--chains", "1", "--explorers", "1"),
+    *("--tournaments", "0", "--draws", "2"),
+)
 FILES = ["saw.wav", "separation.png", "sine.wav", "summary.json", "trace.nc"]
 TINY: dict[str, WaveNetConfig | FloWaveNetConfig] = {
     "wavenet": WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=4),
@@ -289,9 +293,206 @@ def test_many_files_of_many_kinds(call, priors: Path, tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_name(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
-    outcome = call("separate", stereo, stereo, "--priors", priors, "--out", tmp_path / "out")
-    refused(outcome, f"{stereo}: got a second track 'duet' after {stereo}, expected names")
-    assert not (tmp_path / "out").exists()
+    use = ("--priors", priors, *QUICK, "--out", tmp_path / "out")
+    outcome = call("separate", stereo, stereo, *use)
+    assert outcome.code == 2
+    assert f"{stereo}: got a second track 'duet' after {stereo}, expected names" in outcome.err
+    assert os.listdir(tmp_path / "out") == ["duet"]  # the first
+
+
+@pytest.mark.parametrize(
+    "name", ["...wav", "..wav", ".wav", "....stem.mp4", ".stem.mp4", "draws.wav"]
+)
+def test_a_name_that_is_none_of_a_track(
+    call, priors: Path, stereo: Path, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / name).write_bytes(stereo.read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "below" / "out"
+    outcome = call(
+        "separate", tmp_path / "in" / name, stereo, "--priors", priors, *QUICK, "--out", out
+    )
+    assert outcome.code == 2
+    assert f"in/{name}: got " in lines(outcome.err)[0]
+    assert "as the track's name, expected one for its folder" in lines(outcome.err)[0]
+    assert_separated(out / "duet")
+    assert os.listdir(out) == ["duet"]
+    assert (
+        sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(out.parent))
+        == before
+    )
+
+
+def test_a_mixture_is_called_after_its_folder_as_it_is_given(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "store" / "0001").mkdir(parents=True)
+    (tmp_path / "store" / "0001" / "Mixture.wav").write_bytes(stereo.read_bytes())
+    (tmp_path / "Song").symlink_to(tmp_path / "store" / "0001")
+    out = tmp_path / "out"
+    mixture = tmp_path / "Song" / "Mixture.wav"
+    assert call("separate", mixture, "--priors", priors, *QUICK, "--out", out).code == 0
+    assert os.listdir(out) == ["Song"]
+    assert load_trace(out / "Song" / "trace.nc").attrs["mixture"] == "Song"
+
+
+def test_names_that_are_one_on_some_systems(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    for name in ("Song.wav", "song.wav", "caf\u00e9.wav", "cafe\u0301.wav"):
+        (tmp_path / name).write_bytes(stereo.read_bytes())
+    songs = sorted(tmp_path.glob("*.wav"))
+    outcome = call("separate", *songs, "--priors", priors, *QUICK, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert len([line for line in lines(outcome.err) if "a second track" in line]) == 2
+    assert len(os.listdir(tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "foreign", ["sine.wav", "trace.nc", "summary.json", "report.html", "draws"]
+)
+def test_files_of_others_are_not_overwritten(
+    call, priors: Path, stereo: Path, tmp_path: Path, foreign: str
+) -> None:
+    other = tmp_path / "other.wav"
+    other.write_bytes(stereo.read_bytes())
+    out = tmp_path / "out"
+    (out / "duet").mkdir(parents=True)
+    (out / "duet" / foreign).write_text("the user's")
+    options = ("--priors", priors, *QUICK, "--report", "--write-draws", "1", "--out", out)
+    outcome = call("separate", stereo, other, *options)
+    assert outcome.code == 2
+    expected = f"{out / 'duet' / foreign}: got a file that no former run left there"
+    assert expected in lines(outcome.err)[0]
+    assert os.listdir(out / "duet") == [foreign]
+    assert (out / "duet" / foreign).read_text() == "the user's"
+    assert (out / "other" / "summary.json").exists()
+    (out / "duet" / foreign).unlink()
+    assert call("separate", stereo, *options).code == 0
+    assert call("separate", stereo, *options, "--force").code == 0  # its own files are
+
+
+def test_an_input_is_not_overwritten(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    song.write_bytes(stereo.read_bytes())
+    (tmp_path / "song").mkdir()
+    stem = tmp_path / "song" / "sine.wav"
+    stem.write_bytes(stereo.read_bytes())
+    outcome = call("separate", song, stem, "--priors", priors, *QUICK, "--out", tmp_path)
+    assert outcome.code == 2
+    assert "song/sine.wav: got an input of this command where results" in lines(outcome.err)[0]
+    assert stem.read_bytes() == stereo.read_bytes()
+    assert os.listdir(tmp_path / "song") == ["sine.wav"]
+    assert (tmp_path / "sine" / "summary.json").exists()  # the second file's
+
+
+def test_what_is_finished_is_not_separated_again(
+    call, priors: Path, stereo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use = ("separate", stereo, "--priors", priors, *QUICK, "--out", tmp_path)
+    assert call(*use).code == 0
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "duet").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(AnnealedPosterior, "evaluate", None)
+        again = call(*use)
+        assert (again.code, again.out) == (
+            0,
+            f"{tmp_path / 'duet'}: separated before with these settings; --force does it anew\n",
+        )
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "duet").iterdir()} == first
+        assert call(*use, "--report").code == 0  # the page alone is made
+        assert (tmp_path / "duet" / "report.html").exists()
+        for more in (["--force"], ["--seed", "1"], ["--format", "flac"], ["--duration", "0.02"]):
+            assert call(*use, *more).code == 2  # it would be sampled
+    trace = (tmp_path / "duet" / "trace.nc").read_bytes()
+    (tmp_path / "duet" / "saw.wav").unlink()
+    assert call(*use).code == 0
+    assert sorted(os.listdir(tmp_path / "duet")) == FILES
+    assert (tmp_path / "duet" / "trace.nc").read_bytes() == trace
+
+
+def test_other_audio_under_the_same_name_is_separated(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    song, out = tmp_path / "duet.wav", tmp_path / "out"
+    use = ("separate", song, "--priors", priors, *QUICK, "--out", out)
+    song.write_bytes(stereo.read_bytes())
+    assert call(*use).code == 0
+    audio, rate = soundfile.read(stereo)
+    soundfile.write(song, 0.5 * audio, rate)
+    outcome = call(*use)
+    assert outcome.code == 0
+    assert "separated before" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError(), "no more is known"),
+        (ValueError("\n \nreason"), "reason"),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero"),
+        (MemoryError(), "MemoryError: no more is known"),
+        (EOFError(), "EOFError: no more is known"),
+        (RecursionError("deep"), "RecursionError: deep"),
+    ],
+)
+def test_one_file_never_ends_a_batch(
+    call,
+    priors: Path,
+    stereo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    line: str,
+) -> None:
+    other = tmp_path / "other.wav"
+    other.write_bytes(stereo.read_bytes())
+    write = recordings.write_separation
+
+    def fails(result, folder: Path, *arguments):
+        if folder.name == "duet":
+            raise error
+        return write(result, folder, *arguments)
+
+    monkeypatch.setattr(recordings, "write_separation", fails)
+    out = tmp_path / "out"
+    outcome = call("separate", stereo, other, "--priors", priors, *QUICK, "--out", out)
+    assert outcome.code == 2
+    assert f"pyro-sep: {stereo}: {line}" in lines(outcome.err)
+    assert (out / "other" / "summary.json").exists()
+
+
+def test_a_terminal_interprets_no_name(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    song = tmp_path / "a\x1b[31mred\x07.wav"
+    song.write_bytes(stereo.read_bytes())
+    gone = tmp_path / "\x1b]0;title.wav"
+    outcome = call("separate", song, gone, "--priors", priors, *QUICK, "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert r"a\x1b[31mred\x07" in outcome.out
+    assert r"\x1b]0;title.wav: no such file" in outcome.err
+    assert "\x1b[31m" not in outcome.out + outcome.err
+    assert "\x07" not in outcome.out + outcome.err
+
+
+def test_what_does_not_fit_is_known_before_it_is_sampled(
+    call, priors: Path, stereo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnnealedPosterior, "evaluate", None)
+    audio, rate = soundfile.read(stereo)
+    loud = tmp_path / "loud.wav"
+    soundfile.write(loud, 3 * audio, rate, "FLOAT")
+    use = ("--priors", priors, *QUICK, "--out", tmp_path / "out")
+    outcome = call("separate", loud, *use, "--format", "flac")
+    assert lines(outcome.err)[-1] == (
+        f"pyro-sep: {loud}: format: got a recording with a peak of 1.5 for FLAC, which ends at "
+        "full scale, 1, expected wav; use --format wav"
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9_000))
+    outcome = call("separate", stereo, *use)
+    last = lines(outcome.err)[-1]
+    assert last.startswith(f"pyro-sep: {stereo}: {tmp_path / 'out' / 'duet'}: got 0 MB of free")
+    assert not (tmp_path / "out" / "duet").exists()
 
 
 def test_stems_of_choice(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
@@ -618,7 +819,7 @@ def test_a_file_in_the_place_of_the_folder(
     assert lines(outcome.err)[:2] == [f"{stereo}: {note}" for note in NOTES]
     (line,) = lines(outcome.err)[2:]
     assert line.startswith(f"pyro-sep: {stereo}: {out / 'duet'}: cannot be written to (")
-    assert line.endswith("); give another --out")
+    assert line.endswith("); give another folder")
     assert (tmp_path / "file").read_text() == "kept"
     train = call("train", "--source", "toy:sine", "--out", out)
     assert (train.code, len(lines(train.err))) == (2, 1)
@@ -677,8 +878,12 @@ def test_an_interrupt_leaves_nothing_half_written(
         out_text, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in seen + err
+    assert err.decode().splitlines()[-2:] == [
+        "the same command begins again, nothing was kept yet",
+        "interrupted",
+    ]
     assert out_text == b""
-    assert os.listdir(out / "duet") == []
+    assert not (out / "duet").exists()
 
 
 TRAIN = ("train", "--source", "toy:sine", "--batch", "1", "--time", "64", "--seed", "3")
@@ -933,7 +1138,26 @@ def test_evaluate_what_is_not_there(call, tmp_path: Path) -> None:
         refused(call(*arguments, *truth), message)
     soundfile.write(song / "bass.wav", np.full(100, np.nan), 8_000, subtype="FLOAT")
     refused(call(*arguments, *truth), "got NaN or infinity")
-    assert os.listdir(out) == []
+    assert not out.exists()
+
+
+def test_evaluate_goes_on_after_a_bad_track(call, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for place in ("truth", "guess"):
+        for track in ("-good", "bad"):
+            (tmp_path / place / track).mkdir(parents=True)
+            for stem in ("bass", "drums"):
+                audio = 0.1 * generator.standard_normal(8_000)
+                soundfile.write(tmp_path / place / track / f"{stem}.wav", audio, 8_000)
+    (tmp_path / "guess" / "bad" / "bass.wav").write_bytes(b"no audio")
+    truth = ("--references", tmp_path / "truth", "--out", tmp_path / "out")
+    outcome = call("evaluate", tmp_path / "guess", *truth)
+    assert outcome.code == 2
+    (line,) = lines(outcome.err)
+    assert "bad/bass.wav: got no readable audio" in line
+    table = pd.read_csv(tmp_path / "out" / "scores.csv")
+    assert table["track"].unique().tolist() == ["'-good"]  # no formula of a spreadsheet
+    assert table["SI-SDR"].notna().all()
 
 
 @needs_ffmpeg

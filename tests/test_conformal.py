@@ -12,7 +12,15 @@ from scripts import load
 from pyro_sep import load_priors, report
 from pyro_sep.audio import save_audio
 from pyro_sep.cli import main, run
-from pyro_sep.conformal import Calibration, actual, draws_of, expected, format_intervals, kind_of
+from pyro_sep.conformal import (
+    FUNCTIONS,
+    Calibration,
+    actual,
+    draws_of,
+    expected,
+    format_intervals,
+    kind_of,
+)
 from pyro_sep.data.tracks import Track
 from pyro_sep.evaluation import with_truth
 from pyro_sep.metrics import si_sdr
@@ -168,6 +176,77 @@ def test_what_is_written_is_read(calibration: Calibration, tmp_path: Path) -> No
             Calibration.load(path)
 
 
+SOUND = {"kind": {"sources": NAMES}, "errors": {f: {n: [0.5, 1] for n in NAMES} for f in FUNCTIONS}}
+
+
+def with_level(values: Any, name: str = "oboe") -> dict[str, Any]:
+    level = SOUND["errors"]["level"] | {name: values}
+    return SOUND | {"errors": SOUND["errors"] | {"level": level}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        with_level(["1.0", "2.0"]),
+        with_level([None, None]),
+        with_level([float("nan"), 1.0]),
+        with_level([float("inf"), 1.0]),
+        with_level([10**400, 1.0]),
+        with_level([True, 1.0]),
+        with_level([[1.0], [2.0]]),
+        with_level([1.0]),
+        with_level([]),
+        with_level({}),
+        with_level(3),
+        with_level([1.0, 2.0], "harp"),
+        SOUND | {"errors": {**SOUND["errors"], "pitch": SOUND["errors"]["level"]}},
+        SOUND | {"errors": []},
+        SOUND | {"kind": {}},
+        SOUND | {"kind": {"sources": []}},
+        SOUND | {"kind": {"sources": ["oboe", "oboe"]}},
+        SOUND | {"kind": {"sources": [1, 2]}},
+        SOUND | {"kind": {"sources": "oboe"}},
+        SOUND | {"more": 1},
+        [],
+        None,
+        "[" * 100_000,
+        '{"kind": ' * 100_000,
+        '{"kind": {"sources": [' + "[" * 100_000,
+        "",
+    ],
+    ids=lambda content: str(content)[:50],
+)
+def test_a_calibration_that_lies(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(SOUND))
+    assert Calibration.load(path).errors.sizes == {"mixture": 2, "source": 2}
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ValueError, match=r"calibration\.json: got no readable calibration") as got:
+        Calibration.load(path)
+    assert "\n" not in str(got.value)
+    assert len(str(got.value)) < 500 + len(str(path))
+
+
+def test_a_calibration_of_absurd_size_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "calibration.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match="it has more than"):
+        Calibration.load(path)
+    with pytest.raises(ValueError, match="no readable calibration"):
+        Calibration.load(tmp_path)
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", "3", "[" * 100_000])
+def test_settings_of_a_trace_that_are_no_settings(settings: str) -> None:
+    trace = make_trace()
+    trace.attrs["settings"] = settings
+    with pytest.raises(ValueError, match="trace: got the attribute 'settings' of"):
+        kind_of(trace)
+
+
 def test_the_table_names_every_source_and_function(calibration: Calibration) -> None:
     lines = format_intervals(calibration, make_trace(100)).split("\n")
     assert lines[0] == "where 95% of truths lie, by 39 mixtures of the kind:"
@@ -246,7 +325,7 @@ def test_separated_tracks_calibrate(call: Any, calibration: Calibration, tmp_pat
     (tmp_path / "estimates" / "song 2").rename(tmp_path / "estimates" / "tune")
     code, _, err = call(*words, file)
     assert code == 2
-    assert "tune/trace.nc: got a track without a reference" in err
+    assert "got track 'tune' without a reference" in err
     code, _, err = call("calibrate", tmp_path / "true", *words[2:], file)
     assert code == 2
     assert "true: got no trace.nc in it" in err

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from music import excerpt, needs_ffmpeg
 from torch import Tensor
 
 from pyro_sep.data.musdb import STEMS, musdb_tracks
-from pyro_sep.data.tracks import MIXTURE, Track
-from pyro_sep.evaluation import evaluate, summarise, write_windows
+from pyro_sep.data.tracks import MIXTURE, Track, stems_folder
+from pyro_sep.evaluation import evaluate, summarise, traces_with_truth, write_windows
 from pyro_sep.metrics import si_sdr
 
 RATE, TIME = 8_000, 12_000
@@ -182,3 +183,52 @@ def test_what_does_not_fit(sounds: Tensor, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "museval", None)
     with pytest.raises(ValueError, match=r"^bss-eval: got no museval .* pip install 'pyro-sep\[mu"):
         evaluate([truth], [truth], bss_eval=True)
+
+
+def test_tracks_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    def tree(root: str, *albums: str) -> list[Track]:
+        for album in albums:
+            rng = np.random.default_rng(ord(album))
+            for stem in ("bass", "Drums"):
+                path = tmp_path / root / album / "song" / f"{stem}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, 0.1 * rng.standard_normal(RATE), RATE, subtype="FLOAT")
+        return stems_folder(tmp_path / root)
+
+    known, one = tree("known", "a", "b"), tree("one", "b")
+    (scores,) = evaluate(one, known)
+    assert scores.table["SI-SDR"].min() > 100
+    table, summary = summarise(list(evaluate(tree("both", "a", "b"), known)))
+    assert sorted(set(table.index.get_level_values("track"))) == ["a/song", "b/song"]
+    assert summary["tracks"].tolist() == [2, 2]
+    with pytest.raises(ValueError, match="got track 'b/song' without a reference, expected"):
+        evaluate(known, tree("first", "a"))
+    for scores in evaluate(known, known):
+        write_windows(scores._replace(bss_eval="{}"), tmp_path / "out")
+    written = sorted(
+        path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.json")
+    )
+    assert [path.as_posix() for path in written] == ["test/a/song.json", "test/b/song.json"]
+
+
+def test_estimates_without_a_reference_are_named(sounds: Tensor) -> None:
+    bass, drums, *_ = sounds
+    truth = [track("song", bass=bass, drums=drums)]
+    with pytest.raises(ValueError, match="got track 'one', 'two' without a reference"):
+        evaluate([track("one", bass=bass), track("song", bass=bass), track("two")], truth)
+    (scores,) = evaluate([track("song", bass=bass, flute=drums, residual=drums)], truth)
+    assert scores.notes == ("no reference of flute, expected some of bass, drums",)
+    (scores,) = evaluate([track("song", bass=bass, residual=drums)], truth, ["Bass"])
+    assert scores.notes == ()
+
+
+def test_traces_find_their_tracks(tmp_path: Path) -> None:
+    for name in ("a/song", "._junk", "b/song", "other"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "trace.nc").touch()
+    truth = [track("a/song"), track("b/song")]
+    with pytest.raises(ValueError, match="got track 'other' without a reference, expected some"):
+        traces_with_truth(tmp_path / "out", truth)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty: got no trace\.nc in it"):
+        traces_with_truth(tmp_path / "empty", truth)

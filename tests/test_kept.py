@@ -17,6 +17,7 @@ from pyro_sep.inference import checkpoint
 from pyro_sep.inference.draws import Draws
 from pyro_sep.kept import Kept, TraceInMemory, TraceOnDisk
 from pyro_sep.separation import Separation, default_ladder, separate_batch
+from pyro_sep.states import load_state, save_state
 from pyro_sep.trace import load_trace
 
 BUDGET: dict[str, Any] = {"levels": 6, "steps": 3, "chains": 2, "draws": 25, "thin": 1}
@@ -203,6 +204,53 @@ def test_another_run_is_refused(
     with pytest.raises(ValueError, match=rf"run\.pt: got the checkpoint of a run of {said}") as got:
         separate(audio, priors, **(use | change))
     assert "\n" not in str(got.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("walk", None),
+        ("walk stage", 999),
+        ("walk stage", -1),
+        ("walk drawn", 26),
+        ("walk explorers", 0),
+        ("walk step_size", math.nan),
+        ("walk step_size", "long"),
+        ("walk lanes", torch.tensor([0, 99])),
+        ("walk lanes", torch.zeros(2)),
+        ("walk position", torch.zeros(2, 2, 5)),
+        ("walk position", torch.zeros(2, 2, 300, dtype=torch.float64)),
+        ("walk shares", None),
+        ("walk generator", torch.zeros(5, dtype=torch.uint8)),
+        ("walk history", [torch.zeros(2, 2)] * 6),
+        ("walk history", []),
+        ("walk drawing", [torch.zeros(1)] * 5),
+        ("walk target", {"gains": torch.zeros(2)}),
+        ("sink", {}),
+        ("sink count", "25"),
+        ("sink sums", {"sources": torch.zeros(1, 2, 2, 7), "lp": torch.zeros(1, 2)}),
+        ("sink traces", []),
+        ("sink traces", [[{"sources": 3}]]),
+        ("sink traces", [3]),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_what_it_should_be(
+    gaussian_priors: Any, tmp_path: Path, place: str, value: Any
+) -> None:
+    path, priors = tmp_path / "run.pt", gaussian_priors(0.5, 0.3)
+    separate(mixture(), priors, checkpoint=path, **BUDGET)
+    content = load_state(path, checkpoint.KIND)
+    part, (*outer, last) = content["state"], place.split()
+    for name in outer:
+        part = part[name]
+    part[last] = value
+    save_state(path, checkpoint.KIND, content)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"run\.pt: got no readable checkpoint \(") as caught:
+        separate(mixture(), priors, checkpoint=path, **BUDGET)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
 
 
 PEAK = """

@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,10 +19,14 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_sep.inference.kernel import LangevinKernel
+from pyro_sep.inference.kernel import LangevinKernel, Point
 from pyro_sep.inference.langevin import SGLD
-from pyro_sep.inference.mala import MALA
+from pyro_sep.inference.mala import MALA, mala_step
 from pyro_sep.inference.preconditioned import PreconditionedSGLD
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
+    import arviz
 
 Make = Callable[..., MCMCKernel]
 OURS: dict[str, Make] = {
@@ -142,7 +147,8 @@ def test_two_chains_one_after_another(one_after_another: None, make: Make) -> No
 def test_the_statistics_of_every_draw(one_after_another: None, make: Make) -> None:
     mcmc = run(make(mixed_model), 10, 5, num_chains=2)
     draws, found = mcmc.get_samples(group_by_chain=True), mcmc.diagnostics()
-    names = ["lp", "step_size", "diverging", *(["acceptance_rate"] if make is MALA else [])]
+    names = ["lp", "step_size", "diverging"]
+    names += ["acceptance_rate", "energy"] if make is MALA else []
     for chain in (0, 1):
         statistics = {name: found[name][f"chain {chain}"] for name in names}
         assert json.loads(json.dumps(statistics)) == statistics
@@ -154,7 +160,8 @@ def test_the_statistics_of_every_draw(one_after_another: None, make: Make) -> No
             law = poutine.trace(poutine.condition(mixed_model, sites)).get_trace()
             log_jacobian = sites["scale"].log()  # of scale = exp(z)
             assert lp == pytest.approx(float(law.log_prob_sum() + log_jacobian), abs=1e-4)
-    assert found.keys() == {"scale", "weights", "divergences", "step size", *names}
+    told = {"divergences", "warmup divergences", "step size"}
+    assert found.keys() == {"scale", "weights", *told, *names}
 
 
 @each_of_ours
@@ -165,6 +172,7 @@ def test_setup_resets_everything(make: Make) -> None:
         pyro.set_rng_seed(2)
         kernel.setup(warmup)
         assert kernel.diagnostics()["divergences"] == []
+        assert kernel.diagnostics()["warmup divergences"] == []
         assert "lp" not in kernel.diagnostics()
         params = kernel.initial_params
         for _ in range(30):
@@ -173,6 +181,11 @@ def test_setup_resets_everything(make: Make) -> None:
     assert chains[0][1]["divergences"]
     assert chains[0] == chains[1]
     assert [len(found["lp"]) for _, found in chains] == [15, 15, 30]
+    if make is OURS["SGLD"]:  # does the same in warm-up and after
+        split, whole = chains[0][1], chains[2][1]
+        after = [15 + draw for draw in split["divergences"]]
+        assert split["warmup divergences"] + after == whole["divergences"]
+        assert whole["warmup divergences"] == []
 
 
 @each_of_ours
@@ -202,8 +215,7 @@ def test_a_step_to_where_there_is_no_gradient_is_a_divergence(make: Make) -> Non
     assert (draws <= 0.5).all()
     diverging = np.array(found["diverging"]["chain 0"])
     assert 5 < diverging.sum() < 250
-    after = [step - 50 for step in found["divergences"]["chain 0"] if step >= 50]
-    assert after == diverging.nonzero()[0].tolist()
+    assert found["divergences"]["chain 0"] == diverging.nonzero()[0].tolist()
     stayed = (draws[1:] == draws[:-1]).numpy()
     assert stayed[diverging[1:]].all()
     if make is MALA:
@@ -212,6 +224,98 @@ def test_a_step_to_where_there_is_no_gradient_is_a_divergence(make: Make) -> Non
         assert (rate[~diverging] > 0).all()
     else:
         assert (stayed == diverging[1:]).all()
+
+
+@each_of_ours
+@pytest.mark.parametrize("warmup", [0, 1, 50])
+def test_arviz_marks_the_draws_that_diverged(
+    one_after_another: None, make: Make, warmup: int
+) -> None:
+    kernel = make(edge_model, init_strategy=init_to_value(values={"x": torch.tensor(0.3)}))
+    mcmc = run(kernel, 60, warmup, num_chains=2)
+    data, found = arviz.from_pyro(mcmc, log_likelihood=False), mcmc.diagnostics()
+    true = [found["diverging"][f"chain {chain}"] for chain in (0, 1)]
+    assert data.sample_stats["diverging"].values.tolist() == true
+    assert np.sum(true) > 5
+
+
+def test_the_energy_of_mala_is_that_of_a_leapfrog_step(one_after_another: None) -> None:
+    mcmc = run(MALA(conjugate_model), 400, 200, num_chains=2)
+    found = mcmc.diagnostics()
+    data = arviz.from_pyro(mcmc, log_likelihood=False)
+    data.sample_stats["energy"] = (("chain", "draw"), list(found["energy"].values()))
+    kinetic = data.sample_stats["energy"].values + list(found["lp"].values())
+    # |p|^2 / 2 of ten standard normal momenta: a Gamma law of mean and variance 5.
+    assert (kinetic >= 0).all()
+    assert abs(kinetic.mean() - 5) < 4.5 * math.sqrt(5 / kinetic.size)
+    assert kinetic.var() == pytest.approx(5, rel=0.4)
+    assert ((arviz.bfmi(data) > 0.3) & (arviz.bfmi(data) < 2)).all()
+
+
+def test_the_energy_of_a_step_says_how_likely_it_was_taken() -> None:
+    """The acceptance is exp(H - H'): of a step that is taken H' is the energy."""
+
+    def evaluated(params: dict[str, Tensor]) -> Point:
+        x = params["x"]
+        return Point(params, x.square().sum(-1) ** 2, {"x": 4 * x * x.square().sum(-1)[:, None]})
+
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2_000, 3, generator=generator, dtype=torch.float64)
+    before = evaluated({"x": start})
+    noise = torch.empty_like(start).normal_(generator=generator.clone_state())
+    h = math.sqrt(2 * 0.02)
+    half = noise - h / 2 * before.gradient["x"]
+    proposed = evaluated({"x": start + h * half})
+    momentum = half - h / 2 * proposed.gradient["x"]
+    first = before.potential + noise.square().sum(-1) / 2
+    last = proposed.potential + momentum.square().sum(-1) / 2
+    after, info = mala_step(before, evaluated, h**2 / 2, generator)
+    taken = (after.params["x"] != start).any(-1)
+    assert 100 < taken.sum() < 1_990
+    assert torch.allclose(info.energy, torch.where(taken, last, first))
+    assert torch.allclose(info.acceptance_rate, (first - last).exp().clamp(max=1))
+
+
+WRONG = [True, "0.1", math.nan, math.inf, 0.0, -1.0, [0.1], torch.ones(2), np.float32(-1), 1j]
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (SGLD, "step_size"),
+        (MALA, "step_size"),
+        (MALA, "target_acceptance"),
+        (PreconditionedSGLD, "step_size"),
+        (PreconditionedSGLD, "temperature"),
+        (PreconditionedSGLD, "decay"),
+        (PreconditionedSGLD, "epsilon"),
+    ],
+)
+def test_arguments_of_no_use_are_named_in_a_line(make: Make, name: str, value: Any) -> None:
+    options = {"step_size": 0.1} | {name: value}
+    with pytest.raises(ValueError, match=f"^{name}: got .*, expected a .*number") as caught:
+        make(conjugate_model, **options)
+    assert "\n" not in str(caught.value)
+
+
+@each_of_ours
+def test_a_kernel_needs_functions(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"^model: got 'model', expected a Pyro model"):
+        make("model")
+    with pytest.raises(ValueError, match=r"^init_strategy: got 0, expected a function"):
+        make(conjugate_model, init_strategy=0)
+
+
+def test_numbers_of_any_type_are_taken() -> None:
+    kernel = MALA(conjugate_model, np.float32(0.5), torch.tensor(0.25))  # type: ignore[arg-type]
+    assert (kernel.step_size, kernel.target_acceptance) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, "0.1"])
+def test_a_schedule_that_leaves_its_range_is_named(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"^step_size: got .*, expected a positive number"):
+        run(SGLD(conjugate_model, lambda step: 0.1 if step < 3 else value), 5, 0)
 
 
 @each_of_ours

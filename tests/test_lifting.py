@@ -1,11 +1,12 @@
+import pytest
 import torch
 from music import excerpt, needs_ffmpeg
 from torch import Tensor
 
-from pyro_sep.audio import resample
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.lifting import lift
 from pyro_sep.metrics import si_sdr
+from pyro_sep.resampling import resample
 
 RATE, TO_RATE, TIME = 16_000, 44_100, 44_100
 
@@ -85,6 +86,18 @@ def test_silence_and_short_recordings() -> None:
     mixture = resample(recording.mean(0), TO_RATE, RATE, 36)
     stems = lift(mixture[None], mixture, RATE, recording, TO_RATE)
     assert torch.allclose(stems[0], recording, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [1_009, 15_991, 44_099, 767_999])
+def test_odd_rates_there_and_back(rate: int) -> None:
+    """A tone of the recording is its only share: nothing is left, and no phase has moved."""
+    time = rate // 2
+    seconds = torch.arange(time, dtype=torch.float64) / rate
+    recording = 0.5 * torch.sin(2 * torch.pi * min(rate / 20, 200) * seconds)[None].float()
+    mixture = resample(recording[0], rate, RATE)
+    stems = lift(mixture[None], mixture, RATE, recording, rate)
+    assert stems.shape == (1, 1, time)
+    assert si_sdr(stems[0], recording).min() > 40
 
 
 @needs_ffmpeg

@@ -1,13 +1,22 @@
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import product
+from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import scipy.stats
 import torch
+from networks import NESTED, WAVENET, randomise
 from pyro import poutine
+from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
+from pyro_sep.latent_mixing import draw_mixing
 from pyro_sep.mixing import (
     NOISE_SCALE,
     Mixing,
@@ -16,8 +25,10 @@ from pyro_sep.mixing import (
     model,
     usual_gains,
 )
+from pyro_sep.models.flowavenet import FloWaveNet
+from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.priors import FloWaveNetPrior, Priors, WaveNetPrior
 
 UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
 MakePriors = Callable[..., Priors]
@@ -276,3 +287,205 @@ def test_numbers_out_of_range(gains: tuple[float, ...], noise_scale: float, matc
 def test_recordings_are_sums_and_toy_mixtures_means() -> None:
     assert usual_gains(["sine", "saw"]) == (0.5, 0.5)
     assert usual_gains(["saw", "flute"]) == (1.0, 1.0)
+
+
+FOUR = Mixing((0.3, -0.8), 0.1)
+Model = Callable[..., Tensor]
+
+
+def network_priors(**times: int) -> Priors:
+    """Priors of both families."""
+    torch.manual_seed(0)
+    networks = WaveNet(WAVENET), FloWaveNet(NESTED)
+    for network in networks:
+        randomise(network)
+    wavenet, flow = networks
+    first, second = times.get("flute", 16), times.get("oboe", 16)
+    return {
+        "flute": WaveNetPrior(wavenet, name="flute", sample_rate=8_000, time=first),
+        "oboe": FloWaveNetPrior(flow, name="oboe", sample_rate=8_000, time=second),
+    }
+
+
+PAIR = network_priors()
+
+
+def known(mixture: Tensor | None = None) -> Tensor:
+    return model(mixture, PAIR, FOUR)
+
+
+def latent(mixture: Tensor | None = None) -> Tensor:
+    return model(mixture, PAIR, draw_mixing(PAIR, "infer", "infer"))
+
+
+both = pytest.mark.parametrize("run", [known, latent])
+batches = pytest.mark.parametrize("batch", [(1,), (2,), (3,), (2, 3)], ids=str)
+
+
+def in_plates(run: Model, batch: tuple[int, ...]) -> Model:
+    """The model in a plate for every axis of a batch."""
+
+    def wrapped(mixture: Tensor | None = None) -> Tensor:
+        with ExitStack() as plates:
+            for dim in range(-len(batch), 0):
+                plates.enter_context(pyro.plate(f"plate {dim}", batch[dim], dim=dim))
+            return run(mixture)
+
+    return wrapped
+
+
+def values_of(trace: poutine.Trace) -> dict[str, Tensor]:
+    return {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes}
+
+
+@both
+@batches
+@pytest.mark.parametrize("observed", ["one", "each", "none"])
+def test_a_model_in_plates_is_as_many_models(
+    run: Model, batch: tuple[int, ...], observed: str
+) -> None:
+    """As many draws as sources must not be taken for sources, nor the other way round."""
+    mixture = {"one": torch.randn(16), "each": torch.randn(*batch, 16), "none": None}[observed]
+    trace = poutine.trace(in_plates(run, batch)).get_trace(mixture)
+    trace.compute_log_prob()
+    values = values_of(trace)
+    assert trace.nodes["_RETURN"]["value"].shape == (*batch, 2, 16)
+    assert trace.nodes["mixture"]["log_prob"].shape == batch
+    for index in product(*map(range, batch)):
+        own = {name: value[index] for name, value in values.items() if "plate" not in name}
+        heard = mixture[index] if observed == "each" and mixture is not None else mixture
+        single = poutine.trace(poutine.condition(run, own)).get_trace(heard)
+        single.compute_log_prob()
+        assert torch.equal(
+            trace.nodes["_RETURN"]["value"][index], torch.stack([own[n] for n in PAIR])
+        )
+        for name in (*PAIR, "mixture"):
+            got, expected = (part.nodes[name]["log_prob"] for part in (trace, single))
+            assert float(got[index]) == pytest.approx(float(expected), rel=1e-4), name
+
+
+@both
+@batches
+def test_mixtures_of_a_batch_have_sources_of_their_own(run: Model, batch: tuple[int, ...]) -> None:
+    mixtures = torch.randn(*batch, 16)
+    trace = poutine.trace(run).get_trace(mixtures)
+    trace.compute_log_prob()
+    shape = tuple(size for size in batch if size > 1 or batch[0] > 1)
+    for name in PAIR:
+        assert trace.nodes[name]["log_prob"].shape == shape
+        assert trace.nodes[name]["value"].reshape(-1, 16).unique(dim=0).shape[0] == math.prod(shape)
+    assert trace.nodes["mixture"]["log_prob"].shape == batch
+
+
+@both
+@pytest.mark.parametrize("draws", [1, 2, 3])
+@pytest.mark.parametrize("batch", [(), (2,), (3,)], ids=str)
+def test_predictive_in_parallel(run: Model, draws: int, batch: tuple[int, ...]) -> None:
+    mixture = torch.randn(*batch, 16)
+    prior = Predictive(poutine.uncondition(run), num_samples=draws, parallel=True)(mixture)
+    assert all(prior[name].shape == (draws, *batch, 16) for name in (*PAIR, "mixture"))
+    given = {name: torch.randn(draws, *batch, 16) for name in PAIR}
+    if run is latent:  # sites outside of the plates of the batch
+        ones = torch.ones(draws, *(1,) * len(batch))
+        given |= {"gains": ones[..., None] * torch.tensor([0.3, 1.8]), "noise_scale": 1e-6 * ones}
+    got = Predictive(poutine.uncondition(run), given, return_sites=["mixture"], parallel=True)
+    a, b = (0.3, 1.8) if run is latent else FOUR.gains
+    expected = a * given["flute"] + b * given["oboe"]
+    off = (got(mixture)["mixture"] - expected).abs().max()
+    assert float(off) < (1e-4 if run is latent else 6 * 0.1)
+
+
+@both
+@pytest.mark.parametrize("particles", [1, 2, 3])
+def test_an_elbo_of_vectorized_particles(run: Model, particles: int) -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    mixture, guide = torch.randn(16), AutoNormal(run, init_scale=1e-4)
+    guide(mixture)
+    losses = [
+        Trace_ELBO(particles, max_plate_nesting=0, vectorize_particles=how).loss(
+            run, guide, mixture
+        )
+        for how in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@both
+def test_plates_may_be_subsampled(run: Model) -> None:
+    mixtures = torch.randn(6, 16)
+
+    def subsampled() -> Tensor:
+        with pyro.plate("mixtures", 6, subsample_size=2) as chosen:
+            return run(mixtures[chosen])
+
+    assert poutine.trace(subsampled).get_trace().nodes["_RETURN"]["value"].shape == (2, 2, 16)
+
+
+@pytest.mark.parametrize(
+    ("times", "heard", "frame"),
+    [({}, 16, 16), ({"flute": 12}, 12, 12), ({"flute": 14}, 14, 16), ({"oboe": 8}, 8, 8)],
+)
+def test_a_mixture_that_nobody_observed_is_as_long_as_the_priors(
+    times: dict[str, int], heard: int, frame: int
+) -> None:
+    drawn = Predictive(
+        lambda mixture=None: model(mixture, network_priors(**times), FOUR), num_samples=3
+    )()
+    assert drawn["mixture"].shape == (3, heard)
+    assert drawn["flute"].shape == drawn["oboe"].shape == (3, frame)
+    off = drawn["mixture"] - FOUR.mix(torch.stack([drawn[name] for name in PAIR], -2))[..., :heard]
+    assert 0.05 < float(off.std()) < 0.15
+
+
+@both
+def test_what_else_pyro_does_with_a_model(run: Model) -> None:
+    mixture = torch.randn(16)
+    relations = get_model_relations(run, (mixture,))
+    assert set(PAIR) <= set(relations["sample_sample"]["mixture"])
+    assert relations["observed"] == ["mixture"]
+    mcmc = MCMC(NUTS(run, max_tree_depth=1), 2, 1, disable_progbar=True)
+    mcmc.run(mixture)
+    assert all(mcmc.get_samples()[name].shape == (2, 16) for name in PAIR)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mixture": [0.1, 0.2]}, r"mixture: got \[0.1, 0.2\], expected a tensor"),
+        ({"mixture": torch.tensor(0.1)}, r"mixture: got tensor\(0.1000\), expected a tensor"),
+        ({"priors": {}}, "priors: got none, expected priors by source name"),
+        ({"priors": "toy"}, "priors: got 'toy', expected .*; load them first"),
+        ({"priors": {"mixture": PAIR["flute"], "oboe": PAIR["oboe"]}}, "priors: got a source of"),
+        ({"mixing": (0.5, 0.5)}, r"mixing: got \(0.5, 0.5\), expected Mixing"),
+        ({"sigma": "0.1"}, "sigma: got '0.1', expected 0.01 to"),
+    ],
+)
+def test_what_is_no_model_is_said_in_a_line(change: dict[str, Any], message: str) -> None:
+    arguments = {"mixture": torch.zeros(16), "priors": PAIR, "mixing": FOUR} | change
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        model(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "gains",
+    [[0.5, 2], np.array([0.5, 2.0]), torch.tensor([0.5, 2.0]), (np.float32(0.5), torch.tensor(2))],
+    ids=str,
+)
+def test_gains_of_any_type_are_the_same_gains(gains: Any) -> None:
+    assert Mixing(gains, np.float64(0.25)) == Mixing((0.5, 2.0), 0.25)  # type: ignore[arg-type]
+    assert hash(Mixing(gains)) == hash(Mixing((0.5, 2.0)))
+
+
+@pytest.mark.parametrize(
+    "gains",
+    [0.5, "ab", [[0.5, 0.5]], np.ones((2, 2)), [None, 1], [True, 1], {"a": 1}, [1j]],
+    ids=str,
+)
+def test_gains_of_no_use(gains: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^gains: got .*, expected a finite number but 0"
+    ) as caught:
+        Mixing(gains)
+    assert "\n" not in str(caught.value)

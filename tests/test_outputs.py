@@ -10,8 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from pyro_sep import outputs
-from pyro_sep.outputs import check_writable, write_separation
+from pyro_sep.outputs import is_finished, own_files, write_separation
 from pyro_sep.separation import Separation
 from pyro_sep.stems import StemFiles
 from pyro_sep.trace import build_trace, load_trace
@@ -136,10 +135,10 @@ def test_a_folder_holds_one_run(result: Separation, tmp_path: Path) -> None:
 
 
 def test_sources_of_the_former_run_go_with_it(result: Separation, tmp_path: Path) -> None:
-    (tmp_path / "flute.wav").write_bytes(b"of a run that was cut off")
+    (tmp_path / "flute.wav").write_bytes(b"of nobody knows whom")
     one = Separation(result.sources, ("oboe", "drum"), RATE, result.trace, result.shares)
     write_separation(one, tmp_path)
-    assert listed(tmp_path) == sorted({*FILES, "drum.wav"})  # who has written it is not known
+    assert listed(tmp_path) == sorted({*FILES, "drum.wav"})
     write_separation(result, tmp_path)
     assert listed(tmp_path) == FILES
     for summary in ("", "[]", '{"sources": 3}', '{"sources": ["../a"]}'):
@@ -207,21 +206,41 @@ def test_a_write_that_fails_leaves_only_whole_files(
         assert load_trace(tmp_path / "trace.nc").identical(result.trace)
 
 
-def test_check_writable_leaves_nothing_but_the_folder(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b")
-    assert os.listdir(tmp_path / "a") == ["b"]
-    assert os.listdir(tmp_path / "a" / "b") == []
-    (tmp_path / "kept.txt").write_text("kept")
-    check_writable(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["a", "kept.txt"]
+def test_a_summary_says_whose_the_files_are(result: Separation, tmp_path: Path) -> None:
+    write_separation(result, tmp_path, StemFiles(residual=True, draws=2))
+    drawn = [f"draws/{name}_0{i}.wav" for name in NAMES for i in (1, 2)]
+    stems = ["flute.wav", "oboe.wav", "residual.wav"]
+    results = ["report.html", "separation.png", "summary.json", "trace.nc"]
+    assert sorted(own_files(tmp_path)) == sorted([*drawn, *stems, *results])
 
 
-def test_check_writable_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    for folder, reason in (("file", "File exists"), ("file/below", "Not a directory")):
-        with pytest.raises(OSError, match=rf"{reason}\); give another --out$") as caught:
-            check_writable(tmp_path / folder)
-        assert str(caught.value).startswith(str(tmp_path / folder))
-    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", full_disk)
-    with pytest.raises(OSError, match=r"\(No space left on device\); give another --out$"):
-        check_writable(tmp_path)
+@pytest.mark.parametrize(
+    "name", ["../a.wav", "a.txt", "/a.wav", "draws/../a.wav", "other/a.wav", "./oboe.wav", ""]
+)
+def test_a_summary_makes_no_other_files_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"files": ["b.wav", name]}))
+    assert own_files(tmp_path)[0] == "b.wav"
+    assert name not in own_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"files": 3}', '{"files": [3]}', "[" * 100_000, "\udcff", '{"files": null}']
+)
+def test_a_summary_that_is_none_makes_nothing_ours(tmp_path: Path, text: str) -> None:
+    (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert own_files(tmp_path) == []
+    assert not is_finished(tmp_path, {"seed": 1})
+
+
+def test_a_run_is_known_again(result: Separation, tmp_path: Path) -> None:
+    run = {"seed": 1, "options": {"gains": [0.5, 0.5]}, "prior of oboe": -100.0}
+    assert not is_finished(tmp_path, run)
+    write_separation(result, tmp_path, run=run)
+    assert is_finished(tmp_path, run)
+    assert is_finished(tmp_path, run | {"prior of oboe": -100.0001})  # on another machine
+    assert not is_finished(tmp_path, run | {"prior of oboe": -101.0})
+    assert not is_finished(tmp_path, run | {"seed": 2})
+    assert not is_finished(tmp_path, run | {"more": 2})
+    assert not is_finished(tmp_path, {})
+    (tmp_path / "flute.wav").unlink()
+    assert not is_finished(tmp_path, run)

@@ -159,7 +159,7 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
         "observed_data",
         "constant_data",
     }
-    stats = ("lp", "grad_norm", "acceptance_rate", "noise_level", "step_size")
+    stats = ("lp", "grad_norm", "acceptance_rate", "noise_level", "step_size", "energy")
     for group, draws in (("sample_stats", 6), ("warmup_sample_stats", 18)):
         assert set(trace[group].data_vars) == set(stats)
         for name in stats:

@@ -129,8 +129,96 @@ def test_nothing_but_silence(tmp_path: Path) -> None:
 
 
 def test_recordings_shorter_than_a_frame(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"got 0 .* at least one frame of 20000"):
-        RecordingFolder(folder, RATE, 20_000)
+    source = RecordingFolder(folder, RATE, 20_000)  # of 14,400, 14,400 and silence
+    assert source.draw(3, 20_000, generator()).shape == (3, 20_000)
+    message = r"got recordings that are too short, 43200 audio samples to train on when joined"
+    with pytest.raises(ValueError, match=message) as caught:
+        RecordingFolder(folder, RATE, 50_000)
+    assert "silent" not in str(caught.value)
+
+
+@pytest.mark.parametrize("length", [150, 1_600, 3_412])
+def test_one_shots_are_joined_end_to_end(tmp_path: Path, length: int) -> None:
+    rng = np.random.default_rng(0)
+    count, time = 60_000 // length, 3_072
+    shots = (0.2 * rng.standard_normal((count, length))).astype(np.float32)
+    for index, shot in enumerate(shots):
+        soundfile.write(tmp_path / f"{index:04d}.wav", shot, RATE, subtype="FLOAT")
+    source = RecordingFolder(tmp_path, RATE, time)
+    joined = torch.from_numpy(shots.reshape(-1))
+    cut = int(len(joined) * 0.9)
+    for crop in source.draw(20, time, generator()):
+        (start,) = places(crop, joined).tolist()
+        assert start + time <= cut
+    held_out = source.held_out(10, time)
+    assert torch.equal(held_out.reshape(-1), joined[cut : cut + held_out.numel()])
+    assert len(held_out)
+
+
+def numbered(folder: Path, *lengths: int) -> None:
+    """Recordings none of whose samples are alike."""
+    folder.mkdir(exist_ok=True)
+    values = np.linspace(0.1, 0.9, sum(lengths), dtype=np.float32)
+    for index, samples in enumerate(np.split(values, np.cumsum(lengths[:-1]))):
+        soundfile.write(folder / f"{index:04d}.wav", samples, RATE, subtype="FLOAT")
+
+
+def test_one_shots_beside_long_recordings(tmp_path: Path) -> None:
+    """The frames of the long ones are as they are without the short ones, and come first."""
+    numbered(tmp_path / "all", 500, RATE, 800, 2 * RATE)
+    numbered(tmp_path / "long", 500, RATE, 800, 2 * RATE)
+    for name in ("0000.wav", "0002.wav"):
+        (tmp_path / "long" / name).unlink()
+    long, both = (RecordingFolder(tmp_path / name, RATE, 1_000) for name in ("long", "all"))
+    before, after = long.held_out(99, 1_000), both.held_out(99, 1_000)
+    assert torch.equal(after[: len(before)], before)
+    drawn = both.draw(3_000, 1_000, generator())
+    assert not torch.isin(drawn, after).any()
+    assert drawn.min() < 0.1 + 1e-3  # the first one-shot is among them
+
+
+def test_held_out_parts_shorter_than_a_frame_are_joined(tmp_path: Path) -> None:
+    numbered(tmp_path, *[5_000] * 10)  # 4,500 to train on and 500 held out of each
+    source = RecordingFolder(tmp_path, RATE, 1_000)
+    assert source.held_out(99, 1_000).shape == (5, 1_000)
+    assert not torch.isin(source.held_out(99, 1_000), source.draw(500, 1_000, generator())).any()
+
+
+def test_tracks_without_the_stem_are_counted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("one/Bass.WAV", "two/bass.flac", "two/drums.wav", "three/drums.wav", "x/y/z.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / name, 0.1 * rng.standard_normal(RATE), RATE)
+    (tmp_path / "two" / "draws").mkdir()
+    soundfile.write(tmp_path / "two" / "draws" / "bass_01.wav", rng.standard_normal(9), RATE)
+    source = open_source(f"{tmp_path}:BASS", RATE, TIME)
+    assert source.notes == ("2 of 4 tracks have no BASS and are left out: three, x/y",)
+    assert len(source.held_out(100, TIME)) == 2 * (1_600 // TIME)
+    assert open_source(f"{tmp_path}/one", RATE, TIME).notes == ()
+
+
+def test_recordings_whose_channels_cancel_are_named(tmp_path: Path) -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(RATE)
+    soundfile.write(tmp_path / "good.wav", noise, RATE)
+    bad = np.stack([noise, -0.99 * noise], 1)
+    soundfile.write(tmp_path / "bad.wav", bad, RATE, subtype="FLOAT")
+    (note,) = RecordingFolder(tmp_path, RATE, TIME).notes
+    assert note.startswith(f"{tmp_path / 'bad.wav'}: the channels cancel")
+    soundfile.write(tmp_path / "bad.wav", np.stack([noise, -noise], 1), RATE)
+    with pytest.raises(ValueError, match=r"bad\.wav: got nothing to separate.* cancel"):
+        RecordingFolder(tmp_path, RATE, TIME)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_files_that_cannot_be_read_are_named(folder: Path, content: bytes | None) -> None:
+    path = folder / "odd.wav"
+    if content is None:
+        path.symlink_to(folder / "nowhere.wav")
+    else:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, OSError), match=r"odd\.wav: ") as caught:
+        RecordingFolder(folder, RATE, TIME)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_audio(tmp_path: Path) -> None:

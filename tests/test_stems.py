@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import read_audio, resample
+from pyro_sep.audio import read_audio
 from pyro_sep.data.tracks import Audio, stems_folder
+from pyro_sep.resampling import resample
 from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles, drawn_shares, stem_files, write_stems
+from pyro_sep.stems import StemFiles, drawn_shares, write_stems
 from pyro_sep.trace import build_trace
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
@@ -145,14 +146,37 @@ def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) 
     assert (track.name, sorted(track.stems)) == ("song", ["flute", "oboe"])
 
 
-def test_stems_are_known_by_name_and_format(result: Separation, tmp_path: Path) -> None:
-    files = StemFiles("flac", residual=True, draws=2)
+@pytest.mark.parametrize("files", [StemFiles(), StemFiles("flac", True, True, 3)])
+def test_the_names_of_the_files_are_known_beforehand(
+    result: Separation, tmp_path: Path, files: StemFiles
+) -> None:
     written, _ = write_stems(result, tmp_path, files)
-    foreign = ("drums.wav", "oboe.mp3", "oboe_01.wav", "draws/oboe.wav", "draws/oboe_take.wav")
-    for name in (*foreign, "draws/drums_01.wav", "draws/residual_01.wav"):
-        (tmp_path / name).touch()
-    (tmp_path / "flute.wav").mkdir()
-    assert set(stem_files(tmp_path, NAMES)) == {tmp_path / name for name in written}
+    assert sorted(written) == sorted(files.names(NAMES))
+    assert all((tmp_path / name).is_file() for name in written)
+
+
+@pytest.mark.parametrize(
+    ("recording", "message"),
+    [
+        ((1.5 * torch.ones(1, 8), 44_100), "a peak of 1.5 for FLAC"),
+        ((torch.zeros(9, 8), 44_100), "9 channels at 44100 Hz for FLAC"),
+        ((torch.zeros(2, 8), 96_001), "2 channels at 96001 Hz for FLAC"),
+    ],
+)
+def test_what_no_flac_can_hold_is_known_beforehand(recording: Audio, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StemFiles("flac").check(recording)
+    StemFiles("wav").check(recording)
+    StemFiles("flac", native=True).check(recording)
+
+
+def test_a_loud_draw_leaves_no_stem_behind(result: Separation, tmp_path: Path) -> None:
+    trace = result.trace.copy(deep=True)
+    trace["posterior"]["sources"][BEST, -1, 1, 7] = 40.0
+    loud = Separation(result.sources, NAMES, RATE, trace, result.shares)
+    with pytest.raises(ValueError, match=r"draws/flute_02\.flac: got a peak of 16"):
+        write_stems(loud, tmp_path, StemFiles("flac", draws=2))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_flac_holds_nothing_beyond_full_scale(result: Separation, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +143,110 @@ def test_bad_stores_are_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.zarr: got no readable Zarr store") as caught:
         load_trace(path)
     assert "\n" not in str(caught.value)
-    xr.DataTree.from_dict({"/": xr.Dataset(attrs={"inference_library": "x"})}).to_zarr(path)
+    xr.DataTree.from_dict({"/": xr.Dataset(attrs={"inference_library": "x"})}).to_zarr(
+        path, zarr_format=2, consolidated=False
+    )
     with pytest.raises(ValueError, match=r"got groups \[\], expected 'posterior'"):
         load_trace(path)
 
 
+def edit(name: str, **changes: Any) -> Callable[[Path], object]:
+    """Change the metadata of a file of a store."""
+
+    def change(path: Path) -> None:
+        content = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+SOURCES_ARRAY = "posterior/sources/.zarray"
+CHUNK = "posterior/sources/1.2.0.0"
+
+
+def link(path: Path) -> None:
+    (path / CHUNK).rename(path.parent / "elsewhere")
+    (path / CHUNK).symlink_to(path.parent / "elsewhere")
+
+
+def flip(path: Path) -> None:
+    content = bytearray((path / CHUNK).read_bytes())
+    content[len(content) // 2] ^= 1
+    (path / CHUNK).write_bytes(content)
+
+
+LIES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty chunk": (lambda p: (p / CHUNK).write_bytes(b""), "damaged chunk 1.2.0.0"),
+    "short chunk": (lambda p: os.truncate(p / CHUNK, 99), "damaged chunk 1.2.0.0"),
+    "flipped bit": (flip, "damaged chunk 1.2.0.0"),
+    "text": (lambda p: (p / CHUNK).write_text("text" * 99), "damaged chunk 1.2.0.0"),
+    "missing chunk": (lambda p: (p / CHUNK).unlink(), "sources with missing chunks"),
+    "another name": (lambda p: (p / CHUNK).rename(p / f"{CHUNK}0"), "sources with missing chunks"),
+    "a link": (link, "got a link, 1.2.0.0"),
+    "chunks of 0": (edit(SOURCES_ARRAY, chunks=[1, 8, 1, 0]), "no readable Zarr store"),
+    "half a chain": (edit(SOURCES_ARRAY, shape=[1.5, 30, 2, 80]), "no readable Zarr store"),
+    "huge": (edit(SOURCES_ARRAY, shape=[2**50, 30, 2, 80]), "along chain"),
+    "huge chunk": (edit(SOURCES_ARRAY, chunks=[1, 8, 1, 2**40]), "sources with "),
+    "objects": (edit(SOURCES_ARRAY, dtype="|O", filters=[{"id": "pickle"}]), "no readable Zarr"),
+    "pickled": (edit(SOURCES_ARRAY, filters=[{"id": "pickle"}]), "no readable Zarr store"),
+    "no codec": (edit(SOURCES_ARRAY, compressor={"id": "none such"}), "no readable Zarr store"),
+    "no dims": (edit("posterior/sources/.zattrs", _ARRAY_DIMENSIONS=3), "no readable Zarr store"),
+    "deep": (lambda p: (p / SOURCES_ARRAY).write_text("[" * 10**5), "no readable Zarr store"),
+    "no metadata": (lambda p: (p / SOURCES_ARRAY).unlink(), "none of posterior/sources"),
+    "attributes": (lambda p: (p / ".zattrs").write_text("[]"), "no readable Zarr store"),
+    "an attribute": (edit(".zattrs", seed=[1]), "no readable Zarr store"),
+    "a library": (edit(".zattrs", inference_library="pymc"), "got a trace of 'pymc'"),
+    "no group": (lambda p: shutil.rmtree(p / "observed_data"), "none of observed_data/mixture"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_store_that_lies(tmp_path: Path, lie: str) -> None:
+    path = finished(tmp_path / "a.zarr")
+    change, words = LIES[lie]
+    change(path)
+    with pytest.raises(ValueError, match=rf"a\.zarr: .*{words}") as caught:
+        load_trace(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_chunks_of_zeros_are_not_missing(tmp_path: Path) -> None:
+    silent = {"sources": np.zeros((1, 1, 2, 80)), "lp": np.zeros((1, 1))}
+    silent |= {"log_prior": np.zeros((1, 1, 2)), "stats": {}, "warmup_stats": {}}
+    store = TraceStore(tmp_path / "a.zarr", 1)
+    store.add(trace(**silent), 0)
+    store.finish(trace(**silent))
+    xr.testing.assert_identical(load_trace(store.path).load(), trace(**silent))
+
+
+def test_what_is_not_of_a_trace_is_not_read(tmp_path: Path) -> None:
+    path = finished(tmp_path / "a.zarr")
+    shutil.copytree(path / "posterior" / "time", path / "posterior" / "zz")
+    edit("posterior/zz/.zattrs", _ARRAY_DIMENSIONS=["zz"])(path)
+    edit("posterior/zz/.zarray", shape=[2**40])(path)
+    shutil.copytree(path / "posterior", path / "posterior" / "loop")
+    xr.testing.assert_identical(load_trace(path).load(), trace())
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = write(TraceStore(tmp_path / "a.zarr", DRAWS), 0, 8)
+    monkeypatch.setattr(xr.Dataset, "to_zarr", full)
+    for action in (lambda: write(store, 16), lambda: store.finish(trace(DRAWS - 1))):
+        message = r"a\.zarr: could not be written \(No space left on device\)"
+        with pytest.raises(OSError, match=message):
+            action()
+    with pytest.raises(ValueError, match="got a trace that is not finished"):
+        load_trace(store.path)
+
+
 def test_only_the_draws_grow(tmp_path: Path) -> None:
     write(TraceStore(tmp_path / "a.zarr", DRAWS), 0)
-    assert {path.name for path in (tmp_path / "a.zarr").iterdir() if path.is_dir()} == set(DRAWN)
+    assert {path.name for path in (tmp_path / "a.zarr").iterdir() if path.is_dir()} == set(
+        DRAWN
+    ) & set(trace().children)
 
 
 def test_imports_without_torch() -> None:

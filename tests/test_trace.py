@@ -1,18 +1,23 @@
+import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import matplotlib
 import numpy as np
 import pytest
 import xarray as xr
 
+from pyro_sep import layout
+from pyro_sep.seals import sealed
 from pyro_sep.trace import (
+    FORMAT,
     best_chain,
     build_trace,
     chosen_chains,
@@ -225,10 +230,12 @@ def test_a_full_disk_leaves_the_older_trace(
 ) -> None:
     tree = build_trace(**arguments())
     save_trace(tree, tmp_path / "a.nc")
-    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    message = rf"a\.nc: could not be written \(got 1000 bytes free, expected {tree.nbytes}\)"
-    with pytest.raises(OSError, match=message):
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"a\.nc: could not be written \(No space left on device\)"):
         save_trace(tree, tmp_path / "a.nc")
     assert os.listdir(tmp_path) == ["a.nc"]
     xr.testing.assert_identical(load_trace(tmp_path / "a.nc"), tree)
@@ -248,6 +255,149 @@ def test_bad_files_are_named_in_one_line(tmp_path: Path) -> None:
     save_trace(xr.DataTree.from_dict({"other": xr.Dataset({"a": 1})}), path)
     with pytest.raises(ValueError, match=r"got groups \['other'\], expected 'posterior'"):
         load_trace(path)
+
+
+def sealed_anew(path: Path, change: Callable[[h5py.File], object]) -> None:
+    """Change a trace as one would who knows of its seal."""
+    with h5py.File(path, "r+") as file:
+        change(file)
+    path.write_bytes(sealed(path.read_bytes(), FORMAT))
+
+
+def replaced(name: str, *shape: int, **options: Any) -> Callable[[h5py.File], object]:
+    """A variable of the same dimensions in the place of another."""
+
+    def change(file: h5py.File) -> None:
+        dims = [dim[0] for dim in file[name].dims]
+        del file[name]
+        new = file.create_dataset(name, shape, **options)
+        for i, scale in enumerate(dims):
+            new.dims[i].attach_scale(scale)
+
+    return change
+
+
+def linked(file: h5py.File, link: Any) -> None:
+    del file["posterior/level"]
+    file["posterior/level"] = link
+
+
+def alone(file: h5py.File, **options: Any) -> None:
+    file.create_dataset("posterior/zz", **options)
+
+
+LIES: dict[str, tuple[Callable[[h5py.File], object], str]] = {
+    "soft link": (lambda f: linked(f, h5py.SoftLink("/posterior/sources")), "got a link"),
+    "external link": (lambda f: linked(f, h5py.ExternalLink("b.nc", "/x")), "got a link"),
+    "external group": (lambda f: f.__setitem__("zz", h5py.ExternalLink("b.nc", "/")), "got a link"),
+    "external storage": (
+        replaced("observed_data/mixture", 80, dtype="u1", external=[("secret", 0, 80)]),
+        "observed_data/mixture in another file",
+    ),
+    "no chunks": (
+        replaced("posterior/sources", 2, 30, 2, 80, dtype="f4", chunks=(1, 30, 1, 80)),
+        "posterior/sources with missing chunks",
+    ),
+    "no values": (
+        replaced("posterior/level", 2, 30, 2, dtype="f4"),
+        "posterior/level without its values",
+    ),
+    "too many draws": (
+        replaced("sample_stats/lp", 2, 31, data=np.zeros((2, 31))),
+        "sample_stats/lp of 31 along draw",
+    ),
+    "a filter": (
+        replaced("sample_stats/lp", 2, 30, data=np.zeros((2, 30)), compression="lzf"),
+        "sample_stats/lp through the filters",
+    ),
+    "text": (
+        replaced("sample_stats/lp", 2, 30, data=np.full((2, 30), "a", dtype="S1")),
+        "got sample_stats/lp ",
+    ),
+    "whole numbers": (
+        replaced("posterior/sources", 2, 30, 2, 80, data=np.zeros(SHAPE, dtype=int)),
+        "posterior/sources of int64, expected floats",
+    ),
+    "no sources": (lambda f: f.__delitem__("posterior/sources"), "none of posterior/sources"),
+    "no mixture": (lambda f: f.__delitem__("observed_data"), "none of observed_data/mixture"),
+    "a rate of none": (
+        lambda f: f["constant_data/sample_rate"].write_direct(np.array(-1)),
+        "got the sample rate",
+    ),
+    "another library": (lambda f: f.attrs.modify("inference_library", "pymc"), "trace of 'pymc'"),
+    "no library": (lambda f: f.attrs.__delitem__("inference_library"), "got a trace of None"),
+    "a list": (lambda f: f.attrs.__setitem__("seed", [1, 2]), "got the attribute seed"),
+    "words": (lambda f: f.attrs.__setitem__("gradients", "many"), "got the attribute gradients"),
+    "names alike": (
+        lambda f: f["posterior/source"].__setitem__(slice(None), ["a", "a"]),
+        "expected names that differ",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_trace_that_lies(tmp_path: Path, lie: str) -> None:
+    path = tmp_path / "a.nc"
+    save_trace(build_trace(**arguments()), path)
+    change, words = LIES[lie]
+    sealed_anew(path, change)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=rf"a\.nc: .*{words}") as caught:
+        load_trace(path)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.__setitem__("posterior/loop", f["/"]),
+        lambda f: f.__setitem__("loop", f["posterior"]),
+        lambda f: alone(f, shape=(2**40,), dtype="f4", chunks=(2**16,)),
+        lambda f: alone(f, data=np.zeros(10**6), compression="gzip"),
+        lambda f: alone(f, shape=(80,), dtype="u1", external=[("secret", 0, 80)]),
+        lambda f: alone(f, shape=(3,), dtype=h5py.ref_dtype),
+        lambda f: f.create_dataset("time", shape=(2**40,), dtype="f8", chunks=(2**16,)),
+    ],
+    ids=["loop", "second name", "bomb", "zeros", "external", "references", "in the root"],
+)
+def test_what_is_not_of_a_trace_is_not_read(
+    tmp_path: Path, change: Callable[[h5py.File], object]
+) -> None:
+    tree = build_trace(**arguments())
+    save_trace(tree, tmp_path / "a.nc")
+    sealed_anew(tmp_path / "a.nc", change)
+    xr.testing.assert_identical(load_trace(tmp_path / "a.nc"), tree)
+
+
+def test_a_claim_beyond_the_files_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros = arguments(sources=np.zeros((2, 30, 2, 8_000)), mixture=np.zeros(8_000))
+    save_trace(build_trace(**zeros | {"true_sources": None}), tmp_path / "a.nc")
+    load_trace(tmp_path / "a.nc")
+    monkeypatch.setattr(layout, "SMALL", 1_000)
+    with pytest.raises(ValueError, match=r"a\.nc: got a claim of \d+ bytes in a file of \d+,"):
+        load_trace(tmp_path / "a.nc")
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.nc"
+    save_trace(build_trace(**arguments()), path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 997):
+        data = bytearray(whole)
+        data[place] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"a\.nc: got no readable netCDF file \(it is"):
+            load_trace(path)
+
+
+def test_other_readers_of_netcdf_read_it(tmp_path: Path) -> None:
+    tree = build_trace(**arguments())
+    save_trace(tree, tmp_path / "a.nc")
+    with xr.open_datatree(tmp_path / "a.nc") as opened:
+        xr.testing.assert_identical(opened.load(), tree)
 
 
 def test_imports_without_torch(tmp_path: Path) -> None:

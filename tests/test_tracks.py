@@ -1,3 +1,4 @@
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import soundfile
 import torch
 
 from pyro_sep.audio import load_audio
-from pyro_sep.data.tracks import FRAMES, Track, stem_frames, stems_folder
+from pyro_sep.data.tracks import FRAMES, Track, reference_of, stem_frames, stems_folder
 
 RATE, TIME = 8_000, 4_000
 
@@ -112,3 +113,67 @@ def test_frames_that_do_not_fit(folder: Path) -> None:
     write(folder / "song" / "bass.wav", 0, time=TIME - 1)
     with pytest.raises(ValueError, match=r"got stems of \[3999, 4000\] audio samples at 8000 Hz"):
         stem_frames(song, song.stems, RATE, 10)
+
+
+def test_names_that_two_tracks_have(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a/song", "b/song", "train/tune", "test/tune", "only")):
+        write(tmp_path / name / "bass.wav", seed)
+    tracks = {track.path: track for track in stems_folder(tmp_path)}
+    assert [(path, track.name) for path, track in tracks.items()] == [
+        ("a/song", "a/song"),
+        ("b/song", "b/song"),
+        ("only", "only"),
+        ("test/tune", "test/tune"),
+        ("train/tune", "train/tune"),
+    ]
+    assert (tracks["test/tune"].subset, tracks["train/tune"].subset) == ("test", "train")
+
+
+def test_which_reference_is_whose(tmp_path: Path) -> None:
+    for root, names in (
+        ("known", ("a/song", "b/song", "train/tune", "u\u0308bung")),
+        ("guess", ("b/song", "tune", "\u00fcbung", "none")),
+        ("flat", ("song",)),
+    ):
+        for name in names:
+            write(tmp_path / root / name / "bass.wav", 0)
+    known = stems_folder(tmp_path / "known")
+
+    def matched(folder: str) -> dict[str, str | None]:
+        tracks = stems_folder(tmp_path / folder)
+        found = {track.path: reference_of(track, known) for track in tracks}
+        return {path: track and track.path for path, track in found.items()}
+
+    assert matched("guess") == {
+        "b/song": "b/song",
+        "none": None,
+        "tune": "train/tune",
+        "\u00fcbung": "u\u0308bung",
+    }
+    assert matched("flat") == {"song": None}  # of which album?
+    assert matched("known") == {track.path: track.path for track in known}
+
+
+def test_a_single_track_is_called_after_its_folder(tmp_path: Path) -> None:
+    write(tmp_path / "real" / "bass.wav", 0)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for name in ("real", "link"):
+        (track,) = stems_folder(tmp_path / name)
+        assert (track.name, track.path) == (name, name)
+    with contextlib.chdir(tmp_path / "real"):
+        (track,) = stems_folder(".")
+        assert track.name == "real"
+
+
+def test_capitals_in_names_do_not_matter(tmp_path: Path) -> None:
+    write(tmp_path / "song" / "Bass.WAV", 0)
+    write(tmp_path / "song" / "DRUMS.wav", 1)
+    write(tmp_path / "song" / "Mixture.wav", 2)
+    write(tmp_path / "song" / "draws" / "Bass_01.wav", 3)
+    (song,) = stems_folder(tmp_path)
+    assert song.stems == ["bass", "drums"]
+    assert torch.equal(song.read("BASS")[0], song.read("bass")[0])
+    assert len(song.draws["bass"]) == 1
+    write(tmp_path / "song" / "bass.wav", 4)
+    with pytest.raises(ValueError, match=r"a second file of the stem bass, beside Bass\.WAV"):
+        stems_folder(tmp_path)

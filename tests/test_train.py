@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pyro_sep.data.toy import draw_sources
 from pyro_sep.models import train
 from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.flowavenet import FloWaveNetConfig
+from pyro_sep.models.soundness import TOLERATED, Losses
 from pyro_sep.models.train import (
     CHECKPOINT,
     SERIAL_SIGMAS,
@@ -29,6 +31,7 @@ from pyro_sep.models.train import (
     score_loss,
 )
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.states import load_state, save_state
 
 NETWORK = WaveNetConfig(
     width=8, layers=2, hop=16, past=16, spectra=(32,), components=4, head_width=8, head_past=4
@@ -474,9 +477,9 @@ def test_a_gradient_without_bound_is_divergence_too(
         calls = 0
 
         def code_length(self, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-            RootAtZero.calls += 1
+            RootAtZero.calls += 1  # by a step, and by a look at what it led to
             lengths = super().code_length(noisy, clean, sigma)
-            if RootAtZero.calls < 4:
+            if RootAtZero.calls < 7:
                 return lengths
             return lengths + (self.read.bias - self.read.bias.detach()).sum().sqrt()  # 0, slope inf
 
@@ -487,6 +490,118 @@ def test_a_gradient_without_bound_is_divergence_too(
     kept = state(tmp_path)
     assert kept["step"] == 3
     assert all(value.isfinite().all() for value in kept["network"].values())
+
+
+@pytest.mark.parametrize("rate", [1e5, 1e12, 1e30])
+@pytest.mark.parametrize("interval", [1, 1_000])
+def test_a_run_that_diverges_goes_on_with_a_smaller_rate(
+    tmp_path: Path,
+    every: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+    rate: float,
+    interval: int,
+) -> None:
+    every(interval)
+    config = dataclasses.replace(SHORT, steps=30, learning_rate=rate)
+    with pytest.raises(
+        TrainingDivergedError, match=f"smaller than {re.escape(f'{rate:g}')}"
+    ) as got:
+        fit(square, tmp_path, NETWORK, config, progress=False)
+    kept = state(tmp_path)
+    assert f"of step {kept['step']}, is kept in {tmp_path / CHECKPOINT}" in str(got.value)
+    for part in ("network", "average"):
+        assert all(bool((value.abs() < 1e3).all()) for value in kept[part].values())
+    smaller = dataclasses.replace(config, learning_rate=1e-3)
+    capsys.readouterr()
+    trained = fit(square, tmp_path, NETWORK, smaller, progress=False)
+    said = capsys.readouterr().err
+    assert f"goes on from step {kept['step']} with the learning rate 0.001 in place of" in said
+    assert all(weight.isfinite().all() for weight in trained.parameters())
+    assert state(tmp_path)["step"] == 30
+    with pytest.raises(ValueError, match="got a run of another config"):  # a larger one again
+        fit(square, tmp_path, NETWORK, config, progress=False)
+
+
+def test_the_last_sound_state_draws_its_batch_again(
+    tmp_path: Path, every: Callable[[int], None]
+) -> None:
+    """What goes on from it is the run without the fault."""
+    whole = fit(square, tmp_path / "whole", NETWORK, SHORT, progress=False)
+    every(1_000)
+    with pytest.raises(TrainingDivergedError):
+        fit(StopsAtDraw(6, nan=True), tmp_path / "cut", NETWORK, SHORT, progress=False)
+    assert state(tmp_path / "cut")["step"] == 4  # the loss of 5 was not finite
+    again = fit(square, tmp_path / "cut", NETWORK, SHORT, progress=False)
+    assert_same(dict(again.state_dict()), dict(whole.state_dict()))
+
+
+def test_without_a_sound_state_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match="is not written, since no state was sound"):
+        fit(StopsAtDraw(1, nan=True), tmp_path, NETWORK, SHORT, progress=False)
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_run_does_not_get_used_to_growing_worse() -> None:
+    losses = Losses([1.0] * 5)
+    assert losses.add(1.0 + TOLERATED)
+    assert not any(losses.add(loss) for loss in [5.0] * 50 + [math.inf, math.nan])
+    assert losses.add(-300.0)
+    assert Losses().add(1e6)  # of a first loss there is nothing to compare it with
+    assert not Losses().add(math.nan)
+
+
+def change(run: Path, **parts: Any) -> None:
+    save_state(run / CHECKPOINT, train.KIND, load_state(run / CHECKPOINT, train.KIND) | parts)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("step", -1),
+        ("step", 13),
+        ("step", "5"),
+        ("generator", torch.zeros(5, dtype=torch.uint8)),
+        ("generator", None),
+        ("losses", ["text"]),
+        ("losses", None),
+        ("network", {}),
+        ("network", "text"),
+        ("average", {"read.weight": torch.ones(2)}),
+        ("optimizer", {}),
+        ("optimizer", {"state": {0: {"step": 1}}, "param_groups": []}),
+        ("optimizer", {"state": {99: {}}, "param_groups": []}),
+        ("settings", None),
+        ("settings", {"train": {"learning_rate": "fast"}}),
+    ],
+    ids=str,
+)
+def test_a_part_that_is_not_what_it_should_be(tmp_path: Path, part: str, value: Any) -> None:
+    fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    change(tmp_path, **{part: value})
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: got no readable check") as caught:
+        fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e11])
+@pytest.mark.parametrize("part", ["network", "average"])
+def test_weights_that_are_not_sound_are_not_taken_up(
+    tmp_path: Path, part: str, value: float
+) -> None:
+    fit(square, tmp_path, NETWORK, SHORT, progress=False)
+    weights = load_state(tmp_path / CHECKPOINT, train.KIND)[part]
+    weights["read.bias"][3] = value
+    change(tmp_path, **{part: weights})
+    with pytest.raises(ValueError, match=rf"{part} read\.bias is not finite"):
+        fit(square, tmp_path, NETWORK, SHORT, progress=False)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
+    save_state(tmp_path / CHECKPOINT, "separation", {"run": {}})
+    with pytest.raises(ValueError, match=r"of the format 'pyro_sep\.separation\.2'"):
+        fit(square, tmp_path, NETWORK, SHORT, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -515,16 +630,15 @@ def test_checkpoints_are_written_whole(
     tmp_path: Path, every: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every(1)
-    save, saves = torch.save, []
+    replace, saves = os.replace, []
 
-    def interrupted(content: object, path: Path) -> None:
+    def interrupted(temporary: Path, path: Path) -> None:
         saves.append(path)
         if len(saves) == 4:
-            path.write_bytes(b"half")
             raise KeyboardInterrupt
-        save(content, path)
+        replace(temporary, path)
 
-    monkeypatch.setattr(torch, "save", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(square, tmp_path, NETWORK, SHORT, progress=False)
     assert state(tmp_path)["step"] == 3

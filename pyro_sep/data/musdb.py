@@ -1,55 +1,71 @@
 """musdb18: real music with four stems, as .stem.mp4 files or, musdb18-HQ, as folders of WAVs.
 
-Rafii et al. 2017, The MUSDB18 corpus for music separation (doi 10.5281/zenodo.1117372), read
-through the package ``musdb``, which needs ffmpeg. Nothing is ever downloaded.
+Rafii et al. 2017, The MUSDB18 corpus for music separation (doi 10.5281/zenodo.1117372). Tracks of
+.stem.mp4 files are those of the package ``musdb``, which needs ffmpeg. Nothing is ever downloaded.
 """
 
+from dataclasses import replace
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import active_frames, read_audio
-from pyro_sep.data.tracks import MIXTURE, Track, stem_frames
-from pyro_sep.streams import STEM_MP4, last_words, read_stream
+from pyro_sep.audio import active_frames
+from pyro_sep.data.tracks import (
+    MIXTURE,
+    SUBSETS,
+    Track,
+    left_out,
+    stem_frames,
+    track_names,
+    tracks_of,
+)
+from pyro_sep.names import printable
+from pyro_sep.scanning import files_below
+from pyro_sep.streams import STEM_MP4, read_stream
 
 STEMS = ("bass", "drums", "vocals", "other")
 
 
 def musdb_tracks(root: Path) -> list[Track]:
-    """The tracks of musdb18.
+    """The tracks of musdb18; no audio is read before it is asked for.
 
     Args:
         root: a folder with ``train`` and ``test``, or with one of them, which hold .stem.mp4 files
-            or folders of WAVs; or a single .stem.mp4, whose subset is ``"test"``.
+            or folders of WAVs; or a single .stem.mp4, whose subset is ``"test"``. A track that is
+            there in both forms is read from its WAVs.
 
     Raises:
-        ValueError: ffmpeg is missing, there is no such root, no track in it, or a file that
+        ValueError: there is no such root, no track in it, no ffmpeg for a .stem.mp4, or one that
             ffprobe cannot read.
+        OSError: a folder that may not be read.
     """
     if not root.exists():
-        raise ValueError(f"{root}: expected the root of musdb18; no such folder")
-    musdb = _import_musdb()
-    import ffmpeg
-
-    try:
-        if root.is_file():
-            name = root.name.removesuffix(STEM_MP4)
-            return [_of_streams(musdb.MultiTrack(str(root), name, subset="test", stem_id=0))]
-        streams = [_of_streams(track) for track in musdb.DB(str(root)).tracks]
-        folders = [_of_folder(track) for track in musdb.DB(str(root), is_wav=True).tracks]
-    except (ffmpeg.Error, LookupError) as error:
-        reason = last_words(error) or f"{root}: a file without audio"
-        raise ValueError(f"{reason}; got no stems in it, replace the file") from error
-    tracks = streams + [track for track in folders if track.stems]
-    if not tracks:
+        raise ValueError(f"{printable(root)}: expected the root of musdb18; no such folder")
+    if root.is_file():
+        return [_of_streams(root, _bare(root).name, "test")]
+    files = files_below(root)
+    streams = {_bare(path): path for path in files if path.name.lower().endswith(STEM_MP4)}
+    tracks = {}
+    for bare, (name, place) in track_names(streams, root).items():
+        tracks[place] = _of_streams(streams[bare], name, bare.parent.name, place)
+    for track in tracks_of([path for path in files if path.suffix.lower() == ".wav"], root):
+        if set(STEMS) & set(track.stems):
+            tracks[track.path] = _of_folder(track)
+    found = [
+        track
+        for subset in SUBSETS
+        for place, track in tracks.items()
+        if PurePosixPath(place).parent.name == subset
+    ]
+    if not found:
         raise ValueError(
-            f"{root}: got no track, expected train/*.stem.mp4, train/TRACK/STEM.wav or the same "
-            "below test; unpack musdb18 there"
+            f"{printable(root)}: got no track, expected train/*.stem.mp4, train/TRACK/STEM.wav or "
+            "the same below test; unpack musdb18 there"
         )
-    return tracks
+    return found
 
 
 class MusdbSource:
@@ -66,6 +82,9 @@ class MusdbSource:
         time: audio samples of a frame, where it is longer than a second.
         seed: of the positions of the frames.
 
+    Attributes:
+        notes: which tracks lack the stem and are left out, a line.
+
     Raises:
         ValueError: unknown stem, or as :func:`musdb_tracks`.
     """
@@ -74,7 +93,11 @@ class MusdbSource:
         if stem not in STEMS:
             raise ValueError(f"musdb: got stem {stem!r}, expected one of {', '.join(STEMS)}")
         self.name, self.sample_rate, self.seed = stem, sample_rate, seed
-        self._root, self._time, self._tracks = root, max(time, sample_rate), musdb_tracks(root)
+        tracks = musdb_tracks(root)
+        self._root, self._time = root, max(time, sample_rate)
+        self._tracks = [track for track in tracks if stem in track.stems]
+        without = [track.name for track in tracks if stem not in track.stems]
+        self.notes = left_out(stem, without, len(tracks))
 
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
         """Random crops ``(count, time)`` of the training frames.
@@ -119,27 +142,38 @@ class MusdbSource:
         return active_frames(frames[:, 0, :time].reshape(-1), time)
 
 
-def _import_musdb() -> Any:
-    try:
-        import musdb
-    except RuntimeError as error:  # stempeg's, on import
-        raise ValueError(
-            "musdb: got no ffmpeg, expected ffmpeg and ffprobe on the path; install them, as by "
-            "apt-get install ffmpeg"
-        ) from error
-    return musdb
+def _bare(path: Path) -> Path:
+    """A .stem.mp4 without this suffix."""
+    is_stems = path.name.lower().endswith(STEM_MP4)
+    return path.with_name(path.name[: -len(STEM_MP4)]) if is_stems else path
 
 
-def _of_folder(track: Any) -> Track:
-    """A folder of WAVs, read by soundfile: it knows its formats and says what is wrong."""
-    paths = {stem: Path(track.sources[stem].path) for stem in STEMS if stem in track.sources}
-    if Path(track.path).exists():
-        paths[MIXTURE] = Path(track.path)
-    readers = {stem: partial(read_audio, path) for stem, path in paths.items()}
-    return Track(track.name, track.subset, readers)
+def _of_folder(track: Track) -> Track:
+    known = {name: track.readers[name] for name in (*STEMS, MIXTURE) if name in track.readers}
+    return replace(track, readers=known, draws={})
 
 
-def _of_streams(track: Any) -> Track:
+def _of_streams(path: Path, name: str, subset: str, place: str = "") -> Track:
+    track = _multitrack(path, name, subset)
     # musdb itself decodes to 16 bits, and clips: mixtures go beyond full scale.
-    readers = {name: partial(read_stream, Path(track.path), name) for name in (*STEMS, MIXTURE)}
-    return Track(track.name, track.subset, readers)
+    readers = {stem: partial(read_stream, path, stem) for stem in (*STEMS, MIXTURE)}
+    return Track(track.name, track.subset, readers, path=place)
+
+
+def _multitrack(path: Path, name: str, subset: str) -> Any:
+    """A .stem.mp4 as a track of musdb, by its whole path: neither an option nor an address."""
+    try:
+        import ffmpeg
+        import musdb
+
+        return musdb.MultiTrack(str(path.absolute()), name, subset=subset, stem_id=0)
+    except (RuntimeError, FileNotFoundError) as error:  # stempeg's, on import; ffprobe's
+        raise ValueError(
+            f"{printable(path)}: got no ffmpeg, expected ffmpeg and ffprobe on the path; install "
+            "them, as by apt-get install ffmpeg"
+        ) from error
+    except (ffmpeg.Error, LookupError) as error:
+        raise ValueError(
+            f"{printable(path)}: got no stems in it, expected five streams of audio; replace the "
+            "file"
+        ) from error

@@ -1,15 +1,19 @@
 """Where isolated audio of one source comes from: a toy waveform, a folder, a stem of musdb18."""
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import active_frames, audio_files, load_audio
+from pyro_sep.audio import active_frames, load_audio
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
+from pyro_sep.data.tracks import DRAWS, left_out, stem_name
+from pyro_sep.names import printable
+from pyro_sep.scanning import audio_files
 
 LEVEL_FRAMES = 64
 HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
@@ -20,6 +24,7 @@ class SourceAudio(Protocol):
 
     name: str
     sample_rate: int
+    notes: tuple[str, ...]  # what is to be said of it, a line each
 
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
         """Fresh training frames ``(count, time)``."""
@@ -39,6 +44,7 @@ class ToySource:
     """
 
     sample_rate = toy.SAMPLE_RATE
+    notes: tuple[str, ...] = ()
 
     def __init__(self, name: str) -> None:
         toy.waveform(name, torch.zeros(1))
@@ -59,38 +65,54 @@ class RecordingFolder:
     """Recordings of one instrument, any rate and channel count, in a folder.
 
     Resampled and mixed down; silent frames are skipped; the last tenth of every recording is held
-    out.
+    out. Recordings shorter than a frame, as one-shots of a drum, are joined end to end to one, and
+    so are held-out parts.
 
     Args:
         folder: searched with its subfolders.
         sample_rate: to resample to, in Hz.
         time: audio samples of the frames by which silence is judged.
-        stem: take the files of this name alone, as in FOLDER/TRACK/bass.wav.
+        stem: take the files of this name alone, as in FOLDER/TRACK/bass.wav. Capitals do not
+            matter; tracks without it are left out.
+
+    Attributes:
+        notes: which tracks were left out, and which recordings' channels cancel, a line each.
 
     Raises:
-        ValueError: no audio in the folder, none of the stem, an unreadable file, or nothing but
-            silence.
+        ValueError: no audio in the folder, none of the stem, an unreadable file, nothing but
+            silence, or less than a frame.
+        OSError: a file or folder that may not be read.
     """
 
     def __init__(self, folder: Path, sample_rate: int, time: int, stem: str | None = None) -> None:
-        self.name = stem or folder.resolve().name
+        self.name = stem or Path(os.path.abspath(folder)).name
         self.sample_rate = sample_rate
-        paths = [path for path in audio_files(folder) if stem in (None, path.stem)]
-        if not paths:
-            raise ValueError(
-                f"{folder}: got no file of the stem {stem}, expected TRACK/{stem}.wav below it"
-            )
-        training, held_out = [], []
+        self.notes: tuple[str, ...] = ()
+        paths = audio_files(folder)
+        if stem is not None:
+            paths, self.notes = _of_stem(folder, paths, stem)
+        recordings = []
         for path in paths:
-            samples = load_audio(path, sample_rate).samples
-            cut = int(len(samples) * (1 - HELD_OUT_SHARE))
-            training.append(active_frames(samples[:cut], time).reshape(-1))
-            held_out.append(active_frames(samples[cut:], time).reshape(-1))
-        self._training, self._held_out = torch.cat(training), torch.cat(held_out)
+            recording = load_audio(path, sample_rate)
+            recordings.append(recording.samples)
+            self.notes += tuple(
+                f"{printable(path)}: {note}" for note in recording.notes if "cancel" in note
+            )
+        whole = _joined(recordings, time, lambda recording: _split(recording)[0])
+        training, held_out = zip(*map(_split, whole), strict=True)
+        self._training = _heard(training, time)
+        self._held_out = _heard(_joined(held_out, time), time)
+        if (longest := max(map(len, training))) < time:
+            raise ValueError(
+                f"{printable(folder)}: got recordings that are too short, {longest} audio samples "
+                f"to train on when joined, expected at least one frame of {time}; add recordings, "
+                "or train on shorter frames"
+            )
         if len(self._training) < time:
             raise ValueError(
-                f"{folder}: got {len(self._training)} audio samples that are not silent, expected "
-                f"at least one frame of {time}; add recordings, or train on shorter frames"
+                f"{printable(folder)}: got {len(self._training)} audio samples that are not "
+                f"silent, expected at least one frame of {time}; add recordings, or train on "
+                "shorter frames"
             )
 
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
@@ -101,6 +123,40 @@ class RecordingFolder:
     def held_out(self, count: int, time: int) -> Tensor:
         """The first frames ``(frame, time)`` of what was held out."""
         return self._held_out[: len(self._held_out) // time * time].reshape(-1, time)[:count]
+
+
+def _of_stem(folder: Path, paths: Sequence[Path], stem: str) -> tuple[list[Path], tuple[str, ...]]:
+    """The files of a stem, and what to say of the tracks that lack it."""
+    found = [path for path in paths if stem_name(path.stem) == stem_name(stem)]
+    if not found:
+        raise ValueError(
+            printable(f"{folder}: got no file of the stem {stem}, expected ")
+            + printable(f"TRACK/{stem}.wav below it")
+        )
+    tracks = dict.fromkeys(path.parent for path in paths if path.parent.name != DRAWS)
+    having = {path.parent for path in found}
+    without = [track.relative_to(folder).as_posix() for track in tracks if track not in having]
+    return found, left_out(stem, without, len(tracks))
+
+
+def _split(recording: Tensor) -> tuple[Tensor, Tensor]:
+    """What is trained on, and what is held out."""
+    cut = int(len(recording) * (1 - HELD_OUT_SHARE))
+    return recording[:cut], recording[cut:]
+
+
+def _joined(
+    parts: Sequence[Tensor], time: int, judged: Callable[[Tensor], Tensor] = lambda part: part
+) -> list[Tensor]:
+    """Parts, those of which less than a frame counts joined end to end to one, which is last."""
+    short = [part for part in parts if len(judged(part)) < time]
+    long = [part for part in parts if len(judged(part)) >= time]
+    return [*long, torch.cat(short)] if short else long
+
+
+def _heard(parts: Sequence[Tensor], time: int) -> Tensor:
+    """Frames of parts that are not silent, end to end."""
+    return torch.cat([active_frames(part, time).reshape(-1) for part in parts])
 
 
 def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = None) -> SourceAudio:

@@ -1,22 +1,27 @@
 """Tracks: pieces of music whose stems are known, as TRACK/STEM.wav or from elsewhere."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
-import torchaudio.functional
 from torch import Tensor
 
-from pyro_sep.audio import audio_files, read_audio
+from pyro_sep.audio import read_audio
+from pyro_sep.names import printable
+from pyro_sep.resampling import resample
+from pyro_sep.scanning import audio_files
 
 MIXTURE = "mixture"
 RESIDUAL = "residual"  # of a mixture, what none of the stems explains
 DRAWS = "draws"  # folder in a separated track; the stems in it are no track
+NAME_MAX = 200  # bytes of a source's name; a suffix and numbers of draws go with it
 SUBSETS = ("train", "test")
 FRAMES = 150  # of a track: Frank & Ilse 2020 (arXiv 2011.01761)
 
@@ -31,14 +36,17 @@ class Track:
     Attributes:
         name: of the track.
         subset: ``"train"``, ``"test"``, or nothing.
-        readers: read a stem by its name; ``"mixture"`` is among them where it is known by itself.
+        readers: read a stem by its name, see :func:`stem_name`; ``"mixture"`` is among them where
+            it is known by itself.
         draws: read posterior draws of a stem by its name, where it was separated and there are any.
+        path: of its folder in the one where it was found, ``"train/song"``; else its name.
     """
 
     name: str
     subset: str
     readers: Mapping[str, Callable[[], Audio]]
     draws: Mapping[str, Sequence[Callable[[], Audio]]] = field(default_factory=dict)
+    path: str = ""
 
     @property
     def stems(self) -> list[str]:
@@ -51,11 +59,12 @@ class Track:
         Raises:
             ValueError: no such stem, or what is there is no audio.
         """
-        if stem not in self.readers:
+        if stem_name(stem) not in self.readers:
             raise ValueError(
-                f"{self.name}: got no stem {stem}, expected one of {', '.join(self.readers)}"
+                printable(f"{self.name}: got no stem {stem}, expected one of ")
+                + printable(", ".join(self.readers))
             )
-        return self.readers[stem]()
+        return self.readers[stem_name(stem)]()
 
     def mixture(self, stems: Sequence[str] = ()) -> Audio:
         """The sum of the stems that are named; if none are, the track's own mixture.
@@ -77,39 +86,143 @@ class Track:
         return reduce(torch.add, (samples for samples, _ in parts)), parts[0][1]
 
 
+def stem_name(name: str) -> str:
+    """The stem of a file's name without its suffix: ``Bass.wav`` is the stem bass.
+
+    Names are compared without regard to capitals, and é is one letter whether a system writes it as
+    one or as two.
+    """
+    return _composed(name).casefold()
+
+
+def check_source_name(name: str) -> None:
+    """Raise ValueError unless a source may have a name: it becomes that of a file.
+
+    Args:
+        name: of the source.
+    """
+    reason = ""
+    if name.lower() in (MIXTURE, RESIDUAL, DRAWS):
+        reason = "it is that of another file of a separated track"
+    elif not name or name.startswith(".") or len(os.fsencode(name)) > NAME_MAX:
+        reason = f"it is empty, begins with a dot, or is longer than {NAME_MAX} bytes"
+    elif any(char in "/\\" or unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
+        reason = "there is a slash or a control character in it"
+    if reason:
+        raise ValueError(
+            printable(f"source: got the name {name[:NAME_MAX]!r}, but {reason}; expected another")
+        )
+
+
+def check_source_names(names: Collection[str]) -> None:
+    """Raise ValueError unless sources of a set may have these names, and each is another's file."""
+    for name in names:
+        check_source_name(name)
+    often = Counter(map(stem_name, names))
+    if alike := [name for name in names if often[stem_name(name)] > 1]:
+        raise ValueError(
+            printable(
+                f"sources: got the names {', '.join(alike)}, expected names that differ in more "
+                "than capitals; rename one"
+            )
+        )
+
+
+def track_names(folders: Collection[Path], root: Path) -> dict[Path, tuple[str, str]]:
+    """Names and paths of tracks by their folders.
+
+    A track is called after its folder, as it is given and not by what a link leads to. Where two
+    have one name they are called by their paths, ``ALBUM/song``.
+
+    Args:
+        folders: one a track.
+        root: that they were found in.
+    """
+    names = {folder: Path(os.path.abspath(folder)).name or "root" for folder in folders}
+    paths = {
+        folder: name if folder == root else folder.relative_to(root).as_posix()
+        for folder, name in names.items()
+    }
+    often = Counter(names.values())
+    return {
+        folder: (paths[folder] if often[name] > 1 else name, paths[folder])
+        for folder, name in names.items()
+    }
+
+
+def reference_of(track: Track, references: Sequence[Track]) -> Track | None:
+    """The track of the same path, else the only one of the same name; None where there is none.
+
+    ``song`` is ``train/song``, unless there is ``test/song`` too; ``a/song`` is never ``b/song``.
+    """
+    path = _composed(track.path or track.name)
+    same = [known for known in references if _composed(known.path or known.name) == path]
+    if not same and "/" not in track.name:
+        name = _composed(track.name)
+        same = [known for known in references if PurePosixPath(_composed(known.name)).name == name]
+    return same[0] if len(same) == 1 else None
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
 def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     """Tracks of a folder: each subfolder with audio files, one a stem, is a track.
 
     TRACK/STEM.wav and, as in musdb18-HQ and its results, train/TRACK/STEM.wav and
-    test/TRACK/STEM.wav. TRACK/draws/STEM_01.wav and so on are posterior draws of a stem.
+    test/TRACK/STEM.wav. TRACK/draws/STEM_01.wav and so on are posterior draws of a stem. How they
+    are called: :func:`track_names`, :func:`stem_name`.
 
     Args:
         folder: searched with its subfolders.
 
     Raises:
         ValueError: no folder, no audio in it, or two files of one stem.
+        OSError: a folder that may not be read.
+    """
+    return tracks_of(audio_files(folder), Path(folder))
+
+
+def tracks_of(paths: Iterable[Path], root: Path) -> list[Track]:
+    """Tracks of files below a folder, as :func:`stems_folder` finds them.
+
+    Raises:
+        ValueError: two files of one stem.
     """
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
     drawn: dict[Path, dict[str, list[Callable[[], Audio]]]] = defaultdict(lambda: defaultdict(list))
-    for path in audio_files(folder):
+    for path in paths:
         if path.parent.name == DRAWS:
             stem, _, _ = path.stem.rpartition("_")
-            drawn[path.parent.parent][stem].append(partial(read_audio, path))
+            drawn[path.parent.parent][stem_name(stem)].append(partial(read_audio, path))
             continue
-        if path.stem in files[path.parent]:
+        stem = stem_name(path.stem)
+        if stem in files[path.parent]:
             raise ValueError(
-                f"{path}: got a second file of the stem {path.stem}, expected one; remove it"
+                printable(f"{path}: got a second file of the stem {stem}, beside ")
+                + printable(f"{files[path.parent][stem].name}, expected one; remove it")
             )
-        files[path.parent][path.stem] = path
+        files[path.parent][stem] = path
+    names = track_names(files, root)
     return [
         Track(
-            track.resolve().name,
+            names[track][0],
             track.parent.name if track.parent.name in SUBSETS else "",
             {stem: partial(read_audio, path) for stem, path in stems.items()},
             drawn[track],
+            names[track][1],
         )
         for track, stems in files.items()
     ]
+
+
+def left_out(stem: str, names: Sequence[str], total: int) -> tuple[str, ...]:
+    """What to say, in a line, of tracks without a stem; nothing where there are none."""
+    if not names:
+        return ()
+    said = f"{len(names)} of {total} tracks have no {stem} and are left out: {', '.join(names)}"
+    return (printable(said),)
 
 
 def stem_frames(
@@ -135,8 +248,7 @@ def stem_frames(
             shorter than a frame.
     """
     parts = [
-        torchaudio.functional.resample(samples.mean(0), rate, sample_rate)
-        for samples, rate in map(track.read, stems)
+        resample(samples.mean(0), rate, sample_rate) for samples, rate in map(track.read, stems)
     ]
     lengths = {len(part) for part in parts}
     if len(lengths) > 1 or min(lengths) < time:

@@ -1,0 +1,72 @@
+"""Arithmetic that does not depend on what the caller has set: modes of torch, put back afterwards.
+
+They are context managers, and decorators.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+CPU = torch.device("cpu")
+
+
+@contextmanager
+def plain_arithmetic() -> Iterator[None]:
+    """Compute in float32, on the CPU where nothing else is said, and without autocast.
+
+    Under autocast densities would be sums of thousands of nats in bfloat16, of 8 bits.
+
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16), plain_arithmetic():
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as modes:
+        for device_type in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device_type):
+                modes.enter_context(torch.autocast(device_type, enabled=False))
+        if torch.get_default_device() != CPU:
+            modes.enter_context(CPU)
+        if dtype != torch.float32:
+            modes.callback(torch.set_default_dtype, dtype)
+            torch.set_default_dtype(torch.float32)
+        yield
+
+
+@contextmanager
+def sampling_arithmetic() -> Iterator[None]:
+    """:func:`plain_arithmetic` with gradients, for a sampler: under ``no_grad`` and the like too.
+
+    Denormal numbers are flushed to zero: gradients near zero are ten times slower otherwise.
+
+    >>> with torch.inference_mode(), sampling_arithmetic():
+    ...     torch.ones(2, requires_grad=True).sum().requires_grad
+    True
+    """
+    with torch.inference_mode(False), torch.enable_grad(), plain_arithmetic(), denormals_flushed():
+        yield
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Take denormal numbers as zero in the calling thread, as long as the block lasts.
+
+    >>> with denormals_flushed():
+    ...     print(sys.float_info.min / 2)
+    0.0
+    >>> sys.float_info.min / 2 > 0
+    True
+    """
+    before = _flushes()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def _flushes() -> bool:
+    """Whether half of the smallest normal number is zero; torch does not say."""
+    return sys.float_info.min / 2 == 0.0

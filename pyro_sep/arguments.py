@@ -1,0 +1,186 @@
+"""Arguments as people have them in hand: what they are taken for, or one line that says why not."""
+
+import math
+import operator
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def number(
+    name: str,
+    value: Any,
+    expected: str = "a finite number",
+    above: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """A number of any type, but for truth values, as a float.
+
+    Args:
+        name: of the argument.
+        value: as it was given.
+        expected: what to say of it.
+        above: the number is above it.
+        below: the number is below it.
+
+    Raises:
+        ValueError: it is no number, or not between the two.
+
+    >>> number("step_size", np.float32(0.5), "a positive number", above=0)
+    0.5
+    """
+    value = _scalar(value)
+    try:
+        taken = math.nan if not isinstance(value, Real) or _is_truth(value) else float(value)
+    except OverflowError:
+        taken = math.inf
+    if not above < taken < below:
+        raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
+    return taken
+
+
+def positive(name: str, value: Any) -> float:
+    """A positive finite number, as a float; see :func:`number`."""
+    return number(name, value, "a positive number", above=0)
+
+
+def whole(name: str, value: Any, expected: str, least: int = 0, most: int = 2**63 - 1) -> int:
+    """A whole number of any integer type, as an int.
+
+    Raises:
+        ValueError: it is of no integer type, or not from ``least`` to ``most``.
+
+    >>> whole("seed", np.int64(7), "a whole number from 0 on")
+    7
+    """
+    value = _scalar(value)
+    try:
+        taken = None if _is_truth(value) else operator.index(value)
+    except TypeError:
+        taken = None
+    if taken is None or not least <= taken <= most:
+        raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
+    return taken
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    value = _scalar(value)
+    if not _is_truth(value):
+        raise ValueError(f"{name}: got {shown(value)}, expected True or False")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """One of some words.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: got {shown(value)}, expected one of {', '.join(choices)}")
+    return value
+
+
+def numbers(name: str, value: Any, expected: str) -> tuple[float, ...]:
+    """Numbers in a row, as a list, a tuple, an array or a tensor; see :func:`number`."""
+    row = value.tolist() if isinstance(value, Tensor | np.ndarray) and value.ndim == 1 else value
+    if not isinstance(row, list | tuple):
+        raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
+    return tuple(number(name, part, expected) for part in row)
+
+
+def audio(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """Audio of any type of floats as a tensor in float32, without a gradient: a copy.
+
+    Args:
+        name: of the argument.
+        value: what NumPy or torch take for an array, full scale 1. Integers are refused: how far
+            their scale reaches, their type does not say for sure.
+        device: of the result; that of the audio where None.
+
+    Raises:
+        ValueError: it is of no type of floats, sparse, or without content.
+
+    >>> audio("mixture", [0.1, 0.2]).dtype
+    torch.float32
+    """
+    if not isinstance(value, Tensor):
+        value = _from_numpy(name, value)
+    kind = str(value.dtype).removeprefix("torch.")
+    if value.is_meta or value.is_nested or value.layout != torch.strided:
+        kind = "a tensor without content" if value.is_meta else "a sparse or nested tensor"
+    elif value.is_floating_point():
+        return value.detach().to(device, torch.float32, copy=True)
+    raise _no_audio(name, kind)
+
+
+def known_options(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise ValueError for an option that is none of those known, and say which it is like."""
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else "leave it out"
+            raise ValueError(
+                f"{name}: got an unknown option, expected {', '.join(known)}; {remedy}"
+            )
+
+
+def shown(value: Any) -> str:
+    """What was given, in a part of a line.
+
+    >>> shown(np.zeros((2, 3)))
+    'an array of shape (2, 3)'
+    """
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
+        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+        return f"{kind} of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _from_numpy(name: str, value: Any) -> Tensor:
+    """Audio that is no tensor, of any byte order, in float32."""
+    if isinstance(value, list | tuple):  # torch takes no list of tensors, NumPy none with gradients
+        value = [part.detach().cpu().float() if _is_floats(part) else part for part in value]
+    try:
+        array = np.asarray(value)
+        if np.ma.is_masked(value):
+            raise ValueError("masked values")
+    except Exception as error:  # there is no end to what a foreign __array__ raises
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise _no_audio(name, f"{type(value).__name__} ({reason})") from None
+    if array.dtype.kind != "f":
+        raise _no_audio(name, shown(value) if array.dtype.kind in "OSU" else array.dtype.name)
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(array.astype(np.float32))
+
+
+def _no_audio(name: str, got: str) -> ValueError:
+    remedy = "give what soundfile.read gives, or a dense tensor"
+    if got.startswith(("int", "uint", "qint", "quint")):
+        remedy = "divide by the full scale of the type: int16 by 32768, int32 by 2147483648"
+    return ValueError(f"{name}: got {got}, expected audio in floats, full scale 1; {remedy}")
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
+
+
+def _scalar(value: Any) -> Any:
+    """What a tensor or an array without axes holds."""
+    holds = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    return value.item() if holds and not getattr(value, "is_meta", False) else value
