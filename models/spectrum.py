@@ -22,6 +22,7 @@ power, :math:`\tau(\sigma) + \iota(\sigma) \bar P^2`.
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,13 +138,15 @@ class _Extrapolation(torch.autograd.Function):
         _, analysis, continuation, basis = law
         spectrum, tones, power, gate, shared = ctx.saved_tensors[5:]
         back = gradient @ basis.T
-        back = torch.complex(back[..., ::2], back[..., 1::2])
+        back = torch.view_as_complex(back.view(*back.shape[:-1], -1, 2))
         share = (tones.conj() * back).real / shared
-        slope = 4 * power * (share - _over_lobe(share * gate))
-        back, window = back * gate, frames.shape[-1]
-        out = analysis * _transposed_spectrum(spectrum * slope, window)
-        out += continuation[0] * _transposed_spectrum(back, window)
-        out += continuation[1] * _transposed_spectrum(-1j * back, window)
+        half = _half(frames.shape[-1], power)  # of R^T, on real numbers and not on complex ones
+        slope = (4 * half) * power * (share - _over_lobe(share * gate))
+        back = back * (half * gate)
+        inverse = partial(torch.fft.irfft, n=frames.shape[-1], norm="forward")
+        out = analysis * inverse(spectrum * slope)
+        out += continuation[0] * inverse(back)
+        out += continuation[1] * inverse(-1j * back)
         return out, None, None, None, None
 
 
@@ -224,11 +227,16 @@ def _may_be_by_hand(frames: Tensor) -> bool:
 
 def _transposed_spectrum(bins: Tensor, window: int) -> Tensor:
     r"""Real part of :math:`\sum_b Z_b e^{2 \pi i b t / W}` over the bins of a real FFT."""
-    share = torch.full((bins.shape[-1],), 0.5, dtype=bins.real.dtype, device=bins.device)
-    share[0] = 1  # the others have a mirror image, and irfft counts them twice
+    return torch.fft.irfft(bins * _half(window, bins.real), n=window, norm="forward")
+
+
+def _half(window: int, like: Tensor) -> Tensor:
+    """By bin, what makes up for an inverse real FFT's counting those twice that it mirrors."""
+    half = torch.full((window // 2 + 1,), 0.5, dtype=like.dtype, device=like.device)
+    half[0] = 1
     if window % 2 == 0:
-        share[-1] = 1
-    return torch.fft.irfft(bins * share, n=window, norm="forward")
+        half[-1] = 1
+    return half
 
 
 def _tones(frames: Tensor, continuation: Tensor) -> Tensor:

@@ -382,7 +382,8 @@ def _delayed(hidden: Tensor, tokens: int) -> Tensor:
 
 def _log_softmax(logits: Tensor) -> Tensor:
     """Over the last dimension, wherever it lies in memory; torch's own would copy."""
-    return logits - logits.logsumexp(-1, keepdim=True)
+    shifted = logits - logits.detach().amax(-1, keepdim=True)
+    return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
 def _past(y: Tensor, length: int, hop: int) -> Tensor:

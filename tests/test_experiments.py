@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from pyro_sep.data.toy import WAVEFORMS, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.mixing import Mixing
-from pyro_sep.models.family import FAMILIES, build
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 from pyro_sep.priors import FloWaveNetPrior, Priors, WaveNetPrior
@@ -159,74 +157,6 @@ def test_separate_toy_refuses_in_a_line(
     assert printed.err.count("\n") == 1
     assert printed.out == ""
     assert not out.exists()
-
-
-@pytest.fixture
-def benchmark() -> ModuleType:
-    return load("benchmark")
-
-
-class Clock:
-    """A second passes at every look."""
-
-    looks = -1
-
-    def perf_counter(self) -> float:
-        self.looks += 1
-        return float(self.looks)
-
-
-def test_the_benchmark_counts_samples_per_second(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(benchmark, "clock", Clock())
-    monkeypatch.setattr(benchmark, "SECONDS", 3.5)
-    calls = []
-
-    def log_prob(x: Tensor, sigma: Tensor) -> Tensor:
-        calls.append(x.shape)
-        return -0.5 * (x.square().sum(-1) / sigma.square())
-
-    rate = benchmark.gradient_rate(log_prob)
-    # Looks at 0; 1, 2 and 3 go on; 4 stops; the rate is taken at 5. One call before is not counted.
-    assert calls == [(benchmark.LANES, benchmark.TIME)] * 4
-    assert rate == 3 * benchmark.LANES * benchmark.TIME / 5
-
-
-def test_the_benchmark_compares_like_with_like(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(benchmark, "SECONDS", 0.0)
-    monkeypatch.setattr(benchmark, "LANES", 1)
-    monkeypatch.setattr(benchmark, "TIME", 256)
-    monkeypatch.setattr(benchmark, "gradient_rate", lambda log_prob: 123_456.0)
-    benchmark.main()
-    _, *lines = capsys.readouterr().out.splitlines()
-    sizes = [int(line.split(":")[1].split()[0].replace(",", "")) for line in lines]
-    ours = [benchmark.parameters(build(family.sizes["toy"])) for family in FAMILIES.values()]
-    assert sizes[:-1] == ours
-    assert sizes[-1] == pytest.approx(sizes[0], rel=0.1)
-    names = [line.split(":")[0] for line in lines]
-    assert names == [*(f"pyro_sep toy {family}" for family in FAMILIES), "plain conv1d WaveNet"]
-    assert all(line.endswith("123,456 gradient samples a second") for line in lines)
-
-
-def test_the_benchmark_times_every_network(
-    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(benchmark, "SECONDS", 0.01)
-    monkeypatch.setattr(benchmark, "LANES", 1)
-    monkeypatch.setattr(benchmark, "TIME", 128)
-    plain = benchmark.PlainWaveNet(8, 4)
-    for network in (*(build(family.sizes["toy"]) for family in FAMILIES.values()), plain):
-        assert benchmark.gradient_rate(network.log_prob) > 0
-    # Causal: what comes after an audio sample does not change its log density.
-    x = torch.randn(1, 128)
-    assert plain.log_prob(x, torch.ones(1)).shape == (1,)
-    changed = x.clone()
-    changed[:, -1] += 1
-    both = torch.stack([plain.log_prob(value[:, :-1], torch.ones(1)) for value in (x, changed)])
-    assert torch.equal(both[0], both[1])
 
 
 @pytest.fixture(scope="module")

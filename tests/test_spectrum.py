@@ -1,8 +1,11 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
+from pyro_sep.models import spectrum
 from pyro_sep.models.spectrum import BACK, LOBE, SpectralExtrapolator, SpectralInterpolator
 
 HOP, EMBEDDING, FRAMES = 16, 4, 200
@@ -117,6 +120,139 @@ def test_only_the_ratio_to_the_noise_counts() -> None:
 
 def test_silence_is_silence() -> None:
     assert not extrapolate(torch.zeros(3, 256, dtype=torch.float64), SIGMA).any()
+
+
+WINDOWS = [8, 17, 32]  # the FFT of an odd one has no bin at half the rate
+
+
+def small_extrapolator(window: int) -> tuple[SpectralExtrapolator, Callable[[Tensor], Tensor]]:
+    """An extrapolator of random, fixed weights, and what it makes of frames ``(2, token, W)``."""
+    torch.manual_seed(window)
+    extrapolator = SpectralExtrapolator(window, 4, EMBEDDING).double().requires_grad_(False)
+    extrapolator.continuation.normal_()
+    extrapolator.threshold.weight.normal_()
+    noise = torch.randn(2, EMBEDDING, dtype=torch.float64)
+    power = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    return extrapolator, lambda frames: extrapolator(frames, noise, power)
+
+
+def small_frames(window: int) -> Tensor:
+    return torch.randn(2, 3, window, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_the_gradient_is_the_finite_difference(window: int) -> None:
+    _, of = small_extrapolator(window)
+    frames = small_frames(window).requires_grad_()
+    assert torch.autograd.gradcheck(of, (frames,), check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(of, (frames,))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_weights_that_are_trained_have_gradients_of_both_orders(window: int) -> None:
+    extrapolator, _ = small_extrapolator(window)
+    frames = small_frames(window)[:, :1].requires_grad_()
+    power = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    noise = torch.randn(2, EMBEDDING, dtype=torch.float64).requires_grad_()
+
+    def of(
+        frames: Tensor, noise: Tensor, power: Tensor, continuation: Tensor, bias: Tensor
+    ) -> Tensor:
+        weights = {"continuation": continuation, "threshold.bias": bias}
+        out: Tensor = torch.func.functional_call(extrapolator, weights, (frames, noise, power))
+        return out
+
+    continuation, bias = extrapolator.continuation.clone(), extrapolator.threshold.bias.clone()
+    trained = [part.requires_grad_() for part in (power, continuation, bias)]
+    assert torch.autograd.gradcheck(of, (frames, noise, *trained))
+    assert torch.autograd.gradgradcheck(of, (frames, noise, *trained))
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_fixed_and_trained_weights_have_the_same_gradient(window: int) -> None:
+    extrapolator, of = small_extrapolator(window)
+    frames = small_frames(window).requires_grad_()
+    cotangent = torch.randn_like(of(frames))
+    (fixed,) = torch.autograd.grad(of(frames), frames, cotangent)
+    extrapolator.requires_grad_()
+    (trained,) = torch.autograd.grad(of(frames), frames, cotangent)
+    assert torch.allclose(fixed, trained, rtol=1e-11, atol=1e-12 * float(trained.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
+@pytest.mark.parametrize("window", WINDOWS)
+def test_transforms_of_the_gradient_agree(window: int) -> None:
+    _, of = small_extrapolator(window)
+    frame = small_frames(window)[0, 0]
+
+    def read(frame: Tensor) -> Tensor:
+        return of(frame.expand(2, 1, -1))[1, 0]
+
+    def energy(frame: Tensor) -> Tensor:
+        return read(frame).square().sum()
+
+    func = torch.func
+    jacobian = torch.autograd.functional.jacobian(read, frame)
+    for other in (
+        torch.autograd.functional.jacobian(read, frame, vectorize=True),
+        func.jacrev(read)(frame),
+        func.jacfwd(read)(frame),
+    ):
+        assert torch.allclose(other, jacobian, rtol=1e-10, atol=1e-10 * float(jacobian.abs().max()))
+    hessian = torch.autograd.functional.hessian(energy, frame)
+    for outer in (func.jacrev, func.jacfwd):
+        for inner in (func.jacrev, func.jacfwd):
+            other = outer(inner(energy))(frame)
+            assert torch.allclose(
+                other, hessian, rtol=1e-10, atol=1e-10 * float(hessian.abs().max())
+            )
+    frames = torch.stack([frame, 2 * frame, -frame])
+    each = torch.stack([torch.func.grad(energy)(one) for one in frames])
+    assert torch.allclose(func.vmap(func.grad(energy))(frames), each, rtol=1e-10)
+    leaf = frames.requires_grad_()
+    (through,) = torch.autograd.grad(func.vmap(energy)(leaf).sum(), leaf)
+    assert torch.allclose(through, each, rtol=1e-10)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_values_are_the_same_with_and_without_a_gradient(window: int) -> None:
+    _, of = small_extrapolator(window)
+    frames = small_frames(window)
+    expected = of(frames.clone().requires_grad_())
+    with torch.no_grad():
+        assert torch.equal(of(frames), expected)
+    with torch.inference_mode():
+        assert torch.equal(of(frames.clone()), expected)
+
+
+def test_blocks_do_not_change_what_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, of = small_extrapolator(32)
+    frames = torch.randn(2, 11, 32, dtype=torch.float64).requires_grad_()
+    whole = of(frames)
+    (gradient,) = torch.autograd.grad(whole.square().sum(), frames)
+    for block in (1, 3 * 2 * 32, 10 * 2 * 32):  # a token, three and ten of them
+        monkeypatch.setattr(spectrum, "BLOCK", block)
+        parts = of(frames)
+        assert torch.allclose(parts, whole, rtol=1e-12, atol=1e-12)
+        (other,) = torch.autograd.grad(parts.square().sum(), frames)
+        assert torch.allclose(other, gradient, rtol=1e-12, atol=1e-12 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("window", [256, 1024])
+def test_the_gradient_in_float32_has_its_rounding_alone(window: int) -> None:
+    torch.manual_seed(0)
+    frames = (tones(window, 20.2)[:8, :window] + SIGMA * torch.randn(8, window)).double()[:, None]
+    noise, power = torch.randn(8, EMBEDDING), torch.full((8,), SIGMA**2)
+    cotangent = torch.randn(8, 1, BACK + HOP)
+    gradients: list[Tensor] = []
+    for dtype in (torch.float32, torch.float64):
+        extrapolator = SpectralExtrapolator(window, HOP, EMBEDDING).to(dtype).requires_grad_(False)
+        leaf = frames.to(dtype, copy=True).requires_grad_()
+        out = extrapolator(leaf, noise.to(dtype), power.to(dtype))
+        gradients += torch.autograd.grad(out, leaf, cotangent.to(dtype))
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert error < 3e-6
+    assert gradients[0].dtype == torch.float32
 
 
 SIDES = {256: 64, 1024: 64}  # hop in the middle, by window
@@ -285,6 +421,24 @@ def test_only_the_ratio_to_the_noise_counts_in_interpolation() -> None:
     frames = scattered(256) * (tones(256, 20.2)[:, :256] + SIGMA * torch.randn(FRAMES, 256))
     scaled = interpolate(3 * frames, 3 * SIGMA, 0.5)
     assert torch.allclose(scaled, 3 * interpolate(frames, SIGMA, 0.5), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [16, 17])
+def test_the_gradients_of_interpolation_are_finite_differences(window: int) -> None:
+    torch.manual_seed(0)
+    interpolator = SpectralInterpolator(window, 8, EMBEDDING).double()
+    frames = torch.randn(2, 1, window, dtype=torch.float64).requires_grad_()
+    noise = torch.randn(2, EMBEDDING, dtype=torch.float64)
+    power = torch.tensor([0.2, 0.7], dtype=torch.float64)
+
+    def of(frames: Tensor, continuation: Tensor) -> Tensor:
+        weights = {"continuation": continuation}
+        out: Tensor = torch.func.functional_call(interpolator, weights, (frames, noise, power, 0.5))
+        return out
+
+    continuation = interpolator.continuation.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(of, (frames, continuation))
+    assert torch.autograd.gradgradcheck(of, (frames, continuation))
 
 
 def test_silence_is_interpolated_as_silence() -> None:

@@ -253,6 +253,48 @@ def test_the_score_is_the_finite_difference(head: str, sigma: float) -> None:
     )
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_a_curvature_is_the_finite_difference_of_scores(head: str) -> None:
+    network = tiny(**HEADS[head]).eval()
+    sigma, direction = levels(0.4), noise(1, 30, seed=2)
+
+    def score(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(network.log_prob(x, sigma).sum(), x, create_graph=True)[0]
+
+    x = noise(1, 30).requires_grad_()
+    (first,) = torch.autograd.grad(network.log_prob(x, sigma).sum(), x, create_graph=True)
+    (curvature,) = torch.autograd.grad((first * direction).sum(), x)
+    step = 1e-5
+    difference = score(x + step * direction) - score(x - step * direction)
+    scale = float(curvature.abs().max())
+    assert scale > 0.1
+    assert torch.allclose(difference / (2 * step), curvature, rtol=0, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_score_for_each_frame_by_torch_func(head: str) -> None:
+    network = tiny(**HEADS[head]).eval()
+    x, sigma = noise(3, 30).requires_grad_(), levels(0.05, 0.4, 2.0)
+    (scores,) = torch.autograd.grad(network.log_prob(x, sigma).sum(), x)
+
+    def log_prob(frame: Tensor, level: Tensor) -> Tensor:
+        return network.log_prob(frame[None], level[None])[0]
+
+    each = torch.func.vmap(torch.func.grad(log_prob))(x.detach(), sigma)
+    assert torch.allclose(each, scores, rtol=1e-9, atol=1e-9 * float(scores.abs().max()))
+
+
+@pytest.mark.parametrize("hop", [1, 4])
+def test_a_frame_shorter_than_the_dilation(hop: int) -> None:
+    network = tiny(hop=hop, layers=5)  # up to 16 tokens back
+    x, sigma = noise(1, 60), levels(0.3)
+    whole = stacked(network(x, sigma))
+    for time in (1, hop, 3 * hop + 1):
+        part = stacked(network(x[:, :time], sigma))
+        assert torch.allclose(part, whole[:, :time], rtol=0, atol=ROUNDING)
+
+
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_sampling_meets_the_parallel_forward(changes: dict[str, Any]) -> None:
     network = tiny(**changes)
