@@ -257,7 +257,9 @@ def functions(priors: Priors, sources: Tensor, sigma: float | None) -> dict[str,
 
 def save_batch(batch: xr.Dataset, settings: dict[str, Any], path: Path) -> None:
     """Write a batch, whole or not at all."""
-    write_whole(path, batch.assign_attrs(settings=json.dumps(settings)).to_netcdf(engine="h5netcdf"))
+    write_whole(
+        path, batch.assign_attrs(settings=json.dumps(settings)).to_netcdf(engine="h5netcdf")
+    )
 
 
 def load_batch(path: Path, settings: dict[str, Any]) -> xr.Dataset:

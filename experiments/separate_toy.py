@@ -32,6 +32,7 @@ from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
 from pyro_sep.inference.langevin import langevin_step
+from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.mixing import Mixing
@@ -55,7 +56,7 @@ def main(
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
+    levels: Annotated[int, typer.Option(min=MIN_LEVELS)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     constraint: Annotated[
         str | None, typer.Option(help="gaussian or exact; by default as separate has it.")

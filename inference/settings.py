@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pyro_sep.arguments import flag, number, positive, whole
+from pyro_sep.arguments import flag, number, whole
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
 from pyro_sep.inference.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
 
@@ -85,17 +85,18 @@ class Annealing:
             for name, low in least.items()
         }
         for name in ("sigma_max", "sigma_turn", "sigma_min"):
-            taken[name] = positive(name, getattr(self, name))
+            taken[name] = number(name, getattr(self, name))
         step_size, persistence = self.step_size, self.persistence
         expected = "above 0, below sqrt(2)"
         taken["step_size"] = number("step_size", step_size, expected, 0, math.sqrt(2))
-        expected, below_0 = "at least 0, below 1", math.nextafter(0, -1)
-        taken["persistence"] = number("persistence", persistence, expected, below_0, 1)
+        expected = "at least 0, below 1"
+        taken["persistence"] = number("persistence", persistence, expected, -math.inf, 1)
+        if taken["persistence"] < 0:
+            raise ValueError(f"persistence: got {persistence}, expected {expected}")
         taken["corrected"] = flag("corrected", self.corrected)
         for name, value in taken.items():
             object.__setattr__(self, name, value)  # in the types of Python, whatever was given
-        if not self.sigma_min < self.sigma_turn < self.sigma_max:
-            two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
+        two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)  # or raises
 
     @property
     def target_acceptance(self) -> float:

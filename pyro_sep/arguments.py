@@ -94,9 +94,12 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
 def numbers(name: str, value: Any, expected: str) -> tuple[float, ...]:
     """Numbers in a row, as a list, a tuple, an array or a tensor; see :func:`number`."""
     row = value.tolist() if isinstance(value, Tensor | np.ndarray) and value.ndim == 1 else value
-    if not isinstance(row, list | tuple):
-        raise ValueError(f"{name}: got {shown(value)}, expected {expected}")
-    return tuple(number(name, part, expected) for part in row)
+    try:
+        if not isinstance(row, list | tuple):
+            raise ValueError
+        return tuple(number(name, part) for part in row)
+    except ValueError:
+        raise ValueError(f"{name}: got {shown(row)}, expected {expected}") from None
 
 
 def audio(name: str, value: Any, device: torch.device | None = None) -> Tensor:

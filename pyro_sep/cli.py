@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig
 from pyro_sep.names import printable
@@ -72,9 +73,10 @@ def train(
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
     from pyro_sep.data.source import open_source, training_level
     from pyro_sep.data.tracks import check_source_name
-    from pyro_sep.model_card import save_with_card, train_command
+    from pyro_sep.files import only_run
+    from pyro_sep.model_card import check_free, save_with_card, train_command
     from pyro_sep.models.family import FAMILIES
-    from pyro_sep.models.train import fit, fit_serially
+    from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, fit_serially
     from pyro_sep.priors import PRIORS
 
     one_of("family", family, FAMILIES)
@@ -98,13 +100,17 @@ def train(
     )
     level = training_level(audio, time, seed)
     network_config = replace(FAMILIES[family].sizes[size], sigma_data=level)
-    run_folder = out / f"{audio.name}.run"
+    run_folder, name = out / f"{audio.name}.run", f"{audio.name}.safetensors"
+    serial = recipe == "serial"
+    places = {sigma: out / f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS}
+    check_free([folder / name for folder in (places.values() if serial else [out])], run_folder)
     started = clock.monotonic()
-    if recipe == "serial":
-        levels = fit_serially(audio.draw, run_folder, network_config, config, device)
-        networks = {out / f"sigma-{sigma:g}": network for sigma, network in levels.items()}
-    else:
-        networks = {out: fit(audio.draw, run_folder, network_config, config, device)}
+    with resumable(run_folder if serial else run_folder / CHECKPOINT), only_run(run_folder):
+        if serial:
+            levels = fit_serially(audio.draw, run_folder, network_config, config, device)
+            networks = {places[sigma]: network for sigma, network in levels.items()}
+        else:
+            networks = {out: fit(audio.draw, run_folder, network_config, config, device)}
     seconds = clock.monotonic() - started
     settings = {"family": family, "size": size, "recipe": recipe, "sample_rate": sample_rate}
     settings |= asdict(config)
@@ -191,7 +197,7 @@ def separate_command(
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=2, help="Noise levels.")] = Annealing.levels,
+    levels: Annotated[int, typer.Option(min=MIN_LEVELS, help="Noise levels.")] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     tournaments: Annotated[
         int, typer.Option(min=0, help="Tries of exchanges, and with --absent of silence; slow.")

@@ -66,13 +66,13 @@ def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> No
 def only_run(folder: Path) -> Iterator[None]:
     """Make a folder, and hold it for this run: another run that wants it fails at once.
 
-    What a killed run was writing there is removed. A folder that was made here and is empty at the
-    end goes again.
+    What a killed run was writing there is removed. Folders that were made here and are empty at the
+    end go again.
 
     Raises:
         OSError: the folder cannot be made or written to, or another run holds it.
     """
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(folder / LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,9 +94,9 @@ def only_run(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # before it is let go: who waits for it then takes a new one
             (folder / LOCK).unlink()
         lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Trained weights and their page: data, command, time, how well they know the source."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +31,21 @@ def train_command(source: str, settings: Mapping[str, object]) -> str:
     options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
     root = " --musdb ROOT" if source.startswith("musdb:") else ""
     return f"pyro-sep train --source {source}{root} --out DIR {options}"
+
+
+def check_free(paths: Iterable[Path], run: Path) -> None:
+    """Raise ValueError where weights would take the place of others than those of a run.
+
+    Args:
+        paths: of the weights.
+        run: folder of the run, which is there if it has begun.
+    """
+    for path in paths:
+        if path.exists() and not run.exists():
+            raise ValueError(
+                f"{path}: got weights of another run, expected none, or its folder {run}; give "
+                "another --out"
+            )
 
 
 def save_with_card(

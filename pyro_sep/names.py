@@ -1,6 +1,6 @@
 """Names that users gave to files and sources, as text that nothing interprets."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet computes
 
 
 def printable(text: object) -> str:
@@ -33,5 +33,5 @@ def cell(name: object) -> str:
     >>> cell("=1+1"), cell("bass")
     ("'=1+1", 'bass')
     """
-    text = str(name)
+    text = printable(name)
     return f"'{text}" if text.startswith(FORMULA) else text

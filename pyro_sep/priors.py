@@ -71,11 +71,11 @@ def check_priors(priors: Any) -> None:
     for name, prior in priors.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"priors: got the name {shown(name)}, expected {expected}")
-        missing = [part for part in ASKED if not hasattr(prior, part)]
-        if isinstance(prior, type) or missing:
-            raise ValueError(
-                f"priors: got a {type(prior).__name__} for {name!r}, expected {expected}"
-            )
+        if isinstance(prior, type):
+            raise ValueError(f"priors: got a class for {name!r}, expected {expected}")
+        if not all(hasattr(prior, part) for part in ASKED):
+            got = type(prior).__name__
+            raise ValueError(f"priors: got a {got} for {name!r}, expected {expected}")
     if len(devices := {str(device) for device in map(_device, priors.values()) if device}) > 1:
         raise ValueError(
             f"priors: got some on {', '.join(sorted(devices))}, expected one device; move them "
@@ -316,7 +316,7 @@ class FloWaveNetPrior(NetworkPrior, TransformedDistribution):
 
     def _build(self, time: int, validate_args: bool | None) -> None:
         zero, one = (self.sigma.new_tensor(x).expand(*self.sigma.shape, time) for x in (0.0, 1.0))
-        base = Normal(zero, one).to_event(1)
+        base = Normal(zero, one, validate_args=False).to_event(1)  # they would be laid out
         flow = FlowTransform(self.network, self.sigma)
         TransformedDistribution.__init__(self, base, [flow], validate_args)
 
@@ -336,7 +336,9 @@ class WaveformPrior(SamplingPrior):
     @classmethod
     def of(cls, name: str) -> Self:
         """The prior of a waveform of :data:`pyro_sep.data.toy.WAVEFORMS`."""
-        return cls(Waveform(WaveformConfig(name)), name=name, sample_rate=SAMPLE_RATE)
+        with plain_arithmetic():
+            network = Waveform(WaveformConfig(name))
+        return cls(network, name=name, sample_rate=SAMPLE_RATE)
 
 
 class FlowTransform(Transform):

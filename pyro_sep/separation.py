@@ -159,20 +159,12 @@ def separate_batch(
     mixtures = audio("mixtures", mixtures, device_of(priors))
     check_mixtures(mixtures)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
-    if constraint is None:
-        # experiments/presence.py: 40 mixtures of 40 are right by the likelihood, 3 of 5 if exact.
-        constraint = "gaussian" if absent or any(inferred) else default_constraint(mixing)
-    constraint = choice("constraint", constraint, CONSTRAINTS)
-    if any(inferred) and (constraint == "exact" or stores is not None):
-        raise ValueError(
-            "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
-            "neither; give their numbers"
-        )
-    estimate = choice("estimate", estimate, ESTIMATES)
     if absent is not None and not (isinstance(absent, str) and absent == "infer"):
         raise ValueError(
             f"absent: got {shown(absent)}, expected 'infer', or None where all sources are present"
         )
+    constraint = _constraint(constraint, mixing, bool(absent), any(inferred), stores is not None)
+    estimate = choice("estimate", estimate, ESTIMATES)
     settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
     _check_ladder(settings, priors)
     seed = whole("seed", seed, "a whole number from 0 to 2^63 - 1")
@@ -180,6 +172,7 @@ def separate_batch(
         shape = (len(mixtures), len(priors), mixtures.shape[-1])
         true_sources = _true_sources(true_sources, shape, "(mixture, source, time)")
     attrs = _own_attrs(attrs)
+    place = None if checkpoint is None else _path("checkpoint", checkpoint)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if absent else []
     laws: Sequence[Prior] = silenced or tuple(priors.values())
     run: dict[str, Any] = {
@@ -213,7 +206,7 @@ def separate_batch(
         settings,
         torch.Generator(mixtures.device).manual_seed(seed),
         kept,
-        None if checkpoint is None else Checkpoint(_path("checkpoint", checkpoint), known),
+        None if place is None else Checkpoint(place, known),
         progress,
     )
     about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
@@ -343,6 +336,22 @@ def default_constraint(mixing: Mixing) -> str:
     default.
     """
     return "exact" if mixing.noise_scale <= NOISE_SCALE else "gaussian"
+
+
+def _constraint(
+    given: str | None, mixing: Mixing, may_be_silent: bool, inferred: bool, stored: bool
+) -> str:
+    """How sources are tied to their mixture, and that nothing is to be inferred where it cannot."""
+    if given is None:
+        # experiments/presence.py: 40 mixtures of 40 are right by the likelihood, 3 of 5 if exact.
+        given = "gaussian" if may_be_silent or inferred else default_constraint(mixing)
+    given = choice("constraint", given, CONSTRAINTS)
+    if inferred and (given == "exact" or stored):
+        raise ValueError(
+            "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
+            "neither; give their numbers"
+        )
+    return given
 
 
 def _are_exact(priors: Priors) -> bool:

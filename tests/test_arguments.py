@@ -95,15 +95,14 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("value", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_audio_is_said_in_a_line(value: Any) -> None:
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_audio_is_said_in_a_line(kind: str) -> None:
     with pytest.raises(ValueError, match=r"^mixture: got .+, expected audio in floats") as caught:
-        audio("mixture", value)
+        audio("mixture", REFUSED[kind])
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 250
-    of_integers = "int" in str(getattr(value, "dtype", "int" if value == [0, 1] else ""))
-    assert ("int16 by 32768" in message) == of_integers
+    assert ("int16 by 32768" in message) == ("int" in kind)
 
 
 NUMBERS = (0.5, np.float32(0.5), np.float64(0.5), Fraction(1, 2), torch.tensor(0.5), np.array(0.5))
@@ -145,7 +144,7 @@ def test_a_typing_error_has_a_neighbour() -> None:
         ValueError, match=r"^step: got an unknown option, .*; did you mean steps\?$"
     ):
         known_options(["draws", "step"], ("draws", "steps"))
-    with pytest.raises(ValueError, match="; leave it out$"):
+    with pytest.raises(ValueError, match=r"; leave it out$"):
         known_options(["colour"], ("draws", "steps"))
 
 

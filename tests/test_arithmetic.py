@@ -3,7 +3,8 @@
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 
 from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic, sampling_arithmetic
 
-Manager = Callable[[], AbstractContextManager[None]]
+Manager = Callable[[], Any]
 
 
 def denormals() -> tuple[bool, bool, bool, bool]:
-    """Whether torch, in small and large tensors, NumPy and Python keep a number below the normal."""
+    """Whether torch, in small and large tensors, NumPy and Python keep such a number."""
     small, large = (torch.full((size,), 1e-42) * torch.ones(size) for size in (1, 1 << 18))
     array = np.full(8, 1e-42, "f4") * np.float32(1)
     return bool(small.all()), bool(large.all()), bool(array.all()), sys.float_info.min / 2 > 0
@@ -35,12 +36,17 @@ def unusual(dtype: torch.dtype) -> Iterator[None]:
 @pytest.mark.parametrize("manager", [denormals_flushed, sampling_arithmetic])
 def test_denormals_are_back_after_an_error(manager: Manager) -> None:
     assert all(denormals())
-    with pytest.raises(RuntimeError, match="within"), manager():
+
+    @manager()
+    def fail() -> None:
         assert not denormals()[0]
         with manager():
             pass
         assert not denormals()[0]  # those of the block around it
         raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail()
     assert all(denormals())
 
 
@@ -67,11 +73,15 @@ def test_denormals_of_another_thread_are_left_alone() -> None:
 @pytest.mark.parametrize("manager", [plain_arithmetic, sampling_arithmetic])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_plain_arithmetic_is_float32_on_the_cpu(manager: Manager, dtype: torch.dtype) -> None:
+    @manager()
+    def fail() -> None:
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+        assert (product.dtype, product.device.type) == (torch.float32, "cpu")
+        raise RuntimeError("within")
+
     with unusual(dtype):
-        with pytest.raises(RuntimeError, match="within"), manager():
-            product = torch.ones(2, 2) @ torch.ones(2, 2)
-            assert (product.dtype, product.device.type) == (torch.float32, "cpu")
-            raise RuntimeError("within")
+        with pytest.raises(RuntimeError, match="within"):
+            fail()
         assert torch.get_default_dtype() == dtype
         assert torch.get_default_device().type == "meta"
         assert torch.is_autocast_enabled("cpu")

@@ -19,10 +19,11 @@ import xarray as xr
 from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
 
-from pyro_sep import cli, recordings
+from pyro_sep import cli, recordings, report
 from pyro_sep.audio import read_audio
 from pyro_sep.checkpoints import load_prior, load_priors, save_prior
 from pyro_sep.diagnostics import diagnose, format_diagnosis
+from pyro_sep.files import only_run
 from pyro_sep.models.family import FAMILIES
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.train import SERIAL_SIGMAS
@@ -184,21 +185,26 @@ def test_the_mixture_of_a_track_bears_its_name(call, priors: Path, tmp_path: Pat
 
 
 def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
-    call, priors: Path, tmp_path: Path
+    call, priors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, out = [tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "out"
     for path in paths:
         soundfile.write(path, 0.4 * np.sin(np.arange(300) / 5), 16_000)
-    (out / "a" / "report.html").mkdir(parents=True)
-    use = ("--priors", priors, "--out", out, "--report", *BUDGET, "--draws", "5")
+    write = report.write_report
+
+    def fails(tree: xr.DataTree, path: Path, known: object) -> None:
+        if path.parent.name == "a":
+            raise OSError(f"{path}: could not be written")
+        write(tree, path)
+
+    monkeypatch.setattr(report, "write_report", fails)
+    use = ("--priors", priors, "--out", out, "--report", *QUICK)
     outcome = call("separate", *paths, *use)
     assert outcome.code == 2
     (line,) = lines(outcome.err)
-    page = out / "a" / "report.html"
-    assert line == f"pyro-sep: {paths[0]}: {page}: is a folder; give the name of a file"
-    for folder in (out / "a", out / "b"):
-        assert sorted(os.listdir(folder)) == sorted([*FILES, "report.html"])
-    assert (out / "b" / "report.html").is_file()
+    assert line == f"pyro-sep: {paths[0]}: {out / 'a' / 'report.html'}: could not be written"
+    assert sorted(os.listdir(out / "a")) == FILES
+    assert sorted(os.listdir(out / "b")) == sorted([*FILES, "report.html"])
 
 
 def test_separate_says_which_sources_are_there(
@@ -792,7 +798,7 @@ def test_gains_and_noise_are_numbers_or_inferred(
         (("--gains", "loud"), "gains: got 'loud', expected numbers or infer"),
         (("--gains", "0.3"), "gains: got 1 for 2 priors"),
         (("--gains", "0.3,infer"), "gains: got '0.3,infer', expected numbers or infer"),
-        (("--noise-scale", "some"), "noise_scale: got 'some', expected numbers or infer"),
+        (("--noise-scale", "some"), "noise_scale: got 'some', expected a number or infer"),
     ):
         outcome = call(*use, *options)
         assert outcome.code == 2
@@ -833,6 +839,8 @@ def test_a_file_in_the_place_of_the_folder(
         ["separate", "a.wav", "--out", "out", "--nothing"],
         ["separate", "a.wav", "--out", "out", "--seed", "one"],
         ["separate", "a.wav", "--out", "out", "--chains", "0"],
+        ["separate", "a.wav", "--out", "out", "--levels", "5"],
+        ["train", "--source", "toy:sine", "--out", "out", "--sample-rate", "999"],
         ["train", "--source", "toy:sine"],
         ["train", "--source", "toy:sine", "--out", "out", "--steps", "0"],
         ["nothing"],
@@ -974,7 +982,7 @@ def test_the_serial_recipe_writes_a_set_per_level(call, tmp_path: Path, family: 
 KILLED = """
 import os, signal, sys
 from pyro_sep.models import train
-save, saves = train._save, []
+save, saves = train.save_state, []
 
 def last_save(*arguments):
     save(*arguments)
@@ -982,7 +990,7 @@ def last_save(*arguments):
     if len(saves) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train._save, train.CHECKPOINT_SECONDS = last_save, 0.0
+train.save_state, train.CHECKPOINT_SECONDS = last_save, 0.0
 from pyro_sep.cli import main
 main()
 """
@@ -1008,6 +1016,20 @@ def test_a_killed_training_goes_on(call, tmp_path: Path, monkeypatch: pytest.Mon
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.allclose(value, second[key], atol=1e-6), key
+
+
+@pytest.mark.usefixtures("tiny")
+def test_train_does_not_overwrite_weights_of_others(call, tmp_path: Path) -> None:
+    weights = save_tiny(tmp_path, ["sine"]) / "sine.safetensors"
+    before = weights.read_bytes()
+    refused(call(*TRAIN, "--steps", "1", "--out", tmp_path), "got weights of another run, expected")
+    assert weights.read_bytes() == before
+    assert not (tmp_path / "sine.run").exists()
+    new = (*TRAIN, "--steps", "1", "--out", tmp_path / "new")
+    assert call(*new).code == 0
+    assert call(*new).code == 0  # its own
+    with only_run(tmp_path / "new" / "sine.run"):
+        refused(call(*new), "sine.run: got another run that writes to it now")
 
 
 def test_audit(call, priors: Path, tmp_path: Path) -> None:
@@ -1200,4 +1222,4 @@ def test_diagnose_what_is_no_trace(call, tmp_path: Path) -> None:
     refused(call("diagnose", tmp_path / "text.nc"), "text.nc: got no readable netCDF file")
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"level": ("chain", [0.0])})})
     save_trace(tree, tmp_path / "other.nc")
-    refused(call("diagnose", tmp_path / "other.nc"), "trace: got none of posterior/sources, ")
+    refused(call("diagnose", tmp_path / "other.nc"), "other.nc: got none of posterior/sources, ")

@@ -109,7 +109,7 @@ def test_a_run_in_the_same_process_is_refused_too(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_stays_empty_goes_again(tmp_path: Path) -> None:
-    with only_run(tmp_path / "made"):
+    with only_run(tmp_path / "made" / "below"):
         pass
     assert os.listdir(tmp_path) == []
     (tmp_path / "there").mkdir()

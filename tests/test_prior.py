@@ -4,9 +4,11 @@ import copy
 import functools
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import arviz
 import numpy as np
@@ -507,3 +509,148 @@ def test_the_noise_widens_the_samples_of_a_wavenet() -> None:
         # The kurtosis of such a mixture is below that of a Gaussian: std of a variance.
         error = expected * (2 / x.numel()) ** 0.5
         assert float(x.square().mean()) == pytest.approx(expected, abs=4 * error)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def either(request: pytest.FixtureRequest, make: MakePrior) -> NetworkPrior:
+    """A prior of each type of floats."""
+    return make().to(getattr(torch, request.param)).condition(0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_audio_of_any_type_of_floats_has_a_density(
+    either: NetworkPrior, dtype: torch.dtype
+) -> None:
+    own = either.sigma.dtype
+    x = noise(3, TIME).to(dtype).requires_grad_()
+    y = x.detach().to(own).requires_grad_()
+    value, expected = either.log_prob(x), either.log_prob(y)
+    assert value.dtype == own
+    assert torch.equal(value, expected)
+    (score,), (expected_score,) = (
+        torch.autograd.grad(log_prob.sum(), at) for log_prob, at in ((value, x), (expected, y))
+    )
+    assert score.dtype == dtype
+    assert torch.equal(score, expected_score.to(dtype))
+    assert torch.equal(either.misfit(x).nan_to_num(), either.misfit(y).nan_to_num())
+
+
+@contextmanager
+def default(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+MODES: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "float64": functools.partial(default, torch.float64),
+    "bfloat16": functools.partial(default, torch.bfloat16),
+    "meta": functools.partial(torch.device, "meta"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_the_caller_has_set_changes_no_density(make: MakePrior, mode: str) -> None:
+    prior, x = make().to(torch.float32), noise(3, TIME).float()
+
+    def run() -> list[Tensor]:
+        torch.manual_seed(0)
+        law = prior.frame(TIME).condition(0.3)
+        found = [law.log_prob(x), law.misfit(x).nan_to_num(), law.sample(torch.Size((2,)))]
+        if isinstance(law, FloWaveNetPrior):
+            found += [law.transforms[0].inv(x), law.transforms[0].log_abs_det_jacobian(x, x)]
+        return found
+
+    expected = run()
+    with MODES[mode]():
+        found = run()
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_true_prior_is_the_same_wherever_it_is_made(mode: str) -> None:
+    x, expected = noise(TIME), WaveformPrior.of("saw").frame(TIME)
+    with MODES[mode]():
+        prior = WaveformPrior.of("saw").frame(TIME)
+    assert prior.sigma.dtype == torch.float32
+    assert torch.equal(prior.log_prob(x), expected.log_prob(x))
+
+
+def test_a_law_of_inference_mode_has_gradients_outside_of_it(make: MakePrior) -> None:
+    expected = make().condition(0.3).log_prob(noise(TIME))
+    with torch.inference_mode():
+        made = make()
+        conditioned = make().condition(levels(0.3)[0])
+    for law in (made.condition(0.3), conditioned):
+        x = noise(TIME).requires_grad_()
+        value = law.log_prob(x)
+        (score,) = torch.autograd.grad(value, x)
+        assert torch.equal(value, expected)
+        assert score.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (torch.ones(TIME, dtype=torch.int16), "torch.int16"),
+        (torch.ones(TIME, dtype=torch.bool), "torch.bool"),
+        (torch.ones(TIME, dtype=torch.complex64), "torch.complex64"),
+        (np.ones(TIME), r"an array of shape \(8,\)"),
+        ([0.1] * TIME, r"\[0.1, 0.1"),
+        (None, "None"),
+        (torch.tensor(0.1), "a single number"),
+        (torch.ones(TIME, device="meta"), "a tensor on meta"),
+        (torch.eye(TIME).to_sparse(), r"a tensor on cpu \(torch.sparse_coo"),
+    ],
+)
+def test_what_has_no_density_is_said_in_a_line(make: MakePrior, value: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=f"^value: got {got}.*, expected") as caught:
+        make().log_prob(value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sigma", ["0.3", True, [0.3, "a"], 1j, object(), {}, math.inf], ids=type)
+def test_a_noise_level_of_no_use_is_named_in_a_line(make: MakePrior, sigma: Any) -> None:
+    with pytest.raises(ValueError, match=r"^sigma: got .*, expected 0\.01 to 50?, ") as caught:
+        make().condition(sigma)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sigma", [np.float32(0.3), np.array([0.3, 0.4]), [0.3, 0.4]], ids=type)
+def test_a_noise_level_of_any_type(make: MakePrior, sigma: Any) -> None:
+    assert make().condition(sigma).batch_shape == np.shape(sigma)
+
+
+@pytest.mark.parametrize("time", ["8", True, 8.0, [8], math.nan, 2**40, 10**30], ids=str)
+def test_a_length_of_no_use_is_named_in_a_line(make: MakePrior, time: Any) -> None:
+    with pytest.raises(ValueError, match=r"^time: got .*, expected a positive multiple") as caught:
+        make().frame(time)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_length_of_any_type_of_integers(make: MakePrior) -> None:
+    assert make().frame(np.int64(TIME)).event_shape == (TIME,)  # type: ignore[arg-type]
+    assert type(make().frame(np.int64(TIME)).event_shape[0]) is int  # type: ignore[arg-type]
+    assert make().frame(2**30).event_shape == (2**30,)  # no memory is taken for it
+
+
+@pytest.mark.parametrize("change", [{"name": 3}, {"name": ""}, {"sample_rate": 0.5}])
+def test_a_prior_has_a_name_and_a_rate(make: MakePrior, change: dict[str, Any]) -> None:
+    (name,) = change
+    with pytest.raises(ValueError, match=f"^{name}: got"):
+        make(**change)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))])
+def test_a_copy_is_the_same_law(make: MakePrior, copied: Callable[[Any], Any]) -> None:
+    law = make().condition(levels(0.3, 1.0))
+    other = copied(law)
+    assert torch.equal(other.log_prob(noise(2, TIME)), law.log_prob(noise(2, TIME)))
+    assert (other.name, other.batch_shape) == (law.name, law.batch_shape)
+    assert other.network is not law.network

@@ -177,3 +177,12 @@ def test_the_page_on_the_paper_names_what_there_is() -> None:
     there = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/paper/*")}
     assert pictures == there
     assert 0 < sum((ROOT / "docs" / path).stat().st_size for path in there) < 1.5e6
+
+
+def test_what_is_promised_is_tested() -> None:
+    text = (ROOT / "docs" / "promises.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", text)
+    assert len(named) > 50
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text()
+        assert not test or f"def {test}(" in source, f"{file}::{test}"

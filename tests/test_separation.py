@@ -1,7 +1,10 @@
 import json
 import math
 import statistics
+import sys
 import warnings
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +32,10 @@ from pyro_sep.separation import (
     check_mixtures,
     default_constraint,
     default_ladder,
+    describe,
     separate_batch,
 )
-from pyro_sep.trace import to_arviz
+from pyro_sep.trace import save_trace, to_arviz
 
 TIME = 300
 BUDGET = {"levels": 6, "steps": 3, "chains": 2, "explorers": 2, "draws": 6, "thin": 1}
@@ -185,6 +189,15 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
     assert np.abs(predictive - mixture).max() < 1e-5  # sources add up to it
     log_prior = trace["posterior"]["log_prior"].values.sum(-1)
     assert np.array_equal(trace["sample_stats"]["lp"].values, log_prior)  # and to no density
+
+
+def test_the_energy_is_the_kinetic_one_more_than_the_potential(result: Separation) -> None:
+    for group in ("sample_stats", "warmup_sample_stats"):
+        stats = result.trace[group]
+        kinetic = (stats["energy"] + stats["lp"]).values
+        # Of standard normal velocities in the plane of the exact mixture, as free as one source; a
+        # run as short as this is not quite in equilibrium.
+        assert 0.7 < kinetic.mean() / (TIME / 2) < 1.4
 
 
 def test_the_trace_says_how_it_was_made(result: Separation) -> None:
@@ -401,6 +414,258 @@ def test_what_cannot_be_separated_is_said_in_a_line(
     with pytest.raises(ValueError, match=f"^{message}") as caught:
         separate(bad(case), PRIORS, **(BUDGET | options))
     assert "\n" not in str(caught.value)
+
+
+TINY = BUDGET | {"levels": 6, "steps": 1, "explorers": 1, "draws": 2}
+TRUTH = tones()
+WAVE = TRUTH.mean(0)
+
+
+def same(a: Separation, b: Separation) -> bool:
+    """Whether two separations are one, bit for bit."""
+    return torch.equal(a.sources, b.sources) and a.trace.identical(b.trace)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Separation:
+    return separate(WAVE, PRIORS, **TINY)
+
+
+@pytest.mark.parametrize(
+    "mixture",
+    [
+        WAVE.numpy(),
+        WAVE.numpy().astype(">f8"),
+        WAVE.double(),
+        WAVE.tolist(),
+        WAVE.clone().requires_grad_(),
+        WAVE.numpy()[::-1].copy()[::-1],
+    ],
+    ids=["array", "big-endian", "float64", "list", "gradient", "backwards"],
+)
+def test_a_mixture_of_any_type_is_the_same_mixture(mixture: Any, plain: Separation) -> None:
+    assert same(separate(mixture, PRIORS, **TINY), plain)
+
+
+MODES: dict[str, Any] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "device": partial(torch.device, "meta"),
+}
+
+
+FAMILIES = {make: {name: make(name) for name in LEVELS} for make in (make_prior, make_flow)}
+UNKNOWN = {"gains": "infer", "absent": "infer"}
+
+
+def separated(family: Any, inferred: bool) -> Separation:
+    """What is separated from arguments that are made where it is called."""
+    priors = {name: prior.condition(0.5) for name, prior in FAMILIES[family].items()}
+    mixture, truth = WAVE.clone(), TRUTH.clone()
+    options: dict[str, Any] = TINY | (UNKNOWN if inferred else {})
+    return separate(mixture, priors, true_sources=truth, **options)
+
+
+in_plain_torch = cache(separated)
+
+
+@pytest.mark.parametrize("mode", [*MODES, "dtype"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("inferred", [False, True])
+def test_what_the_caller_has_set_changes_no_draw(mode: str, family: Any, inferred: bool) -> None:
+    expected = in_plain_torch(family, inferred)
+    with ExitStack() as modes:
+        if mode == "dtype":
+            modes.callback(torch.set_default_dtype, torch.float32)
+            torch.set_default_dtype(torch.float64)
+        else:
+            modes.enter_context(MODES[mode]())
+        found = separated(family, inferred)
+    assert same(found, expected)
+
+
+def test_priors_made_under_inference_mode_have_gradients(plain: Separation) -> None:
+    with torch.inference_mode():
+        priors = {name: make_prior(name).condition(0.5) for name in LEVELS}
+        assert same(separate(WAVE, priors, **TINY), plain)
+    assert same(separate(WAVE, priors, **TINY), plain)
+
+
+@pytest.mark.parametrize("seed", [7, np.int64(7), np.uint8(7), torch.tensor(7)], ids=type)
+def test_numbers_of_any_type_are_the_same_numbers(seed: Any, tmp_path: Path) -> None:
+    options = {"gains": (0.5, 0.25), "noise_scale": 0.25, "seed": 7, "true_sources": tones()}
+    expected = separate(WAVE, PRIORS, **(TINY | options))
+    for gains in ([0.5, 0.25], np.array([0.5, 0.25]), torch.tensor([0.5, 0.25])):
+        options = {"gains": gains, "noise_scale": np.float32(0.25), "seed": seed}
+        options |= {"true_sources": tones().double().numpy(), "draws": np.int64(2)}
+        found = separate(WAVE, PRIORS, checkpoint=tmp_path / f"{len(gains)}", **(TINY | options))
+        assert same(found, expected)
+        save_trace(found.trace, tmp_path / "trace.nc")
+
+
+@pytest.mark.parametrize("options", [{"persistence": 0}, {"tournaments": 0}, {"exchange_every": 0}])
+def test_the_ends_of_a_range_belong_to_it(options: dict[str, Any]) -> None:
+    assert separate(WAVE, PRIORS, **(TINY | options)).sources.isfinite().all()
+
+
+def test_denormals_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_sep import separation
+
+    def fail(*_: Any) -> None:
+        assert sys.float_info.min / 2 == 0
+        raise OSError("full")
+
+    separate(WAVE, PRIORS, **TINY)
+    assert sys.float_info.min / 2 > 0
+    monkeypatch.setattr(separation, "anneal", fail)
+    with pytest.raises(OSError, match="full"):
+        separate(WAVE, PRIORS, **TINY)
+    assert sys.float_info.min / 2 > 0
+
+
+class Unlike:
+    """No prior."""
+
+
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixture": WAVE[None]}, r"mixture: got shape \(1, 300\), .*; give mixture\[0\]"),
+        ({"mixture": WAVE[:, None]}, r"mixture: got shape \(300, 1\), .*; give mixture\[:, 0\]"),
+        ({"mixture": "mixture.wav"}, "mixture: got 'mixture.wav', expected audio in floats"),
+        ({"mixture": (WAVE * 32767).short()}, "mixture: got int16, expected .*; divide by"),
+        (
+            {"mixture": WAVE * 32767},
+            r"mixture: got a peak of \d+\.?\d*, expected .* scale 1; divide",
+        ),
+        ({"mixture": WAVE.to("meta")}, "mixture: got a tensor without content"),
+        ({"priors": "toy"}, r"priors: got 'toy', expected .*load_priors\(\"toy\"\)"),
+        ({"priors": {}}, "priors: got none, expected priors by source name"),
+        ({"priors": list(PRIORS.values())}, "priors: got a list, expected priors by"),
+        ({"priors": None}, "priors: got a NoneType, expected priors by"),
+        ({"priors": {"oboe": Unlike()}}, "priors: got a Unlike for 'oboe', expected"),
+        ({"priors": {"oboe": WaveNetPrior}}, "priors: got a class for 'oboe', expected"),
+        ({"priors": {"oboe": PRIORS["oboe"].network}}, "priors: got a WaveNet for 'oboe'"),
+        ({"priors": {0: PRIORS["oboe"]}}, "priors: got the name 0, expected"),
+        ({"priors": {"": PRIORS["oboe"]}}, "priors: got the name '', expected"),
+        ({"gains": np.ones((2, 2))}, r"gains: got an array of shape \(2, 2\), expected"),
+        ({"gains": torch.tensor([0.5, math.nan])}, r"gains: got \[0.5, nan\], expected a finite"),
+        ({"gains": 0.5}, "gains: got 0.5, expected"),
+        ({"gains": [0.5, 0.5, 0.5]}, "gains: got 3 for 2 priors"),
+        ({"gains": [True, True]}, r"gains: got \[True, True\], expected"),
+        ({"gains": {"oboe": 0.5}}, r"gains: got \{'oboe': 0.5\}, expected"),
+        ({"noise_scale": "loud"}, "noise_scale: got 'loud', expected numbers or 'infer'"),
+        ({"noise_scale": [0.1]}, r"noise_scale: got \[0.1\], expected a positive number"),
+        ({"noise_scale": True}, "noise_scale: got True, expected a positive number"),
+        ({"constraint": ["exact"]}, r"constraint: got \['exact'\], expected one of"),
+        ({"estimate": WAVE}, r"estimate: got a tensor of shape \(300,\), expected one of"),
+        ({"absent": True}, "absent: got True, expected 'infer'"),
+        ({"absent": WAVE}, "absent: got a tensor .*, expected 'infer'"),
+        ({"seed": -1}, "seed: got -1, expected a whole number"),
+        ({"seed": 1.0}, "seed: got 1.0, expected a whole number"),
+        ({"seed": True}, "seed: got True, expected a whole number"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808, expected a whole number"),
+        ({"seed": "1"}, "seed: got '1', expected a whole number"),
+        ({"seed": None}, "seed: got None, expected a whole number"),
+        ({"true_sources": tones()[:1]}, r"true_sources: got shape \(1, 300\), expected \(2, 300\)"),
+        ({"true_sources": WAVE.short()}, "true_sources: got int16, expected audio"),
+        ({"attrs": [1]}, "attrs: got a list, expected a mapping"),
+        ({"attrs": {1: 2}}, "attrs: got the name 1, expected"),
+        ({"attrs": {"a/b": 2}}, "attrs: got the name 'a/b', expected"),
+        ({"attrs": {"x": CYCLE}}, r"attrs: got a list as 'x' \(Circular reference"),
+        ({"attrs": {"x": {(1, 2): 3}}}, r"attrs: got a dict as 'x' \(keys must be"),
+        ({"attrs": {"seed": 2}}, "attrs: got 'seed', which the trace says"),
+        ({"attrs": {"estimate": "mean"}}, "attrs: got 'estimate', which the trace says"),
+        ({"checkpoint": 3}, "checkpoint: got 3, expected a path"),
+        ({"checkpoint": ""}, "checkpoint: got '', expected a path"),
+        ({"store": 3}, "stores: got 3, expected a path"),
+        ({"stores": "a.zarr"}, "stores: got 'a.zarr', expected a list of paths"),
+        ({"stores": []}, "stores: got 0 paths, expected 1"),
+        ({"store": "a.zarr", "stores": ["a.zarr"]}, "store: got stores too, expected one"),
+        ({"step": 3}, "step: got an unknown option, expected .*; did you mean steps?"),
+        ({"gain": 3}, "gain: got an unknown option, expected .*; did you mean gains?"),
+        ({"colour": 3}, "colour: got an unknown option, expected .*; leave it out"),
+        ({"steps": 1.5}, "steps: got 1.5, expected at least 1"),
+        ({"steps": True}, "steps: got True, expected at least 1"),
+        ({"steps": 2**63}, "steps: got 9223372036854775808, expected at least 1"),
+        ({"levels": 5}, "levels: got 5, expected at least 6"),
+        ({"levels": "6"}, "levels: got '6', expected at least 6"),
+        ({"tournaments": -1}, "tournaments: got -1, expected 0 or more"),
+        ({"step_size": math.nan}, "step_size: got nan, expected above 0"),
+        ({"step_size": "0.7"}, "step_size: got '0.7', expected above 0"),
+        ({"persistence": -0.1}, "persistence: got -0.1, expected at least 0"),
+        ({"persistence": 1}, "persistence: got 1, expected at least 0"),
+        ({"corrected": "yes"}, "corrected: got 'yes', expected True or False"),
+        ({"sigma_max": math.nan}, "sigma_max: got nan, expected a finite number"),
+        ({"sigma_max": 6.0}, "sigma_max: got 6, expected 0.01 to 5, which all priors know"),
+        ({"sigma_min": 0.001}, "sigma_min: got 0.001, expected 0.01 to 5, which all"),
+        ({"sigma_turn": 1e-3}, "ladder: got 0.001 down to 0.05, expected 0 < sigma_min"),
+    ],
+)
+def test_an_argument_of_no_use_is_named_in_a_line(arguments: dict[str, Any], message: str) -> None:
+    given = {"mixture": WAVE, "priors": PRIORS} | TINY | arguments
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        separate(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixtures": WAVE}, r"mixtures: got shape \(300,\), expected \(mixture, time\)"),
+        ({"mixtures": [WAVE, WAVE[1:]]}, r"mixtures: got list \(setting an array element"),
+        ({"mixtures": torch.ones(0, 300)}, r"mixtures: got shape \(0, 300\), expected .*one"),
+        ({"stores": ["a.zarr", "./a.zarr"]}, "stores: got a path twice, expected one"),
+        ({"true_sources": tones()}, r"true_sources: got shape \(2, 300\), expected \(2, 2, 300\)"),
+        ({"store": "a.zarr"}, "store: got an unknown option, .* did you mean stores?"),
+    ],
+)
+def test_an_argument_of_a_batch_of_no_use(arguments: dict[str, Any], message: str) -> None:
+    given = {"mixtures": [WAVE.numpy(), WAVE.tolist()], "priors": PRIORS} | TINY | arguments
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        separate_batch(**given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noisy": tones()}, r"noisy: got shape \(2, 300\), expected \(chain, draw, 2, 300\)"),
+        ({"noisy": torch.ones(1, 2, 3, TIME)}, r"noisy: got shape \(1, 2, 3, 300\), expected"),
+        ({"noisy": None}, "noisy: got None, expected audio"),
+        ({"mixture": WAVE[None]}, r"mixture: got shape \(1, 300\), expected \(time,\)"),
+        ({"priors": "toy"}, "priors: got 'toy', expected"),
+        ({"mixing": (0.5, 0.5)}, r"mixing: got \(0.5, 0.5\), expected Mixing"),
+        ({"mixing": Mixing.mean(3)}, "gains: got 3 for 2 priors"),
+        ({"sigma": math.nan}, "sigma: got nan, expected a positive number"),
+        ({"sigma": 9.0}, "sigma: got 9.0, expected 0.01 to 5"),
+        ({"seed": 0.5}, "seed: got 0.5, expected a whole number"),
+        ({"true_sources": WAVE}, r"true_sources: got shape \(300,\), expected \(2, 300\)"),
+        ({"attrs": {1: 2}}, "attrs: got the name 1, expected"),
+    ],
+)
+def test_a_description_of_no_use_is_named_in_a_line(
+    arguments: dict[str, Any], message: str
+) -> None:
+    noisy = tones().expand(2, 3, 2, TIME)
+    given = {"noisy": noisy, "mixture": WAVE, "priors": PRIORS, "mixing": Mixing.mean(2)}
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        describe(**(given | {"sigma": 0.1} | arguments))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_draws_of_any_type_are_described(mode: Any) -> None:
+    noisy = tones().expand(2, 3, 2, TIME)
+    expected = describe(noisy, WAVE, PRIORS, Mixing.mean(2), 0.1)
+    with mode():
+        found = describe(noisy.double().numpy(), WAVE.tolist(), PRIORS, Mixing.mean(2), 0.1)
+    assert same(found, expected)
 
 
 def test_priors_of_differing_rates_are_refused() -> None:

@@ -12,6 +12,7 @@ import h5py
 import matplotlib
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 from pyro_sep import layout
@@ -427,3 +428,83 @@ def test_arviz_reads_the_trace() -> None:
     mean = float(table.loc["centroid[bass]", "mean"])
     level = build_trace(**arguments())["posterior/centroid"].sel(source="bass").mean()
     assert mean == pytest.approx(float(level), rel=1e-3)
+
+
+def arviz_of(**changes: Any) -> tuple[Any, Any]:
+    """ArviZ, and a trace as it takes it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ 0.23 announces 1.0 at import
+        import arviz
+    attrs = {"noise_scale": 0.1, "constraint": "gaussian"} | changes.pop("attrs", {})
+    return arviz, to_arviz(build_trace(**arguments(attrs=attrs, **changes)))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_the_log_likelihood_is_that_of_every_audio_sample(drawn: bool) -> None:
+    gamma = np.random.default_rng(1).uniform(0.1, 0.2, SHAPE[:2]) if drawn else None
+    attrs = {"noise_scale": "infer"} if drawn else {}
+    arviz, data = arviz_of(attrs=attrs, noise_scale=gamma)
+    given = arguments()
+    heard = np.einsum("k,cdkt->cdt", given["gains"], given["sources"])
+    scale = 0.1 if gamma is None else gamma[..., None]
+    expected = scipy.stats.norm(heard, scale).logpdf(given["mixture"])
+    found = data.log_likelihood["mixture"]
+    assert found.dims == ("chain", "draw", "time")
+    assert np.allclose(found.values, expected, rtol=1e-4, atol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few draws: Pareto k
+        loo = arviz.loo(data)
+    assert loo.n_data_points == SHAPE[-1]
+    assert loo.elpd_loo < expected.mean((0, 1)).sum()
+
+
+@pytest.mark.parametrize(
+    "attrs", [{"constraint": "exact"}, {"noise_scale": "infer"}, {"noise_scale": None}]
+)
+def test_where_there_is_no_likelihood_arviz_says_so(attrs: dict[str, Any]) -> None:
+    arviz, data = arviz_of(attrs=attrs)
+    assert "log_likelihood" not in data.groups()
+    with pytest.raises(TypeError, match="log likelihood not found"):
+        arviz.loo(data)
+
+
+def test_arviz_takes_the_energy() -> None:
+    lp = np.random.default_rng(0).normal(size=SHAPE[:2])
+    arviz, data = arviz_of(stats={"energy": 1 - lp})
+    assert arviz.bfmi(data).shape == (2,)
+
+
+def test_a_trace_is_left_as_it_was_for_arviz() -> None:
+    tree = build_trace(**arguments(attrs={"noise_scale": 0.1}))
+    before = tree.copy(deep=True)
+    to_arviz(tree)
+    xr.testing.assert_identical(tree, before)
+
+
+def test_from_version_1_on_arviz_takes_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_sep.trace.version", lambda _: "1.0.0")
+    tree = build_trace(**arguments(attrs={"noise_scale": 0.1}))
+    data = to_arviz(tree)
+    assert isinstance(data, xr.DataTree)
+    assert set(data.children) == {*tree.children, "log_likelihood"}
+    assert data.attrs == tree.attrs
+
+
+@pytest.mark.parametrize(
+    ("attrs", "message"),
+    [
+        ([("seed", 1)], "attrs: got a list, expected a mapping"),
+        ({1: 2}, "attrs: got the name 1, expected a word"),
+        ({"": 2}, "attrs: got the name '', expected a word"),
+        ({"x": {(1, 2): 3}}, r"attrs: got a dict as 'x' \(keys must be"),
+    ],
+)
+def test_attributes_that_no_file_holds_are_named_in_a_line(attrs: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        build_trace(**arguments(attrs=attrs))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_huge_number_is_kept_as_text(tmp_path: Path) -> None:
+    save_trace(build_trace(**arguments(attrs={"huge": 2**70})), tmp_path / "a.nc")
+    assert load_trace(tmp_path / "a.nc").attrs["huge"] == str(2**70)

@@ -216,6 +216,10 @@ def held_out_audio(
 
 
 def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
-    """RMS of training frames of ``time`` audio samples, full scale 1, to three digits."""
+    """RMS of training frames of ``time`` audio samples, full scale 1, to three decimals.
+
+    Of audio that is too quiet for these, to three digits.
+    """
     frames = audio.draw(LEVEL_FRAMES, time, torch.Generator().manual_seed(seed))
-    return round(frames.square().mean().sqrt().item(), 3)
+    level = frames.square().mean().sqrt().item()
+    return round(level, 3) or float(f"{level:.3g}")

@@ -22,6 +22,8 @@ MIXTURE = "mixture"
 RESIDUAL = "residual"  # of a mixture, what none of the stems explains
 DRAWS = "draws"  # folder in a separated track; the stems in it are no track
 NAME_MAX = 200  # bytes of a source's name; a suffix and numbers of draws go with it
+SEPARATORS = ("/", os.sep, os.altsep)  # of folders; a backslash is one on some systems
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, bytes that are no text, ends of lines
 SUBSETS = ("train", "test")
 FRAMES = 150  # of a track: Frank & Ilse 2020 (arXiv 2011.01761)
 
@@ -106,8 +108,8 @@ def check_source_name(name: str) -> None:
         reason = "it is that of another file of a separated track"
     elif not name or name.startswith(".") or len(os.fsencode(name)) > NAME_MAX:
         reason = f"it is empty, begins with a dot, or is longer than {NAME_MAX} bytes"
-    elif any(char in "/\\" or unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in name):
-        reason = "there is a slash or a control character in it"
+    elif any(char in SEPARATORS or unicodedata.category(char) in NO_TEXT for char in name):
+        reason = "there is a slash, a control character or what is no UTF-8 in it"
     if reason:
         raise ValueError(
             printable(f"source: got the name {name[:NAME_MAX]!r}, but {reason}; expected another")
