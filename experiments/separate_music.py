@@ -55,6 +55,7 @@ from pyro_sep.cli import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.files import load_figures, save_json, written_whole
+from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
@@ -98,7 +99,7 @@ def main(
     seed: int = 0,
     chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
     explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=6)] = Annealing.levels,
+    levels: Annotated[int, typer.Option(min=MIN_LEVELS)] = Annealing.levels,
     steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
     tournaments: Annotated[
         int, typer.Option(min=0, help="Of exchanges of two stems, where there are three or more.")

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pyro_sep.models.arithmetic import denormals_flushed
+from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic
 from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.parallel import Ranks
 from pyro_sep.models.soundness import WEIGHT_MAX, Losses, unsound_weight
@@ -96,6 +96,7 @@ class TrainingDivergedError(RuntimeError):
     """A loss, gradient or weight is no longer finite; the last sound state is kept."""
 
 
+@plain_arithmetic()
 @denormals_flushed()  # gradients near zero are ten times slower otherwise
 def fit(
     source: Source,

@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.files import save_json
+from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors import Priors
 
 #: The paper's noise levels, and those where an annealed sampler chooses its modes.
@@ -31,6 +32,7 @@ SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359, 1.0, 2.0)
 
 
 @torch.no_grad()
+@plain_arithmetic()
 def audit(
     priors: Priors,
     audio: Mapping[str, Tensor],

@@ -21,6 +21,7 @@ from torch import Tensor
 from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.data.tracks import check_source_name, check_source_names
 from pyro_sep.files import write_whole
+from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.family import FAMILIES, NetworkConfig, build, empty_weights, family_of
 from pyro_sep.models.soundness import WEIGHT_MAX, unsound_weight
 from pyro_sep.models.waveform import WaveformConfig
@@ -65,6 +66,7 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
     write_whole(path, save(tensors, metadata))
 
 
+@plain_arithmetic()
 def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
     """Read one prior.
 
@@ -128,6 +130,7 @@ def _check_sound(owner: object, weights: Mapping[str, Tensor]) -> None:
         )
 
 
+@plain_arithmetic()
 def load_priors(
     name_or_folder: str | Path, device: torch.device | str = "cpu"
 ) -> dict[str, NetworkPrior]:

@@ -538,3 +538,17 @@ def test_the_true_priors_need_no_files(tmp_path: Path) -> None:
     path = tmp_path / "sine.safetensors"
     one_line(lambda: save_prior(priors["sine"], path), "got the true prior of 'sine'", Path("sine"))
     assert not path.exists()
+
+
+def test_what_the_caller_has_set_does_not_matter() -> None:
+    with torch.device("cpu"):
+        plain = load_priors("toy/wavenet")["sine"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.device("meta"):
+            prior = load_priors("toy/wavenet")["sine"]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(prior.network.parameters(), plain.network.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.dtype == torch.float32
