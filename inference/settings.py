@@ -32,6 +32,9 @@ class Tournament(NamedTuple):
         return len(self.sigmas) * self.steps + COMPARED_STEPS
 
 
+MOST = 1_000_000  # of levels, steps and the like: more would never end
+
+
 @dataclass(frozen=True)
 class Annealing:
     """Settings of a run.
@@ -81,7 +84,7 @@ class Annealing:
         least |= dict.fromkeys(("steps", "chains", "explorers", "draws", "thin"), 1)
         least |= {"levels": MIN_LEVELS}
         taken: dict[str, Any] = {
-            name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
+            name: whole(name, getattr(self, name), f"{low} to {MOST}", low, MOST)
             for name, low in least.items()
         }
         for name in ("sigma_max", "sigma_turn", "sigma_min"):

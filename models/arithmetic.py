@@ -32,6 +32,10 @@ def plain_arithmetic() -> Iterator[None]:
         if dtype != torch.float32:
             modes.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
+        precision = torch.get_float32_matmul_precision()
+        if precision != "highest":
+            modes.callback(torch.set_float32_matmul_precision, precision)
+            torch.set_float32_matmul_precision("highest")
         yield
 
 

@@ -39,6 +39,8 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from pyro_sep.arguments import number, whole
+from pyro_sep.files import check_space
 from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic
 from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.parallel import Ranks
@@ -48,6 +50,9 @@ from pyro_sep.states import check_like, load_state, readable, save_state
 CHECKPOINT = "checkpoint.pt"
 KIND = "training"
 CHECKPOINT_SECONDS = 60.0
+LARGEST = 1 << 28  # audio samples of a batch: 1 GB
+GAIN_DB_MAX, RATE_MAX = 120.0, 1e30
+SAVED_TWICE = 2 * 4 + 1  # copies of the weights: two checkpoints, each with two moments; the prior
 LOG_STEPS = 50
 SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
 SCORE_SHARE = 3  # every third frame is judged by its score: it costs three times as much
@@ -91,6 +96,20 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "time"):
+            whole(name, getattr(self, name), f"1 to {LARGEST}", 1, LARGEST)
+        if self.batch * self.time > LARGEST:
+            raise ValueError(
+                f"batch: got {self.batch} frames of {self.time} audio samples, expected at most "
+                f"{LARGEST} samples in all; take fewer frames, or shorter ones"
+            )
+        whole("seed", self.seed, "0 or more")
+        bounds = {"learning_rate": RATE_MAX, "gain_db": GAIN_DB_MAX, "score_weight": WEIGHT_MAX}
+        for name, most in bounds.items():
+            if not 0 <= number(name, getattr(self, name)) <= most:
+                raise ValueError(f"{name}: got {getattr(self, name):g}, expected 0 to {most:g}")
+
 
 class TrainingDivergedError(RuntimeError):
     """A loss, gradient or weight is no longer finite; the last sound state is kept."""
@@ -107,6 +126,7 @@ def fit(
     progress: bool = True,
     start: Network | None = None,
     ranks: Ranks = ALONE,
+    audio: str = "",
 ) -> Network:
     """Train a network, or go on where the run in the folder was cut off.
 
@@ -119,6 +139,8 @@ def fit(
         progress: show a bar with the loss.
         start: network of the same size whose weights a new run starts from.
         ranks: the processes that share the run.
+        audio: by what the source is known again, see :func:`pyro_sep.data.source.fingerprint`; a
+            run of other audio is not gone on with.
 
     Returns:
         The network with averaged weights, in evaluation mode, without gradients.
@@ -142,7 +164,8 @@ def fit(
         )
     ranks.check(config.batch)
     run.mkdir(parents=True, exist_ok=True)
-    training = _Training(run / CHECKPOINT, network_config, config, device, start, ranks)
+    training = _Training(run / CHECKPOINT, network_config, config, device, start, ranks, audio)
+    check_space(run, SAVED_TWICE * training.bytes, "give another folder")
     saved_at, shown = clock.monotonic(), progress and ranks.first
     with (
         SummaryWriter(str(run), purge_step=training.step) if ranks.first else nullcontext() as log,
@@ -177,7 +200,9 @@ class _Training:
         device: torch.device | str,
         start: Network | None,
         ranks: Ranks,
+        audio: str,
     ) -> None:
+        self.audio = audio
         self.path, self.config, self.ranks, self.device = path, config, ranks, device
         self.network_config = network_config
         torch.manual_seed(config.seed)
@@ -196,6 +221,11 @@ class _Training:
         self.saved = -1  # step of the one in the file
         if path.exists():
             self._resume()
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weights."""
+        return sum(p.numel() * p.element_size() for p in self.network.parameters())
 
     def draw(self, source: Source) -> tuple[Tensor, Tensor, Tensor]:
         """The next batch."""
@@ -260,7 +290,7 @@ class _Training:
 
     def _settings(self) -> dict[str, Any]:
         network, config = map(dataclasses.asdict, (self.network_config, self.config))
-        return {"network": network, "train": config}
+        return {"network": network, "train": config, "audio": self.audio}
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -324,10 +354,10 @@ class _Training:
 def _restore_moments(optimizer: torch.optim.Optimizer, moments: dict[int, Any]) -> None:
     """Give Adam the moments of each parameter; what else it needs, it has by itself."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, own in moments.items():
-        zeros = torch.zeros_like(parameters[number], device="cpu")
+    for place, own in moments.items():
+        zeros = torch.zeros_like(parameters[place], device="cpu")
         like = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros}
-        check_like(f"optimizer {number}", own, like)
+        check_like(f"optimizer {place}", own, like)
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
@@ -380,6 +410,7 @@ def fit_serially(
     progress: bool = True,
     sigmas: Sequence[float] = SERIAL_SIGMAS,
     ranks: Ranks = ALONE,
+    audio: str = "",
 ) -> dict[float, Network]:
     """Train a network at the first noise level, then tune a copy to each one after the other.
 
@@ -394,6 +425,7 @@ def fit_serially(
         progress: show a bar for each level.
         sigmas: noise levels in their order; 0 is clean audio.
         ranks: the processes that share the runs.
+        audio: as in :func:`fit`.
 
     Returns:
         The networks by noise level.
@@ -405,7 +437,7 @@ def fit_serially(
         steps = config.steps if last is None else max(1, config.steps // TUNING_SHARE)
         schedule = replace(config, steps=steps)
         folder = run / f"sigma-{sigma:g}"
-        last = fit(source, folder, level, schedule, device, progress, last, ranks)
+        last = fit(source, folder, level, schedule, device, progress, last, ranks, audio)
         networks[sigma] = last
     return networks
 

@@ -28,6 +28,7 @@ from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors import Priors
 
 #: The paper's noise levels, and those where an annealed sampler chooses its modes.
+UNIT = "nats per audio sample over the noise"
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359, 1.0, 2.0)
 
 
@@ -177,7 +178,7 @@ def format_audit(table: xr.DataArray) -> str:
 def save_audit(table: xr.DataArray, path: Path) -> None:
     """Write the table and its verdicts as JSON, whole or not at all."""
     content = {
-        "unit": "nats per audio sample over the noise",
+        "unit": UNIT,
         "sigmas": [float(sigma) for sigma in table.sigma.values],
         "names": [str(name) for name in table.prior.values],
         "excess[sigma][prior][source]": np.round(table.values, 4).tolist(),

@@ -30,6 +30,7 @@ from pyro_sep.resampling import check_rate
 
 SHIPPED = Path(__file__).parent / "weights"
 ORACLE = "toy/oracle"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 ORDER_FILE = "priors.json"
 FORMAT = "pyro_sep.{}.1"
 FORMATS = {FORMAT.format(family): family for family in FAMILIES}
@@ -63,7 +64,17 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
         "config": json.dumps(dataclasses.asdict(config)),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    write_whole(path, save(tensors, metadata))
+    write_whole(path, _in_order(save(tensors, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file whose metadata are sorted; its writer has them in random order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 @plain_arithmetic()
@@ -104,7 +115,10 @@ def _file(path: Path) -> Path:
 
 def _header(family: str, metadata: Mapping[str, str]) -> tuple[NetworkConfig, str, int]:
     """Config, name of the source and sample rate."""
-    config = FAMILIES[family].config(**json.loads(metadata["config"]))
+    values = json.loads(metadata["config"])
+    config = FAMILIES[family].config(**values)
+    if absent := [part for part in ("sigma_data", "sigma_min", "sigma_max") if part not in values]:
+        raise ValueError(f"config: got none of {absent[0]}, expected it")
     name, sample_rate = metadata["name"], int(metadata["sample_rate"])
     check_source_name(name)
     check_rate("sample_rate", sample_rate)
@@ -113,13 +127,18 @@ def _header(family: str, metadata: Mapping[str, str]) -> tuple[NetworkConfig, st
 
 def _check_shapes(file: Any, config: NetworkConfig) -> None:
     """Raise ValueError unless the tensors of a file are those of a config, by name and shape."""
-    wanted = {name: list(weight.shape) for name, weight in empty_weights(config).items()}
-    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
+    weights = empty_weights(config)
+    wanted = {name: list(weight.shape) for name, weight in weights.items()}
+    slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+    shapes = {key: part.get_shape() for key, part in slices.items()}
     for name in sorted(wanted.keys() | shapes.keys()):
         if shapes.get(name) != wanted.get(name):
             raise ValueError(
                 f"{name:.80}: got shape {shapes.get(name)}, expected {wanted.get(name)}"
             )
+        dtype = slices[name].get_dtype()
+        if (dtype in FLOATS) != weights[name].is_floating_point():
+            raise ValueError(f"{name}: got numbers of type {dtype}, expected {weights[name].dtype}")
 
 
 def _check_sound(owner: object, weights: Mapping[str, Tensor]) -> None:

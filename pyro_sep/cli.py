@@ -12,7 +12,16 @@ from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig
 from pyro_sep.names import printable
-from pyro_sep.program import Batch, mixing_options, one_of, resumable, run, say, torch_device
+from pyro_sep.program import (
+    Batch,
+    listed,
+    mixing_options,
+    one_of,
+    resumable,
+    run,
+    say,
+    torch_device,
+)
 from pyro_sep.resampling import RATES
 
 if TYPE_CHECKING:
@@ -71,7 +80,7 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
-    from pyro_sep.data.source import open_source, training_level
+    from pyro_sep.data.source import fingerprint, open_source, training_level
     from pyro_sep.data.tracks import check_source_name
     from pyro_sep.files import only_run
     from pyro_sep.model_card import check_free, save_with_card, train_command
@@ -85,6 +94,10 @@ def train(
     torch_device(device)
     audio = open_source(source, sample_rate, time, musdb)
     check_source_name(audio.name)
+    if audio.sample_rate != sample_rate:
+        raise ValueError(
+            f"sample_rate: got {sample_rate} Hz for {source}, expected {audio.sample_rate}, its own"
+        )
     for note in audio.notes:
         say(note, err=True)
     if score_weight is None:
@@ -104,13 +117,15 @@ def train(
     serial = recipe == "serial"
     places = {sigma: out / f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS}
     check_free([folder / name for folder in (places.values() if serial else [out])], run_folder)
+    arguments = (audio.draw, run_folder, network_config, config, device)
+    known = fingerprint(audio, time, seed)
     started = clock.monotonic()
     with resumable(run_folder if serial else run_folder / CHECKPOINT), only_run(run_folder):
         if serial:
-            levels = fit_serially(audio.draw, run_folder, network_config, config, device)
+            levels = fit_serially(*arguments, audio=known)
             networks = {places[sigma]: network for sigma, network in levels.items()}
         else:
-            networks = {out: fit(audio.draw, run_folder, network_config, config, device)}
+            networks = {out: fit(*arguments, audio=known)}
     seconds = clock.monotonic() - started
     settings = {"family": family, "size": size, "recipe": recipe, "sample_rate": sample_rate}
     settings |= asdict(config)
@@ -137,9 +152,10 @@ def audit_command(
     device: str = "cpu",
 ) -> None:
     """Say whether priors may be used: every prior on every source at every noise level."""
-    from pyro_sep.audit import SIGMAS, audit, format_audit, known_levels, save_audit
+    from pyro_sep.audit import SIGMAS, UNIT, audit, format_audit, known_levels, save_audit
     from pyro_sep.checkpoints import load_priors
     from pyro_sep.data.source import default_spec, open_source
+    from pyro_sep.files import check_output, only_run
     from pyro_sep.plots import plot_audit, save_figure
 
     if wrong := [entry for entry in source or [] if "=" not in entry]:
@@ -158,12 +174,16 @@ def audit_command(
         name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()
     }
-    table = audit(loaded, audio, seed=seed, progress=True)
-    say(format_audit(table))
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        save_audit(table, out / "audit.json")
-        save_figure(plot_audit(table), out / "audit.png")
+    with nullcontext() if out is None else only_run(out):
+        if out is not None:
+            check_output(out / "audit.json", UNIT)
+            if not (out / "audit.json").exists():
+                check_output(out / "audit.png", UNIT)
+        table = audit(loaded, audio, seed=seed, progress=True)
+        say(format_audit(table))
+        if out is not None:
+            save_audit(table, out / "audit.json")
+            save_figure(plot_audit(table), out / "audit.png")
 
 
 @app.command("separate")
@@ -273,7 +293,7 @@ def separate_command(
         with batch.file(path), resumable(checkpoint):
             recording = load_audio(path, rate, start, duration, channel)
             for note in recording.notes:
-                say(f"{path}: {note}", err=True)
+                say(f"{printable(path)}: {note}", err=True)
             title = folder.name if path.stem.lower() == MIXTURE else path.name
             result, written = separate_recording(
                 recording,
@@ -296,9 +316,10 @@ def separate_command(
                 **mixing,
             )
             if result is None:
-                say(f"{folder}: separated before with these settings; --force does it anew")
+                before = "separated before with these settings; --force does it anew"
+                say(f"{printable(folder)}: {before}")
             else:
-                say(f"{folder}: {', '.join(written)}")
+                say(f"{printable(folder)}: {', '.join(written)}")
             if result is not None and result.presence is not None:
                 pairs = zip(result.names, result.presence.tolist(), strict=True)
                 cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
@@ -333,11 +354,11 @@ def report_command(
 ) -> None:
     """Write a page to listen to a separation, see its uncertainty, and judge it."""
     from pyro_sep.conformal import Calibration
-    from pyro_sep.report import write_report
+    from pyro_sep.files import check_output
+    from pyro_sep.report import REPORT_MARK, write_report
     from pyro_sep.trace import load_trace
 
-    if out.exists() and out.samefile(trace):
-        raise ValueError(f"{out}: got the trace itself as --out, expected the name of a page")
+    check_output(out, REPORT_MARK, [trace, *([calibration] if calibration else [])])
     known = None if calibration is None else Calibration.load(calibration)
     write_report(load_trace(trace), out, known)
     say(f"{out}: open it in a browser")
@@ -351,13 +372,18 @@ def calibrate_command(
     references: References = None,
 ) -> None:
     """Learn from separated tracks whose stems are known how far to trust others of the kind."""
-    from pyro_sep.conformal import Calibration
+    from pyro_sep.conformal import CALIBRATION_MARK, Calibration
     from pyro_sep.evaluation import traces_with_truth
+    from pyro_sep.files import check_output
 
-    learned = Calibration.of(traces_with_truth(estimates, reference_tracks(musdb, references)))
+    check_output(out, CALIBRATION_MARK)
+    batch, truth = Batch(), reference_tracks(musdb, references)
+    learned = Calibration.of(traces_with_truth(estimates, truth, batch.file))
     learned.save(out)
     count, sources = learned.errors.sizes["mixture"], ", ".join(learned.kind["sources"])
     say(f"{out}: of {count} mixtures of {sources}")
+    if batch.failed:
+        raise typer.Exit(2)
 
 
 @app.command("evaluate")
@@ -376,14 +402,17 @@ def evaluate_command(
     """Judge separated tracks whose stems are known: SI-SDR, its improvement, and BSS Eval."""
     from pyro_sep.data.tracks import stems_folder
     from pyro_sep.evaluation import check_references, evaluate, summarise, write_windows
-    from pyro_sep.files import only_run, written_whole
+    from pyro_sep.files import check_output, only_run, written_whole
     from pyro_sep.names import cell
 
     truth, tracks = reference_tracks(musdb, references), stems_folder(estimates)
     check_references(tracks, truth)
-    mixed = [name.strip() for name in stems.split(",")] if stems else []
+    mixed = listed("stems", stems) if stems else []
     batch, scores = Batch(), []
     with nullcontext() if out is None else only_run(out):
+        if out is not None:
+            for name in ("scores", "summary"):
+                check_output(out / f"{name}.csv", "SI-SDR")
         for estimate in tracks:
             with batch.file(Path(estimate.name)):
                 (track,) = evaluate([estimate], truth, mixed, bss_eval)

@@ -44,6 +44,7 @@ from pydantic import (
 from pyro_sep.files import save_json
 from pyro_sep.trace import FINGERPRINT, centroid, estimate_chains, level
 
+CALIBRATION_MARK = '"kind"'  # by which a file is known
 FUNCTIONS = {  # of a source: title, unit and format
     "level": ("level", "dB", ".2f"),
     "centroid": ("centroid", "Hz", ".0f"),
@@ -286,7 +287,8 @@ def _settings(text: Any) -> dict[str, Any]:
 
 def check_kind(wanted: dict[str, Any], got: dict[str, Any]) -> None:
     """Raise ValueError unless two kinds are one."""
-    for name, value in wanted.items():
+    for name in wanted | got:
+        value = wanted.get(name)
         if not _same(value, got.get(name)):
             raise ValueError(
                 f"trace: got {name} {got.get(name)}, expected {value} as in the calibration; "

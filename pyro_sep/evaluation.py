@@ -18,6 +18,7 @@ errs alike in all of them: a true score below the lowest says that there is more
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,12 +116,17 @@ def check_references(estimates: Sequence[Track], references: Sequence[Track]) ->
         )
 
 
-def traces_with_truth(estimates: Path, references: Sequence[Track]) -> Iterator[xr.DataTree]:
+def traces_with_truth(
+    estimates: Path,
+    references: Sequence[Track],
+    attempt: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[xr.DataTree]:
     """Every TRACK/trace.nc below a folder, with the true sources of its track.
 
     Args:
         estimates: what ``pyro-sep separate`` wrote.
         references: tracks with their stems.
+        attempt: what is to be done about the errors of a trace; they are raised by default.
 
     Raises:
         ValueError: no trace, one without a reference, or as :func:`with_truth`.
@@ -134,11 +140,20 @@ def traces_with_truth(estimates: Path, references: Sequence[Track]) -> Iterator[
     tracks = [Track(named[folder][0], "", {}, path=named[folder][1]) for folder in folders]
     check_references(tracks, references)
     truths = [reference_of(track, references) for track in tracks]
-    return (
-        with_truth(load_trace(path), truth)
-        for path, truth in zip(paths, truths, strict=True)
-        if truth is not None
-    )
+    return _loaded(paths, truths, attempt)
+
+
+def _loaded(
+    paths: Sequence[Path],
+    truths: Sequence[Track | None],
+    attempt: Callable[[Path], AbstractContextManager[object]],
+) -> Iterator[xr.DataTree]:
+    for path, truth in zip(paths, truths, strict=True):
+        tree = None
+        with attempt(path):
+            tree = None if truth is None else with_truth(load_trace(path), truth)
+        if tree is not None:
+            yield tree
 
 
 def summarise(scores: Sequence[TrackScores]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -4,7 +4,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ except ImportError:  # on Windows, where what a killed run was writing stays
 
 TEMPORARY = ".pyro-sep-"  # how the name of a file begins that is being written
 LOCK = ".pyro-sep.lock"
+MEGABYTE = 1_000_000
+MARKED = 65_536  # bytes in which a mark is looked for
 
 
 @contextmanager
@@ -97,6 +99,51 @@ def only_run(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             for path in made:
                 path.rmdir()
+
+
+def check_space(folder: Path, needed: int, remedy: str) -> None:
+    """Raise OSError where so many bytes do not fit on the disk of a folder.
+
+    Args:
+        folder: that is there.
+        needed: bytes.
+        remedy: what to do, beside freeing some.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder}: got {free / MEGABYTE:.1f} MB of free space, expected "
+            f"{needed / MEGABYTE:.1f} MB; free some, or {remedy}"
+        )
+
+
+def check_output(path: Path, mark: str, inputs: Collection[Path] = ()) -> None:
+    """Raise unless a file can be written where nothing is, or what the same command wrote before.
+
+    Args:
+        path: of the file.
+        mark: text near the beginning of such files, by which they are known.
+        inputs: files that the command reads.
+
+    Raises:
+        ValueError: an input, or another file.
+        OSError: a folder, or no folder to write to.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
+    if not path.exists():
+        return
+    if any(other.exists() and path.samefile(other) for other in inputs):
+        raise ValueError(f"{path}: got an input of this command as --out, expected another name")
+    with path.open("rb") as file:
+        known = mark.encode() in file.read(MARKED)
+    if not known:
+        raise ValueError(
+            f"{path}: got a file that this command did not write, expected none; move it, or give "
+            "another --out"
+        )
 
 
 def remove_leftovers(folder: Path) -> None:

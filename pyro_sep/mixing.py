@@ -31,6 +31,7 @@ from pyro_sep.priors import Prior, Priors, check_priors
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
 NOISE_SCALE = 1e-3
+SMALLEST, LARGEST = 1e-7, 1e6  # of gains and noise: their squares are float32's
 BATCH = "mixture batch "  # of plates
 SITES = ("mixture", "gains", "noise_scale")  # of the model, besides the sources
 
@@ -147,12 +148,17 @@ class Mixing(LinearMixing):
     noise_scale: float = NOISE_SCALE
 
     def __post_init__(self) -> None:
-        expected = "a finite number but 0 per source"
+        expected = f"a number of {SMALLEST:g} to {LARGEST:g}, or its negative, per source"
         gains = numbers("gains", self.gains, expected)
-        if not gains or 0 in gains:
+        if not gains or not all(SMALLEST <= abs(gain) <= LARGEST for gain in gains):
             raise ValueError(f"gains: got {gains}, expected {expected}")
         object.__setattr__(self, "gains", gains)  # whatever type they were given in
-        object.__setattr__(self, "noise_scale", positive("noise_scale", self.noise_scale))
+        scale = positive("noise_scale", self.noise_scale)
+        if not SMALLEST <= scale <= LARGEST:
+            raise ValueError(
+                f"noise_scale: got {scale:g}, expected a number of {SMALLEST:g} to {LARGEST:g}"
+            )
+        object.__setattr__(self, "noise_scale", scale)
 
     @classmethod
     def mean(cls, count: int, noise_scale: float = NOISE_SCALE) -> "Mixing":

@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_sep.audit import audit
 from pyro_sep.checkpoints import save_prior
 from pyro_sep.files import written_whole
+from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors import NetworkPrior
 
 COMMAND_OPTIONS = (
@@ -41,11 +42,12 @@ def check_free(paths: Iterable[Path], run: Path) -> None:
         run: folder of the run, which is there if it has begun.
     """
     for path in paths:
-        if path.exists() and not run.exists():
-            raise ValueError(
-                f"{path}: got weights of another run, expected none, or its folder {run}; give "
-                "another --out"
-            )
+        for file in (path, path.with_suffix(".md")):
+            if file.exists() and not any(run.rglob(CHECKPOINT)):
+                raise ValueError(
+                    f"{file}: got a file of another run, expected none, or a checkpoint in {run}; "
+                    "give another --out"
+                )
 
 
 def save_with_card(

@@ -67,7 +67,7 @@ def write_separation(
         "r_hat": _by_source(agreement["r_hat"]),
         "ess_bulk": _by_source(agreement["ess_bulk"]),
         "settings": dict(result.trace.attrs),
-        "files": written,
+        "files": {name: (folder / name).stat().st_size for name in written if name != SUMMARY},
         "run": dict(run or {}),
     }
     if result.presence is not None:
@@ -87,18 +87,21 @@ def own_files(folder: Path) -> list[str]:
     them ours.
     """
     listed = _summary(folder).get("files")
-    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+    if not isinstance(listed, dict):
         return []
-    stems = [name for name in listed if _is_stem(name)]
-    return [*stems, *RESULTS]
+    return [*filter(_is_stem, listed), *RESULTS]
 
 
 def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Whether a run, known again by these plain values, has left all its files in a folder."""
+    """Whether a run, known again by these plain values, has left all its files, of their sizes."""
     summary = _summary(folder)
-    if not run or not same_run(summary.get("run"), run):
+    sizes = summary.get("files")
+    if not run or not same_run(summary.get("run"), run) or not isinstance(sizes, dict):
         return False
-    return all((folder / name).is_file() for name in own_files(folder) if name != REPORT)
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
 
 
 def same_run(one: Any, other: Any) -> bool:

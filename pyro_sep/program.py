@@ -16,6 +16,7 @@ import typer
 from pyro_sep.models.train import TrainingDivergedError
 from pyro_sep.names import printable
 
+NO_MEMORY = ("allocate memory", "alloc_cpu", "out of memory")  # in what torch says
 INTERRUPTED = 130  # exit code, also typer's
 
 
@@ -23,6 +24,18 @@ def one_of(option: str, value: str, choices: Collection[str]) -> None:
     """Raise ValueError unless an option has one of these values."""
     if value not in choices:
         raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(choices)}")
+
+
+def listed(option: str, value: str) -> list[str]:
+    """Names separated by commas.
+
+    Raises:
+        ValueError: a name that is empty or there twice.
+    """
+    names = [name.strip() for name in value.split(",")]
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError(f"{option}: got {value!r}, expected names that differ, by commas")
+    return names
 
 
 def mixing_options(gains: str | None, noise_scale: str | None) -> dict[str, Any]:
@@ -55,7 +68,7 @@ def torch_device(name: str) -> torch.device:
         ValueError: no such device here.
     """
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # a device that computes
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -74,6 +87,11 @@ def run(command: Callable[..., None] | typer.Typer) -> NoReturn:
         program(standalone_mode=True)
     except (ValueError, OSError, MemoryError, TrainingDivergedError) as error:
         report(error)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_MEMORY):
+            raise
+        report(MemoryError("it does not fit; take less audio at once, fewer chains or frames"))
         sys.exit(2)
     except SystemExit as end:
         if end.code == INTERRUPTED:

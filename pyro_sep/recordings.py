@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +15,7 @@ import torch
 
 from pyro_sep.audio import Recording
 from pyro_sep.data.tracks import DRAWS, MIXTURE
-from pyro_sep.files import only_run
+from pyro_sep.files import check_space, only_run
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.outputs import PICTURE, SUMMARY, TRACE, is_finished, own_files, write_separation
@@ -26,8 +25,8 @@ from pyro_sep.stems import StemFiles
 from pyro_sep.streams import STEM_MP4
 
 FLOAT = 4  # bytes
+OVERHEAD = 2_000_000  # bytes of formats, the picture and the page
 STATES = 3  # of the draws on the disk at once: two checkpoints, the trace
-MEGABYTE = 1_000_000
 
 
 def track_folders(
@@ -138,18 +137,18 @@ def describe_run(
         "audio": audio.hexdigest(),
         "options": {key: value for key, value in options.items() if key != "progress"},
         "files": asdict(files),
+        "sources": list(priors),
     } | fingerprints(priors, recording.samples[None].to(device))
     plain: dict[str, Any] = json.loads(json.dumps(run, default=str))
     return plain
 
 
-def check_space(
-    folder: Path, recording: Recording, sources: int, files: StemFiles, options: Mapping[str, Any]
-) -> None:
-    """Raise OSError where results and checkpoints would not fit on the disk.
+def needed_space(
+    recording: Recording, sources: int, files: StemFiles, options: Mapping[str, Any]
+) -> int:
+    """Bytes that results and checkpoints take at most.
 
     Args:
-        folder: of the results, which is there.
         recording: that is separated.
         sources: how many.
         files: which stems.
@@ -158,13 +157,7 @@ def check_space(
     chains, draws = (options.get(key, getattr(Annealing, key)) for key in ("chains", "draws"))
     drawn = chains * draws * (sources + 1) * recording.samples.numel()
     stems = (sources * (1 + files.draws) + files.residual) * recording.original.numel()
-    needed, free = FLOAT * (STATES * drawn + stems), shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(
-            f"{folder}: got {free / MEGABYTE:.0f} MB of free space, expected "
-            f"{needed / MEGABYTE:.0f} MB; free some, take fewer --draws or chains, or give "
-            "another --out"
-        )
+    return FLOAT * (STATES * drawn + stems) + OVERHEAD
 
 
 def separate_recording(
@@ -201,12 +194,13 @@ def separate_recording(
     """
     check_mixtures(recording.samples[None])
     original = (recording.original, recording.original_rate)
-    files.check(original)
+    files.check((recording.samples[None], recording.sample_rate) if files.native else original)
     run, checkpoint = describe_run(recording, priors, files, device, options), folder / CHECKPOINT
+    needed = needed_space(recording, len(priors), files, options)
     with only_run(folder):
         if not force and not checkpoint.exists() and is_finished(folder, run):
             return None, []
-        check_space(folder, recording, len(priors), files, options)
+        check_space(folder, needed, "take fewer --draws or chains, or give another --out")
         samples = recording.samples.to(device)
         result = separate(samples, priors, checkpoint=checkpoint, **options)
         written = write_separation(result, folder, files, original, run)

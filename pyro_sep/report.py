@@ -36,6 +36,7 @@ from pyro_sep.files import written_whole
 from pyro_sep.plots import ZOOM, plot_spectrogram, plot_waveform
 from pyro_sep.trace import FINGERPRINT, estimate_chains
 
+REPORT_MARK = "pyro_sep</title>"  # by which a page is known
 DRAWS = 3  # heard of each source, as far apart as the chain has them
 EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
 LOOP = 2.0  # seconds: what is shorter is heard again and again

@@ -45,6 +45,8 @@ def check_seal(path: Path, kind: str) -> None:
     Raises:
         OSError: it cannot be read.
     """
+    if not os.path.isfile(path):  # a device has no end
+        raise OSError(f"{path}: got no regular file, expected one; give another name")
     size, head = os.path.getsize(path), _head(kind)
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -182,7 +182,7 @@ def separate_batch(
         "absent": absent,
     }
     known = run | {"gains": "infer" if inferred[0] else mixing.gains, "stores": stores is not None}
-    known |= asdict(settings)
+    known |= asdict(settings) | {"sources": list(priors)}
     traces = _traces(mixtures, priors, mixing, true_sources, stores, settings)
 
     def extras(draws: Draws) -> dict[str, Tensor]:
@@ -449,8 +449,11 @@ def _traces(
     paths = [_path("stores", path) for path in stores]
     if len(paths) != len(builds):
         raise ValueError(f"stores: got {len(paths)} paths, expected {len(builds)}, one a mixture")
-    if len({path.absolute() for path in paths}) < len(paths):
-        raise ValueError("stores: got a path twice, expected one a mixture; give another")
+    places = [path.resolve() for path in paths]
+    if len({*places}) < len(places) or any({*place.parents} & {*places} for place in places):
+        raise ValueError(
+            "stores: got a path twice, or one within another, expected one a mixture; give another"
+        )
     return [
         TraceOnDisk(build, TraceStore(path, settings.draws))
         for build, path in zip(builds, paths, strict=True)

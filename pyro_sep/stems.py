@@ -50,8 +50,6 @@ class StemFiles:
     def check(self, recording: Audio) -> None:
         """Raise ValueError where a recording, and so its stems, do not fit into such files."""
         samples, rate = recording
-        if self.native:
-            return
         encoded(samples[:, :1].clamp(-1, 1), rate, self.suffix)
         peak = float(samples.abs().max())
         if self.suffix == "flac" and peak > 1:

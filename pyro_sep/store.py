@@ -21,7 +21,7 @@ from numcodecs import CRC32, Shuffle, get_codec
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
-from pyro_sep.layout import Stored, TraceError, groups_of
+from pyro_sep.layout import GROUPS, Stored, TraceError, groups_of
 
 #: Groups that grow with the draws.
 DRAWN = ("posterior", "sample_stats", "posterior_predictive", "log_likelihood")
@@ -46,10 +46,11 @@ class TraceStore:
         self.path, self.draws = Path(path), draws
         if self.path.suffix != ".zarr":
             raise ValueError(f"store: got {self.path}, expected a name that ends in .zarr")
-        if self.path.exists() and not (self.path / ".zgroup").exists():
+        strange = {path.name for path in self.path.glob("*/")} - {*GROUPS}
+        if self.path.exists() and (strange or not (self.path / ".zgroup").exists()):
             raise ValueError(
-                f"store: got {self.path}, which is there and is no Zarr store, expected a new one; "
-                "give another name"
+                f"store: got {self.path}, which is there and is no store of a trace, expected a "
+                "new one; give another name"
             )
 
     def add(self, block: xr.DataTree, first: int) -> None:

@@ -552,3 +552,14 @@ def test_what_the_caller_has_set_does_not_matter() -> None:
     for one, other in zip(prior.network.parameters(), plain.network.parameters(), strict=True):
         assert torch.equal(one, other)
         assert one.dtype == torch.float32
+
+
+def test_one_prior_gives_one_file(tmp_path: Path) -> None:
+    prior = make_prior("Süßes")
+    contents = set()
+    for number in range(8):  # the writer's order of the metadata is random
+        path = tmp_path / f"{number}.safetensors"
+        save_prior(prior, path)
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    assert load_prior(path).name == "Süßes"

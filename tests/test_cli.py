@@ -418,6 +418,33 @@ def test_what_is_finished_is_not_separated_again(
     assert (tmp_path / "duet" / "trace.nc").read_bytes() == trace
 
 
+def test_the_order_of_stems_and_gains_belongs_to_a_run(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    use = ("separate", stereo, "--priors", priors, *QUICK, "--gains", "0.8,0.2", "--out")
+    assert call(*use, tmp_path / "one", "--stems", "sine,saw").code == 0
+    assert call(*use, tmp_path / "other", "--stems", "saw,sine").code == 0
+    turned = call(*use, tmp_path / "one", "--stems", "saw,sine")
+    assert "separated before" not in turned.out
+    stems = [tmp_path / out / "duet" / "sine.wav" for out in ("one", "other")]
+    assert np.array_equal(*(soundfile.read(stem)[0] for stem in stems))
+
+
+def test_outputs_that_are_of_others(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    assert call("separate", stereo, "--priors", priors, *QUICK, "--out", tmp_path).code == 0
+    trace = tmp_path / "duet" / "trace.nc"
+    before = trace.read_bytes()
+    refused(call("report", trace, "--out", trace), "got an input of this command as --out")
+    refused(call("calibrate", tmp_path, "--references", tmp_path, "--out", trace), "did not write")
+    for out in (tmp_path / "duet" / "sine.wav", tmp_path / "duet" / "summary.json"):
+        refused(call("report", trace, "--out", out), "got a file that this command did not write")
+    assert trace.read_bytes() == before
+    page = tmp_path / "page.html"
+    assert call("report", trace, "--out", page).code == 0
+    assert call("report", trace, "--out", page).code == 0  # its own
+    refused(call("report", trace, "--out", tmp_path / "none" / "page.html"), "create it first")
+
+
 def test_other_audio_under_the_same_name_is_separated(
     call, priors: Path, stereo: Path, tmp_path: Path
 ) -> None:
@@ -497,7 +524,7 @@ def test_what_does_not_fit_is_known_before_it_is_sampled(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9_000))
     outcome = call("separate", stereo, *use)
     last = lines(outcome.err)[-1]
-    assert last.startswith(f"pyro-sep: {stereo}: {tmp_path / 'out' / 'duet'}: got 0 MB of free")
+    assert last.startswith(f"pyro-sep: {stereo}: {tmp_path / 'out' / 'duet'}: got 0.0 MB of free")
     assert not (tmp_path / "out" / "duet").exists()
 
 
@@ -1016,6 +1043,25 @@ def test_a_killed_training_goes_on(call, tmp_path: Path, monkeypatch: pytest.Mon
     assert first.keys() == second.keys()
     for key, value in first.items():
         assert torch.allclose(value, second[key], atol=1e-6), key
+
+
+@pytest.mark.usefixtures("tiny")
+def test_train_goes_on_with_its_own_audio_alone(call, tmp_path: Path) -> None:
+    use = ("train", "--steps", "1", "--batch", "1", "--time", "64", "--out", tmp_path / "out")
+    for place, rate in (("a", 440), ("b", 1_100)):
+        (tmp_path / place / "bass").mkdir(parents=True)
+        tone = 0.3 * np.sin(2 * np.pi * rate * np.arange(8_000) / 16_000)
+        soundfile.write(tmp_path / place / "bass" / "tone.wav", tone, 16_000)
+    assert call(*use, "--source", tmp_path / "a" / "bass").code == 0
+    weights = (tmp_path / "out" / "bass.safetensors").read_bytes()
+    other = call(*use, "--source", tmp_path / "b" / "bass")
+    assert "checkpoint.pt: got a run of another config" in lines(other.err)[-1]
+    slower = call(*use, "--source", tmp_path / "a" / "bass", "--sample-rate", "8000")
+    assert slower.code == 2
+    assert call(*use, "--source", tmp_path / "a" / "bass").code == 0
+    assert (tmp_path / "out" / "bass.safetensors").read_bytes() == weights
+    refused(call(*use, "--source", "toy:sine", "--sample-rate", "8000"), "expected 16000, its own")
+    refused(call(*use, "--source", ""), "source: got no name")
 
 
 @pytest.mark.usefixtures("tiny")

@@ -218,13 +218,14 @@ def test_a_summary_says_whose_the_files_are(result: Separation, tmp_path: Path) 
     "name", ["../a.wav", "a.txt", "/a.wav", "draws/../a.wav", "other/a.wav", "./oboe.wav", ""]
 )
 def test_a_summary_makes_no_other_files_ours(tmp_path: Path, name: str) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps({"files": ["b.wav", name]}))
+    (tmp_path / "summary.json").write_text(json.dumps({"files": {"b.wav": 9, name: 9}}))
     assert own_files(tmp_path)[0] == "b.wav"
     assert name not in own_files(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", '{"files": 3}', '{"files": [3]}', "[" * 100_000, "\udcff", '{"files": null}']
+    "text",
+    ["", "[]", '{"files": 3}', '{"files": ["a.wav"]}', "[" * 100_000, "\udcff", '{"files": null}'],
 )
 def test_a_summary_that_is_none_makes_nothing_ours(tmp_path: Path, text: str) -> None:
     (tmp_path / "summary.json").write_bytes(text.encode(errors="surrogateescape"))
@@ -242,5 +243,7 @@ def test_a_run_is_known_again(result: Separation, tmp_path: Path) -> None:
     assert not is_finished(tmp_path, run | {"seed": 2})
     assert not is_finished(tmp_path, run | {"more": 2})
     assert not is_finished(tmp_path, {})
+    (tmp_path / "flute.wav").write_bytes(b"")
+    assert not is_finished(tmp_path, run)
     (tmp_path / "flute.wav").unlink()
     assert not is_finished(tmp_path, run)

@@ -167,7 +167,6 @@ def test_what_no_flac_can_hold_is_known_beforehand(recording: Audio, message: st
     with pytest.raises(ValueError, match=message):
         StemFiles("flac").check(recording)
     StemFiles("wav").check(recording)
-    StemFiles("flac", native=True).check(recording)
 
 
 def test_a_loud_draw_leaves_no_stem_behind(result: Separation, tmp_path: Path) -> None:

@@ -128,7 +128,9 @@ def test_what_is_no_store_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "photos.zarr"
     folder.mkdir()
     (folder / "a.jpg").write_text("kept")
-    with pytest.raises(ValueError, match=r"photos\.zarr, which is there and is no Zarr store"):
+    with pytest.raises(
+        ValueError, match=r"photos\.zarr, which is there and is no store of a trace"
+    ):
         TraceStore(folder, DRAWS)
     with pytest.raises(ValueError, match=r"got .*photos, expected a name that ends in \.zarr"):
         TraceStore(tmp_path / "photos", DRAWS)

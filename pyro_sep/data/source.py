@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from pyro_sep.names import printable
 from pyro_sep.scanning import audio_files
 
 LEVEL_FRAMES = 64
+ROUNDED = 1 << 10  # steps of full scale
+LEVEL_MAX = 100.0  # RMS from which on samples are no audio of full scale 1
 HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
 
 
@@ -172,6 +175,8 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
     Raises:
         ValueError: none of these, or what it names cannot be read.
     """
+    if not spec.strip():
+        raise ValueError("source: got no name, expected toy:WAVEFORM, a folder, or FOLDER:STEM")
     kind, _, name = spec.partition(":")
     if kind == "toy":
         return ToySource(name)
@@ -215,6 +220,12 @@ def held_out_audio(
     return audio
 
 
+def fingerprint(audio: SourceAudio, time: int, seed: int = 0) -> str:
+    """By what audio is known again: a training frame, rounded as other machines round it."""
+    frame = audio.draw(1, time, torch.Generator().manual_seed(seed)).double()
+    return sha256((frame * ROUNDED).round().numpy().tobytes()).hexdigest()[:16]
+
+
 def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
     """RMS of training frames of ``time`` audio samples, full scale 1, to three decimals.
 
@@ -222,4 +233,9 @@ def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
     """
     frames = audio.draw(LEVEL_FRAMES, time, torch.Generator().manual_seed(seed))
     level = frames.square().mean().sqrt().item()
+    if level > LEVEL_MAX:
+        raise ValueError(
+            f"source: got recordings of an RMS of {level:.3g}, expected full scale 1; divide the "
+            "samples by the largest number of their format"
+        )
     return round(level, 3) or float(f"{level:.3g}")
