@@ -1068,7 +1068,7 @@ def test_train_goes_on_with_its_own_audio_alone(call, tmp_path: Path) -> None:
 def test_train_does_not_overwrite_weights_of_others(call, tmp_path: Path) -> None:
     weights = save_tiny(tmp_path, ["sine"]) / "sine.safetensors"
     before = weights.read_bytes()
-    refused(call(*TRAIN, "--steps", "1", "--out", tmp_path), "got weights of another run, expected")
+    refused(call(*TRAIN, "--steps", "1", "--out", tmp_path), "got a file of another run, expected")
     assert weights.read_bytes() == before
     assert not (tmp_path / "sine.run").exists()
     new = (*TRAIN, "--steps", "1", "--out", tmp_path / "new")
