@@ -7,6 +7,7 @@ folder, so that each may come from another set. The sets that ship lie in ``pyro
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -213,7 +214,7 @@ def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, N
 
 def _files(folder: Path) -> list[Path]:
     """The priors of a set, in its order."""
-    if (folder / ORDER_FILE).exists():
+    if os.path.lexists(folder / ORDER_FILE):
         return [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
     paths = sorted(folder.glob("*.safetensors"))
     return [path for path in paths if not path.name.startswith(".")]  # of systems, not of users
@@ -221,7 +222,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _order(path: Path) -> list[str]:
     names = None
-    if path.stat().st_size <= ORDER_BYTES:
+    if path.is_file() and path.stat().st_size <= ORDER_BYTES:
         with suppress(ValueError, RecursionError):
             names = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -108,6 +108,8 @@ class Calibration:
 
     def about(self, center: xr.Dataset, probability: float = 0.95) -> xr.Dataset:
         """:meth:`intervals` about the expected values of each function, dims ``(..., source)``."""
+        if not (isinstance(probability, float) and 0 < probability < 1):
+            raise ValueError(f"probability: got {probability}, expected above 0, below 1")
         count = self.errors.sizes["mixture"]
         rank = int((count + 1) * (1 - probability) / 2 + 1e-9)  # 80 * 0.025 is not quite 2
         if rank < 1:

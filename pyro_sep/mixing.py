@@ -223,9 +223,11 @@ def model(
             f"priors: got a source of the name {taken[0]!r}, which another site of the model has, "
             "expected another name; rename it"
         )
-    if mixture is not None and not (isinstance(mixture, Tensor) and mixture.ndim):
+    floats = isinstance(mixture, Tensor) and mixture.ndim and mixture.is_floating_point()
+    if mixture is not None and not floats:
         raise ValueError(
-            f"mixture: got {shown(mixture)}, expected a tensor (..., time), or None to draw it"
+            f"mixture: got {shown(mixture)}, expected a tensor (..., time) of floats, or None to "
+            "draw it"
         )
     time = _drawn_time(priors) if mixture is None else mixture.shape[-1]
     frame = frame_time(priors.values(), time)

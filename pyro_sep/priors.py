@@ -18,6 +18,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_sep.arguments import shown, whole
 from pyro_sep.data.toy import SAMPLE_RATE
+from pyro_sep.data.tracks import check_source_name
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
@@ -69,8 +70,9 @@ def check_priors(priors: Any) -> None:
         got = "none" if isinstance(priors, Mapping) else f"a {type(priors).__name__}"
         raise ValueError(f"priors: got {got}, expected {expected}")
     for name, prior in priors.items():
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise ValueError(f"priors: got the name {shown(name)}, expected {expected}")
+        check_source_name(name)
         if isinstance(prior, type):
             raise ValueError(f"priors: got a class for {name!r}, expected {expected}")
         if not all(hasattr(prior, part) for part in ASKED):

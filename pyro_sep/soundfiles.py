@@ -52,6 +52,9 @@ def soundfile_decoder(file: IO[bytes], owner: str) -> Iterator[Decoder]:
     with ExitStack() as stack:
         mended_file = file.fileno() if patch is None else Patched(file.fileno(), patch)
         opened = stack.enter_context(_opened(mended_file))
+        mp3 = opened.subtype.startswith("MPEG") and opened.format != "MP3"
+        if opened.format == "VOC" or mp3:
+            raise NotBySoundfileError(f"{opened.format} of {opened.subtype}, which it misreads")
         if opened.format in ("MP3", "OGG"):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if opened.format == "OGG" and not _ends(content):

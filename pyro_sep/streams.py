@@ -29,7 +29,9 @@ STEM_MP4 = ".stem.mp4"
 STREAMS = {"mixture": 0, "drums": 1, "bass": 2, "other": 3, "vocals": 4}  # musdb18's order
 SLACK = 0.1  # seconds by which a decoder may differ from the header
 # ffmpeg's names of formats. Those of the second line do not say how long they are: ffprobe guesses.
-CONTAINERS = "aiff,ape,asf,au,caf,flac,matroska,mov,mp4,m4a,mpc,mpc8,ogg,tak,tta,w64,wav,webm,wv"
+CONTAINERS = (
+    "aiff,ape,asf,au,caf,flac,matroska,mov,mp4,m4a,mpc,mpc8,ogg,tak,tta,voc,w64,wav,webm,wv"
+)
 BARE = "aac,ac3,amr,dts,eac3,mp3"
 SURE = 50  # of 100, how sure ffprobe is of a format; less is a guess, as of random bytes
 GUARDS = ("-protocol_whitelist", "file", "-format_whitelist", f"{CONTAINERS},{BARE}")

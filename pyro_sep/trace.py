@@ -175,6 +175,9 @@ def load_trace(path: str | PathLike[str]) -> xr.DataTree:
     path = Path(path)
     stored = path.suffix == ".zarr"
     if not (path.is_dir() if stored else path.is_file()):
+        if path.exists():
+            got, expected = ("a file", "a store") if stored else ("a folder or device", "trace.nc")
+            raise ValueError(f"{path}: got {got}, expected {expected}; check the path")
         raise FileNotFoundError(f"{path}: no such {'store' if stored else 'file'}; check the path")
     try:
         tree = _open_store(path) if stored else _read_file(path)

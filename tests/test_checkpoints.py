@@ -563,3 +563,31 @@ def test_one_prior_gives_one_file(tmp_path: Path) -> None:
         contents.add(path.read_bytes())
     assert len(contents) == 1
     assert load_prior(path).name == "Süßes"
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_no_use_are_not_cast(folder: Path, dtype: torch.dtype) -> None:
+    path = folder / "oboe.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({key: part.to(dtype) for key, part in load_file(path).items()}, path, metadata)
+    one_line(lambda: load_priors(folder), "got numbers of type", path)
+
+
+@pytest.mark.parametrize("value", ["sigma_data", "sigma_min", "sigma_max"])
+def test_a_config_that_does_not_say_what_the_network_knows(folder: Path, value: str) -> None:
+    path = folder / "oboe.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata["config"])
+    del config[value]
+    save_file(load_file(path), path, metadata | {"config": json.dumps(config)})
+    one_line(lambda: load_priors(folder), f"config: got none of {value}", path)
+
+
+def test_an_order_that_is_no_file(folder: Path) -> None:
+    os.mkfifo(folder / "priors.json")
+    one_line(lambda: load_priors(folder), "expected a JSON list of names", folder)
+    (folder / "priors.json").unlink()
+    (folder / "priors.json").symlink_to(folder / "nowhere")
+    one_line(lambda: load_priors(folder), "expected a JSON list of names", folder)

@@ -394,3 +394,17 @@ def test_the_experiment_learns_and_judges_and_goes_on(
     error = row["true"]["level"][1] - row["expected"]["level"][1]
     assert float(learned.errors["level"][3, 1]) == pytest.approx(error, abs=1e-5)
     assert {"level", "centroid", "si_sdr"} == set(row["draws_below"])
+
+
+@pytest.mark.parametrize("probability", [0, 1, 1.0, -1.0, float("nan"), "a", None])
+def test_a_probability_of_no_interval(calibration: Calibration, probability: Any) -> None:
+    with pytest.raises(ValueError, match=r"^probability: got .*, expected above 0, below 1"):
+        calibration.intervals(make_trace(), probability)
+
+
+def test_a_kind_that_says_less_does_not_fit(calibration: Calibration) -> None:
+    for name in calibration.kind:
+        if name != "sources":
+            less = {key: value for key, value in calibration.kind.items() if key != name}
+            with pytest.raises(ValueError, match="as in the calibration; separate all"):
+                Calibration(less, calibration.errors).intervals(make_trace())

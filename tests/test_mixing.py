@@ -489,3 +489,17 @@ def test_gains_of_no_use(gains: Any) -> None:
     ) as caught:
         Mixing(gains)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [1e300, 1e7, 1e-8, -1e300, 1e-320])
+def test_gains_and_noise_have_squares_in_float32(number: float) -> None:
+    with pytest.raises(ValueError, match=r"^gains: got .*, expected a number of"):
+        Mixing((number, 1.0))
+    with pytest.raises(ValueError, match=r"^noise_scale: got"):
+        Mixing((1.0,), number)
+
+
+def test_a_model_of_samples_that_are_no_floats(gaussian_priors: Callable) -> None:
+    for mixture in (torch.ones(8, dtype=torch.int16), torch.ones(8, dtype=torch.complex64)):
+        with pytest.raises(ValueError, match=r"^mixture: got .* of floats, or None"):
+            model(mixture, gaussian_priors(0.3), Mixing.mean(1))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pyro_sep.models.train import TrainingDivergedError
-from pyro_sep.program import mixing_options, report, run
+from pyro_sep.program import listed, mixing_options, report, run, torch_device
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,30 @@ def test_mixing_options() -> None:
     assert mixing_options("0.3,1", "0.01") == {"gains": [0.3, 1.0], "noise_scale": 0.01}
     with pytest.raises(ValueError, match="gains: got '1,infer', expected numbers or infer"):
         mixing_options("1,infer", None)
+    with pytest.raises(ValueError, match=r"noise_scale: got '0\.1,0\.2', expected a number"):
+        mixing_options(None, "0.1,0.2")
+
+
+def test_a_device_that_computes_nothing() -> None:
+    with pytest.raises(ValueError, match=r"device: got 'meta', expected cpu or one that is here"):
+        torch_device("meta")
+
+
+def test_memory_that_is_not_there_is_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as caught:
+        run(fails)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith("pyro-sep: MemoryError: it does not fit; take less")
+
+
+@pytest.mark.parametrize("value", ["a,a", "a,", "", "a, a"])
+def test_a_list_names_each_once(value: str) -> None:
+    with pytest.raises(ValueError, match=r"stems: got .*, expected names that differ"):
+        listed("stems", value)
+    assert listed("stems", "bass, drums") == ["bass", "drums"]

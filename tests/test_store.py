@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from pyro_sep.store import DRAWN, TraceStore
 from pyro_sep.trace import build_trace, load_trace, save_trace, to_arviz
@@ -254,3 +255,14 @@ def test_only_the_draws_grow(tmp_path: Path) -> None:
 def test_imports_without_torch() -> None:
     code = "import sys, pyro_sep.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_data_of_others_are_not_replaced(tmp_path: Path) -> None:
+    store = tmp_path / "photos.zarr"
+    zarr.open_group(store, mode="w", zarr_format=2).create_array("album", shape=(3,), dtype="f4")
+    before = sorted(store.rglob("*"))
+    with pytest.raises(
+        ValueError, match=r"photos\.zarr, which is there and is no store of a trace"
+    ):
+        TraceStore(store, 3)
+    assert sorted(store.rglob("*")) == before
