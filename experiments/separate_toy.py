@@ -50,7 +50,9 @@ PAPER_DRAWS = 20  # the last ones
 
 def main(
     mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.016, help="Length; the paper's is 1.")] = 0.25,
+    seconds: Annotated[
+        float, typer.Option(min=0.016, max=3_600, help="Length; the paper's is 1.")
+    ] = 0.25,
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = ",".join(WAVEFORMS),
     first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
     seed: int = 0,

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
@@ -106,6 +107,7 @@ class LangevinKernel(MCMCKernel):
     def _warming_up(self) -> bool:
         return self._step < self._warmup_steps
 
+    @torch.enable_grad()
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Trace the model, find the start, and reset every counter."""
         self._reset()
@@ -134,6 +136,7 @@ class LangevinKernel(MCMCKernel):
     def initial_params(self, params: Params) -> None:
         self._given_params = self._initial_params = params
 
+    @torch.enable_grad()
     def sample(self, params: Params) -> Params:
         """One step from unconstrained ``params`` to new ones."""
         if self._point is None:

@@ -26,6 +26,7 @@ SEEKS_EXACTLY = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")  # and a FLAC's samp
 # The first frame of an MP3 may say how many there are: silence, then a word.
 COUNTED = re.compile(rb"\xff[\xe2-\xff]..(?:..)?\0{9,32}(?:Xing|Info)", re.DOTALL)
 PAGE, FIRST_PAGE = re.compile(rb"OggS\0[\0\1\4\5]"), re.compile(rb"OggS\0[\2\3\6\7]")
+TAG_SIZE = 128  # bytes of an ID3v1 tag
 LAST_PAGE = 4  # the bit that says so
 
 
@@ -47,7 +48,7 @@ def soundfile_decoder(file: IO[bytes], owner: str) -> Iterator[Decoder]:
     """
     if lacks_bytes(file):
         raise ValueError(_cut_off(owner, "less audio", "all of its header"))
-    patch = mended(file)
+    patch, tagged = mended(file), _is_tagged(file)
     file.seek(0)
     with ExitStack() as stack:
         mended_file = file.fileno() if patch is None else Patched(file.fileno(), patch)
@@ -55,6 +56,8 @@ def soundfile_decoder(file: IO[bytes], owner: str) -> Iterator[Decoder]:
         mp3 = opened.subtype.startswith("MPEG") and opened.format != "MP3"
         if opened.format == "VOC" or mp3:
             raise NotBySoundfileError(f"{opened.format} of {opened.subtype}, which it misreads")
+        if opened.format == "FLAC" and tagged:
+            raise NotBySoundfileError("a tag at its end, which it takes for audio")
         if opened.format in ("MP3", "OGG"):
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 if opened.format == "OGG" and not _ends(content):
@@ -139,6 +142,13 @@ def _piped(file: IO[bytes]) -> Iterator[int]:
 def _pump(file: IO[bytes], into: int) -> None:
     with suppress(BrokenPipeError), open(into, "wb") as pipe:
         shutil.copyfileobj(file, pipe)
+
+
+def _is_tagged(file: IO[bytes]) -> bool:
+    """Whether a file ends with an ID3v1 tag, as some programs append to any audio."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAG_SIZE))
+    return file.read(3) == b"TAG"
 
 
 def _lacks_bytes(log: str) -> bool:

@@ -23,6 +23,8 @@ from pyro_sep.seals import check_seal, sealed
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 FORMAT = "trace.1"  # of a netCDF file
+NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attributes
+NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 ESTIMATES = ("best", "mean")  # of which chains an estimate is the mean: the best one, or all
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
@@ -349,8 +351,11 @@ def plain_attrs(attrs: Any) -> dict[str, str | int | float]:
         raise ValueError(f"attrs: got a {type(attrs).__name__}, expected a mapping of names")
     plain = {}
     for name, value in attrs.items():
-        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
-            raise ValueError(f"attrs: got the name {name!r}, expected a word without a slash")
+        if not isinstance(name, str) or not _is_name(name):
+            raise ValueError(
+                f"attrs: got the name {name!r:.80}, expected a word without a slash, and none that "
+                "netCDF uses itself"
+            )
         try:
             plain[name] = _plain(value)
         except (TypeError, ValueError, RecursionError) as error:
@@ -365,10 +370,26 @@ def plain_attrs(attrs: Any) -> dict[str, str | int | float]:
 def _plain(value: Any) -> str | int | float:
     """A value that netCDF stores as an attribute; JSON where it is no string or number."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError("no text in UTF-8")
     whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if whole or isinstance(value, str | float):
         return value
     return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+
+
+def _is_name(name: str) -> bool:
+    """Whether an attribute may have a name."""
+    reserved = name in NETCDF_NAMES or name.startswith("_")
+    return 0 < len(name) <= NAME_MAX and "/" not in name and _is_text(name) and not reserved
+
+
+def _is_text(text: str) -> bool:
+    """Whether netCDF can hold a text: UTF-8 without NUL."""
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def _versions() -> dict[str, str]:

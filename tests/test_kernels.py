@@ -330,3 +330,17 @@ def test_draws_are_not_one_tensor(make: Make) -> None:
         kept.append((params["mean"], params["mean"].clone()))
     assert all(torch.equal(*pair) for pair in kept)
     assert not any(draw.requires_grad for draw, _ in kept)
+
+
+def test_gradients_are_taken_where_the_caller_takes_none() -> None:
+    def model() -> None:
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    draws = []
+    for mode in (torch.enable_grad(), torch.no_grad()):
+        pyro.set_rng_seed(0)
+        mcmc = MCMC(MALA(model), num_samples=5, warmup_steps=5, disable_progbar=True)
+        with mode:
+            mcmc.run()
+        draws.append(mcmc.get_samples()["x"])
+    assert torch.equal(*draws)

@@ -162,3 +162,33 @@ def test_a_stem_mp4_through_a_pipe(tmp_path: Path) -> None:
     writer.start()
     assert torch.equal(read_audio(pipe)[0], read_audio(excerpt())[0])
     writer.join()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.voc", "pcm_s16le"), ("a.wav", "libmp3lame"), ("a.flac", "flac")]
+)
+def test_what_libsndfile_misreads_is_read_by_ffmpeg(tmp_path: Path, name: str, codec: str) -> None:
+    generator = np.random.default_rng(0)
+    audio = 0.1 * generator.standard_normal((48_000, 2))
+    soundfile.write(tmp_path / "true.wav", audio, 44_100, "PCM_16")
+    path = tmp_path / name
+    whole = tmp_path / f"whole{path.suffix}"
+    command = ["ffmpeg", "-v", "error", "-i", tmp_path / "true.wav", "-c:a", codec, whole]
+    subprocess.run(command, check=True)
+    tag = b"TAG" + bytes(125) if path.suffix == ".flac" else b""
+    path.write_bytes(whole.read_bytes() + tag)
+    channels, rate = read_audio(path)
+    assert (rate, len(channels)) == (44_100, 2)
+    assert 0 <= channels.shape[-1] - 48_000 < 3_000  # an encoder of MP3 adds some at both ends
+    if codec != "libmp3lame":
+        assert torch.equal(channels, read_audio(tmp_path / "true.wav")[0])
+
+
+def test_a_tagged_flac_that_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    audio = 0.1 * np.random.default_rng(0).standard_normal(48_000)
+    soundfile.write(path, audio, 44_100)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] + b"TAG" + bytes(125))
+    with pytest.raises(ValueError, match=r"a\.flac: got .*cut off"):
+        read_audio(path)

@@ -508,3 +508,23 @@ def test_attributes_that_no_file_holds_are_named_in_a_line(attrs: Any, message: 
 def test_a_huge_number_is_kept_as_text(tmp_path: Path) -> None:
     save_trace(build_trace(**arguments(attrs={"huge": 2**70})), tmp_path / "a.nc")
     assert load_trace(tmp_path / "a.nc").attrs["huge"] == str(2**70)
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {"a": "x\udc80"},
+        {"a": "x\0y"},
+        {"a\udc80": 1},
+        {"CLASS": 1},
+        {"DIMENSION_LIST": 1},
+        {"_NCProperties": 1},
+        {"a" * 70_000: 1},
+        {"": 1},
+    ],
+    ids=str,
+)
+def test_attributes_that_no_file_can_hold(attrs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^attrs: got ") as caught:
+        build_trace(**arguments(attrs=attrs))
+    assert len(str(caught.value).splitlines()) == 1
