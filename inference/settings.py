@@ -84,9 +84,11 @@ class Annealing:
         least |= dict.fromkeys(("steps", "chains", "explorers", "draws", "thin"), 1)
         least |= {"levels": MIN_LEVELS}
         taken: dict[str, Any] = {
-            name: whole(name, getattr(self, name), f"{low} to {MOST}", low, MOST)
+            name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
             for name, low in least.items()
         }
+        if large := [name for name, value in taken.items() if value > MOST]:
+            raise ValueError(f"{large[0]}: got {taken[large[0]]}, expected at most {MOST}")
         for name in ("sigma_max", "sigma_turn", "sigma_min"):
             taken[name] = number(name, getattr(self, name))
         step_size, persistence = self.step_size, self.persistence

@@ -452,7 +452,7 @@ def _traces(
     places = [path.resolve() for path in paths]
     if len({*places}) < len(places) or any({*place.parents} & {*places} for place in places):
         raise ValueError(
-            "stores: got a path twice, or one within another, expected one a mixture; give another"
+            "stores: got a path twice, expected one a mixture, none within another; give another"
         )
     return [
         TraceOnDisk(build, TraceStore(path, settings.draws))

@@ -752,6 +752,7 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
         ),
         ({"tournaments": -1}, "^tournaments: got -1, expected 0 or more$"),
         ({"exchange_every": -1}, "^exchange_every: got -1, expected 0 or more$"),
+        ({"levels": 10**9}, "^levels: got 1000000000, expected at most 1000000$"),
         ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
         ({"step_size": 2**0.5}, "^step_size: got 1.414"),
         ({"step_size": math.nan}, "^step_size: got nan"),
