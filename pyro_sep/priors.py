@@ -18,7 +18,6 @@ from torch.distributions.transforms import Transform
 
 from pyro_sep.arguments import shown, whole
 from pyro_sep.data.toy import SAMPLE_RATE
-from pyro_sep.data.tracks import check_source_name
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.family import Network
 from pyro_sep.models.flowavenet import FloWaveNet
@@ -72,7 +71,6 @@ def check_priors(priors: Any) -> None:
     for name, prior in priors.items():
         if not isinstance(name, str) or not name:
             raise ValueError(f"priors: got the name {shown(name)}, expected {expected}")
-        check_source_name(name)
         if isinstance(prior, type):
             raise ValueError(f"priors: got a class for {name!r}, expected {expected}")
         if not all(hasattr(prior, part) for part in ASKED):
@@ -83,11 +81,6 @@ def check_priors(priors: Any) -> None:
             f"priors: got some on {', '.join(sorted(devices))}, expected one device; move them "
             "with prior.to(device)"
         )
-    if wide := [name for name, prior in priors.items() if _dtype(prior) != torch.float32]:
-        raise ValueError(
-            f"priors: got weights of {_dtype(priors[wide[0]])} for {wide[0]!r}, expected "
-            "torch.float32; move them with prior.to(torch.float32)"
-        )
     if len(rates := {prior.sample_rate for prior in priors.values()}) > 1:
         raise ValueError(f"priors: got sample rates {sorted(rates)} in Hz, expected one")
 
@@ -95,12 +88,6 @@ def check_priors(priors: Any) -> None:
 def device_of(priors: Priors) -> torch.device | None:
     """Where the networks of priors are; None where they compute wherever their audio is."""
     return next(filter(None, map(_device, priors.values())), None)
-
-
-def _dtype(prior: Any) -> torch.dtype:
-    """Of the network's weights; float32 where there is none."""
-    network = getattr(prior, "network", None)
-    return torch.float32 if network is None else next(network.parameters()).dtype
 
 
 def _device(prior: Prior) -> torch.device | None:

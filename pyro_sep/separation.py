@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_sep.arguments import audio, choice, known_options, positive, shown, whole
+from pyro_sep.data.tracks import check_source_name
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Draws
@@ -78,7 +79,7 @@ def separate(mixture: Audio, priors: Priors, **options: Any) -> Separation:
         ValueError: bad audio or settings, see :func:`separate_batch`.
     """
     known_options(options, (*OPTIONS, "store"))
-    check_priors(priors)
+    _check_separable(priors)
     mixture = audio("mixture", mixture)
     if mixture.ndim != 1:
         remedy = "mix down to mono first, or give separate_batch a mixture a row"
@@ -253,7 +254,7 @@ def describe(
     Raises:
         ValueError: audio, priors, gains or numbers that are none or do not fit.
     """
-    check_priors(priors)
+    _check_separable(priors)
     check_count(priors, mixing)
     noisy, mixture = (
         audio(name, value, device_of(priors))
@@ -458,6 +459,20 @@ def _traces(
         TraceOnDisk(build, TraceStore(path, settings.draws))
         for build, path in zip(builds, paths, strict=True)
     ]
+
+
+def _check_separable(priors: Priors) -> None:
+    """Raise ValueError unless priors can be separated with: their files, and their precision."""
+    check_priors(priors)
+    for name, prior in priors.items():
+        check_source_name(name)
+        network = getattr(prior, "network", None)
+        dtype = torch.float32 if network is None else next(network.parameters()).dtype
+        if dtype != torch.float32:
+            raise ValueError(
+                f"priors: got weights of {dtype} for {name!r}, expected torch.float32; move them "
+                "with prior.to(torch.float32)"
+            )
 
 
 @plain_arithmetic()
