@@ -15,6 +15,12 @@ from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic, samp
 Manager = Callable[[], Any]
 
 
+@pytest.fixture(autouse=True)
+def kept() -> None:
+    """Denormal numbers are there, whatever another test has set for its process."""
+    torch.set_flush_denormal(False)
+
+
 def denormals() -> tuple[bool, bool, bool, bool]:
     """Whether torch, in small and large tensors, NumPy and Python keep such a number."""
     small, large = (torch.full((size,), 1e-42) * torch.ones(size) for size in (1, 1 << 18))
