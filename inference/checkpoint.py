@@ -58,7 +58,7 @@ class Checkpoint:
         with self.readable():
             run, state = dict(content["run"]), dict(content["state"])
             names = [
-                name for name in self.run | run if not _same(run.get(name), self.run.get(name))
+                name for name in self.run | run if not same_run(run.get(name), self.run.get(name))
             ]
             got, expected = (
                 ", ".join(" ".join(f"{name} {values.get(name)}".split()) for name in names)
@@ -76,7 +76,10 @@ class Checkpoint:
         return readable(self.path, KIND)
 
 
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=DENSITY_ERROR)
-    return bool(a == b)
+def same_run(one: Any, other: Any) -> bool:
+    """Whether two runs are known by the same values, floats to rounding."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_run(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=DENSITY_ERROR)
+    return bool(one == other)

@@ -41,10 +41,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: the block or the renaming failed with it.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
+    _check_place(path)
     remove_leftovers(path.parent)
     try:
         with _temporary(path) as temporary:
@@ -129,13 +126,10 @@ def check_output(path: Path, mark: str, inputs: Collection[Path] = ()) -> None:
         ValueError: an input, or another file.
         OSError: a folder, or no folder to write to.
     """
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
+    _check_place(path)
     if not path.exists():
         return
-    if any(other.exists() and path.samefile(other) for other in inputs):
+    if any(is_same(path, other) for other in inputs):
         raise ValueError(f"{path}: got an input of this command as --out, expected another name")
     with path.open("rb") as file:
         known = mark.encode() in file.read(MARKED)
@@ -144,6 +138,22 @@ def check_output(path: Path, mark: str, inputs: Collection[Path] = ()) -> None:
             f"{path}: got a file that this command did not write, expected none; move it, or give "
             "another --out"
         )
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _check_place(path: Path) -> None:
+    """Raise OSError where no file can be."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; give the name of a file")
 
 
 def remove_leftovers(folder: Path) -> None:

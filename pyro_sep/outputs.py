@@ -13,7 +13,7 @@ from pyro_sep.audio import FORMATS
 from pyro_sep.data.tracks import DRAWS, Audio
 from pyro_sep.diagnostics import chain_agreement
 from pyro_sep.files import save_json
-from pyro_sep.inference.checkpoint import DENSITY_ERROR
+from pyro_sep.inference.checkpoint import same_run
 from pyro_sep.plots import plot_separation, save_figure
 from pyro_sep.separation import Separation
 from pyro_sep.stems import StemFiles, write_stems
@@ -102,15 +102,6 @@ def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, size in sizes.items()
     )
-
-
-def same_run(one: Any, other: Any) -> bool:
-    """Whether two runs are known by the same values, floats to rounding."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same_run(one[key], other[key]) for key in one)
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=DENSITY_ERROR)
-    return bool(one == other)
 
 
 def _summary(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 
 from pyro_sep.audio import Recording
 from pyro_sep.data.tracks import DRAWS, MIXTURE
-from pyro_sep.files import check_space, only_run
+from pyro_sep.files import check_space, is_same, only_run
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.outputs import PICTURE, SUMMARY, TRACE, is_finished, own_files, write_separation
@@ -97,7 +97,7 @@ def _check_free(folder: Path, names: Iterable[str], inputs: Sequence[Path]) -> N
         path = folder / name
         if not os.path.lexists(path) or (name in inside and path.is_dir()):
             continue
-        if any(_is_same(path, other) for other in inputs):
+        if any(is_same(path, other) for other in inputs):
             raise ValueError(
                 f"{path}: got an input of this command where results would go, expected another "
                 "folder; give another --out"
@@ -210,10 +210,3 @@ def separate_recording(
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _is_same(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
