@@ -67,7 +67,7 @@ class Task(NamedTuple):
 
     priors: Priors
     mixing: Mixing
-    ladder: dict[str, float]  # sigma_max, sigma_turn and sigma_min
+    ladder: dict[str, float]  # sigma_max, sigma_freeze and sigma_min
     exact: bool  # whether noisy sources add up to the mixture
     draws: int  # independent ones per mixture
     steps: dict[str, int]  # empty where a sampler's own number holds

@@ -101,7 +101,7 @@ def improvements(
     mixtures = torch.stack([item.mixture for item in items])
     ladder = default_ladder(priors, mixtures.shape[-1])
     if fault == "paper's ladder":
-        ladder |= {"sigma_max": PAPER_TOP, "sigma_turn": PAPER_TOP / 2}
+        ladder |= {"sigma_max": PAPER_TOP, "sigma_freeze": PAPER_TOP / 2}
     laws = tuple(WithoutLogDet(p) if fault == "no log-determinant" else p for p in priors.values())
     sink = Collected()
     anneal(

@@ -1,37 +1,27 @@
-r"""Annealed Langevin dynamics down a ladder of noise levels.
+r"""Draws from the posterior of every mixture: a search for its modes, then a chain in each.
 
-At every level sigma the chain follows underdamped Langevin dynamics on the posterior of the noisy
-sources (:class:`pyro_sep.posterior.AnnealedPosterior`) with step size :math:`h = \kappa \sigma`, in
-which the curvature, at most :math:`2 / \sigma^2`, is the same at all levels. Song & Ermon 2019
-(arXiv 1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Four things find the
-mode:
+The search (:mod:`~pyro_sep.inference.search`) of every chain is its own, so chains are independent;
+what it found in sections of a long frame is put together (:mod:`~pyro_sep.inference.sections`). It
+says where the chain starts, and has no part in the law of the draws, which is that of the chain at
+the last level:
 
-* momentum crosses a frame's space in tens of steps;
-* exchanges of what two sources explain (:mod:`~pyro_sep.inference.permutation`);
-* explorers: every chain starts as several. Where the modes are being chosen the better half by mean
-  log posterior goes on, where they have been the best one goes on as the chain. Chains share
-  nothing, so they stay independent.
-* tournaments (:mod:`~pyro_sep.inference.tournament`), with more than two sources: wrong modes are
-  tones in the wrong hands. At the turn, and again where overtones stand out of the noise, every
-  exchange of two sources is tried beside the sources as they are. The best by mean log posterior
-  goes on, into another tournament where it is not the sources as they are. Where it is open which
-  sources are present, it is drawn below the turn and tried as well; after the last tournament the
-  densities have it open again.
-
-Selection searches for modes: it leaves out the density of what it proposes. The law of the draws is
-that of the chain at the last level, started in the mode that was found.
+* it starts from the clean sources that were found and noise of three times the last level, in which
+  what a search gets wrong in a mode's details drowns, and comes down through a few levels;
+* it follows underdamped Langevin dynamics on the posterior of the noisy sources
+  (:class:`pyro_sep.posterior.AnnealedPosterior`) with step size :math:`h = \kappa \sigma`, in which
+  the curvature, at most :math:`2 / \sigma^2`, is the same at all levels. Song & Ermon 2019 (arXiv
+  1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942);
+* steps are not adjusted, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at
+  long steps; or by a Metropolis test, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step
+  size adapts to the acceptance (dual averaging) on the way and stays as it is for the draws.
 
 At the last level draws are kept, and with each one of the clean sources given it and the mixture,
 and their mean (:meth:`pyro_sep.posterior.AnnealedPosterior.draw_clean`).
 
-Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike down
-to the turn: above it priors do not mind quiet sources, so one of a large gain would take the whole
-mixture. Below it they are updated beside the sources, and traded for amplitudes. Noise follows
-from the level of the second tournaments on: earlier it would take what no source explains yet.
-
-Steps are uncorrected, :mod:`~pyro_sep.inference.underdamped`, exact on Gaussians and stable at long
-steps; or Metropolis-corrected, :mod:`~pyro_sep.inference.ghmc`, exact at any, where the step size
-of each level adapts to the acceptance (dual averaging) and stays as it is for the draws.
+Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike while
+it is open who explains what: priors do not mind quiet sources there, so one of a large gain would
+take the whole mixture. Then they are updated beside the sources, and in the chain traded for
+amplitudes. Noise follows where overtones tell: earlier it would take what no source explains yet.
 
 Draws leave in blocks. A run with a checkpoint writes its whole state after every stage of its plan
 and, once a minute, after a block of draws; killed, it goes on from there to the very same draws.
@@ -40,34 +30,39 @@ and, once a minute, after a block of draws; killed, it goes on from there to the
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import exp, inf, log
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Draws, History, Sink, Statistics, by_chain
-from pyro_sep.inference.gains import RESCALE_EVERY, rescale, update
-from pyro_sep.inference.ghmc import corrected_step
+from pyro_sep.inference.evaluator import Evaluator
+from pyro_sep.inference.gains import RESCALE_EVERY, rescale
+from pyro_sep.inference.ghmc import adjusted_step
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.permutation import draw_assignment
-from pyro_sep.inference.settings import COMPARED_STEPS, Annealing, Tournament
-from pyro_sep.inference.tournament import enter
-from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.inference.search import search
+from pyro_sep.inference.sections import join, section_starts
+from pyro_sep.inference.settings import Annealing
+from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
+from pyro_sep.mixing import Mixing, frame_time
 from pyro_sep.posterior import TANGENTS, AnnealedPosterior
+from pyro_sep.progress import Progress
 from pyro_sep.states import check_like, check_shapes
 
 BLOCK = 10  # draws that leave together
+GROUP = 1 << 22  # audio samples of candidates that are searched together, to bound the memory
 
 
 class Descent(NamedTuple):
     """How a run came to its draws, and what it cost."""
 
-    warmup: Statistics  # of every step of the ladder
-    gradients: int  # evaluations per mixture, those of explorers and tournaments included
+    warmup: Statistics  # of every step of the chains before the draws
+    gradients: int  # evaluations per mixture, those of candidates included
+    tries: Tensor  # (mixture, chain), searches of the section that took most
+    found: Tensor  # (mixture, chain), share of sections in which the priors know what was found
 
 
 def anneal(
@@ -78,6 +73,7 @@ def anneal(
     sink: Sink,
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
+    average: bool = False,
 ) -> Descent:
     """Separate mixtures, all chains of all mixtures at once.
 
@@ -88,113 +84,94 @@ def anneal(
         generator: source of randomness, on the mixtures' device.
         sink: takes the draws.
         checkpoint: where this run was cut off, it goes on; the file stays when it is done.
-        progress: show a bar with noise level and log posterior.
+        progress: show how far it is.
+        average: start from the mean of a search's candidates in place of the best.
 
     Raises:
         ValueError: a checkpoint that is damaged or of another run.
         OSError: a checkpoint that cannot be written.
     """
-    lanes = settings.chains * settings.explorers
-    target = posterior(mixtures.repeat_interleave(lanes, 0))
+    target = posterior(mixtures.repeat_interleave(settings.chains, 0))
     saved = None if checkpoint is None else checkpoint.load()
-    total = settings.total_steps(len(target.priors), target.may_be_silent)
-    plan = _plan(target, settings)
-    with tqdm(total=total, unit="step", disable=not progress) as bar:
-        walk = _Walk(target, settings, generator, bar)
+    size = len(target.mixture) * len(target.priors) * target.frame
+    total = size * settings.gradients(len(target.priors), target.may_be_silent, average)
+    with Progress(total, progress) as shown:
+        walk = _Walk(target, settings, Evaluator(generator, shown), average)
+        plan = walk.plan()
         if checkpoint is not None and saved:
             with checkpoint.readable():
                 walk.restore(saved["walk"], len(plan))
                 sink.restore(saved["sink"])
-            bar.initial = bar.n = walk.steps
+            shown.resume(walk.evaluator.cost)
 
         def save() -> None:
             if checkpoint is not None:
                 checkpoint.save({"walk": walk.state(), "sink": sink.state()})
 
         for stage in plan[walk.stage :]:
-            stage(walk)
+            stage()
             walk.stage += 1
             save()
         for first, draws in walk.draw(len(mixtures)):
             sink.add(draws, first)
             if walk.drawn == settings.draws or (checkpoint is not None and checkpoint.due):
                 save()
+        shown.finish()
+    shape = (len(mixtures), settings.chains)
+    whole = len(mixtures) * len(target.priors) * target.frame
     return Descent(
-        walk.history.by_chain(len(mixtures), settings.chains), walk.evaluations // len(mixtures)
+        walk.history.by_chain(*shape),
+        round(walk.evaluator.cost / whole),
+        torch.stack(walk.tries, 1).amax(1).reshape(shape),
+        torch.stack(walk.found, 1).float().mean(1).reshape(shape),
     )
-
-
-def best_explorers(log_density: Tensor, explorers: int, count: int = 1) -> Tensor:
-    """Lanes of the best explorers of every chain, by mean log density: ``(chain * count,)``.
-
-    Args:
-        log_density: ``(step, lane)``, the explorers of a chain side by side.
-        explorers: per chain.
-        count: how many of them to keep.
-    """
-    mean = log_density.mean(0).nan_to_num(nan=-torch.inf).reshape(-1, explorers)
-    first = torch.arange(len(mean), device=mean.device)[:, None] * explorers
-    return (first + mean.topk(count, dim=1).indices).reshape(-1)
-
-
-def _plan(target: AnnealedPosterior, settings: Annealing) -> list[Callable[["_Walk"], None]]:
-    """What a walk does before its draws, in order."""
-    stages: list[Callable[[_Walk], None]] = []
-    turn = settings.sigma_turn
-    tournaments = settings.tournaments_at(len(target.priors), target.may_be_silent)
-    for sigma in settings.sigmas:
-        if sigma < 1.5 * turn:
-            stages.append(partial(_Walk.keep_best, count=-(-settings.explorers // 2)))
-        stages.append(partial(_Walk.settle, sigma=sigma, exchange=sigma >= turn))
-        if sigma == turn:
-            stages.append(partial(_Walk.keep_best, count=1))
-        if sigma not in tournaments:
-            continue
-        if target.may_be_silent and sigma == max(tournaments):
-            stages.append(partial(_Walk.decide, sigma=sigma))
-        for i in range(tournaments[sigma].most):
-            stages.append(
-                partial(_Walk.hold_tournament, tournament=tournaments[sigma], first=i == 0)
-            )
-        if target.may_be_silent and sigma == min(tournaments):
-            stages.append(_Walk.leave_open)
-    return stages
 
 
 class _Walk:
-    """Lanes of chains on their way down the ladder."""
+    """Lanes of chains, their search and their way to the draws."""
 
-    kept = (
-        *("stage", "steps", "evaluations", "explorers", "step_size", "drawn"),
-        *("lanes", "open", "position", "shares"),
-    )
+    kept = ("stage", "step_size", "drawn", "position", "velocity", "shares")
 
     def __init__(
-        self,
-        target: AnnealedPosterior,
-        settings: Annealing,
-        generator: torch.Generator,
-        bar: "tqdm[None]",
+        self, target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
     ) -> None:
-        self.target, self.settings, self.generator, self.bar = target, settings, generator, bar
+        self.target, self.settings, self.evaluator = target, settings, evaluator
+        self.average = average
         self.history = History()
         self.stage = 0  # of the plan, the next one
-        self.steps = 0
-        self.evaluations = 0  # of a lane's gradient
-        self.explorers = settings.explorers
         self.step_size = settings.step_size  # in units of sigma
-        self.position = target.start(settings.sigma_max, generator)
-        self.lanes = torch.arange(len(self.position), device=self.position.device)  # that are left
-        self.open = self.lanes[:0]  # which a tournament has just changed
+        self.adaptation = DualAveraging(prox_center=log(settings.step_size))
+        # Gains, noise and presence are those of the whole frame.
+        whole = target.may_be_silent or not isinstance(target.mixing, Mixing)
+        length = frame_time(target.priors, target.frame if whole else settings.section)
+        self.length = min(length, target.frame)
+        self.starts = section_starts(target.frame, self.length, frame_time(target.priors, 1))
+        self.clean: list[Tensor] = []  # of every section, (lane, source, length)
+        self.tries: list[Tensor] = []
+        self.found: list[Tensor] = []
+        self.position: Tensor | None = None  # of the chains
+        self.velocity: Tensor | None = None
         self.drawn = 0
         self.drawing: UnderdampedState | None = None  # after the last draw
         self.shares: Tensor | None = None  # of the sources in the mixture, before the draws
 
+    def plan(self) -> list[Callable[[], None]]:
+        """What is done before the draws, in order."""
+        sections = [partial(self.search, start) for start in self.starts]
+        sigmas = self.settings.cooling_sigmas
+        levels = [
+            partial(self.cool, sigma, lower)
+            for sigma, lower in zip(sigmas, (*sigmas[1:], sigmas[-1]), strict=True)
+        ]
+        return [*sections, self.begin, *levels]
+
     def state(self) -> dict[str, Any]:
         """All that a walk goes on from, between two stages or two blocks of draws."""
         state = {name: getattr(self, name) for name in self.kept}
-        state |= {"generator": self.generator.get_state(), "history": self.history.state()}
-        state["target"] = self.target.unknown()
+        state |= {"sections": [self.clean, self.tries, self.found], "cost": self.evaluator.cost}
+        state |= {"generator": self.evaluator.generator.get_state()}
+        state |= {"history": self.history.state(), "target": self.target.unknown()}
+        state["adaptation"] = vars(self.adaptation)
         if self.drawing:
             position, velocity, evaluation = self.drawing
             state["drawing"] = [position, velocity, *evaluation]
@@ -211,126 +188,118 @@ class _Walk:
             ValueError: a part that does not fit this walk, or is of another moment than the others.
         """
         self._check(state, stages)
-        device = self.position.device
+        device = self.target.mixture.device
         for name in self.kept:
             value = state[name]
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
-        self.generator.set_state(state["generator"])
+        self.clean, self.tries, self.found = (
+            [part.to(device) for part in parts] for parts in state["sections"]
+        )
+        self.evaluator.cost = state["cost"]
+        self.evaluator.generator.set_state(state["generator"])
         self.history.restore([part.to(device) for part in state["history"]])
-        target = self.target.take(self.lanes)
-        self.target = target.know({name: part.to(device) for name, part in state["target"].items()})
+        self.target = self.target.know(
+            {name: part.to(device) for name, part in state["target"].items()}
+        )
+        vars(self.adaptation).update(state["adaptation"])
         if "drawing" in state:
             position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
             self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
 
     def _check(self, state: dict[str, Any], stages: int) -> None:
         """Raise unless a state is one of this walk's."""
-        lanes, part, drawn = state["lanes"], state["history"], state["drawn"]
-        check_like("lanes", lanes, self.lanes[: len(lanes)])
-        position = self.position[lanes]
-        like = {name: getattr(self, name) for name in self.kept}
-        like |= {"lanes": lanes, "open": self.lanes[: len(state["open"])], "position": position}
-        like["shares"] = position if drawn else None
-        check_like("walk", {name: state[name] for name in self.kept}, like)
-        numbers = [state[name] for name in ("stage", "steps", "evaluations", "drawn")]
-        alike = len(lanes) * self.explorers == len(self.lanes) * state["explorers"] > 0
-        if min(numbers) < 0 or max(state["stage"] / stages, drawn / self.settings.draws) > 1:
+        stage, drawn, cost = state["stage"], state["drawn"], state["cost"]
+        check_like("walk", [stage, drawn, state["step_size"], cost], [0, 0, 1.0, 1.0])
+        if min(stage, drawn, cost) < 0 or max(stage / stages, drawn / self.settings.draws) > 1:
             raise ValueError("it is further than this run goes")
-        alike &= bool(part) or not state["steps"]
-        if not alike or (drawn and state["stage"] < stages) or not 0 < state["step_size"] < inf:
+        sections = len(self.starts)
+        searched = min(stage, sections)
+        begun, cooled = stage > sections, max(0, stage - sections - 1)
+        if (drawn and stage < stages) or not 0 < state["step_size"] < inf:
             raise ValueError("its parts are of different moments")
-        lane, source = position.shape[:2]
-        unknown = self.target.take(lanes).unknown()
-        if "present" in state["target"] and self.target.may_be_silent:
-            unknown["present"] = torch.ones(lane, source, dtype=torch.bool)
-        check_like("target", state["target"], unknown)
-        steps = len(part[0]) if part else 0
+        lane, source = len(self.target.mixture), len(self.target.priors)
+        whole = (lane, source, self.target.frame)
+        clean, tries, found = state["sections"]
+        section = (lane, source, self.length)
+        check_shapes("sections", clean, [] if begun else [section] * searched)
+        check_shapes("sections", [*tries, *found], [(lane,)] * 2 * searched)
+        chain = [part for part in (state["position"], state["velocity"]) if part is not None]
+        check_shapes("chains", chain, [whole] * 2 if begun else [])
+        shares = [] if state["shares"] is None else [state["shares"]]
+        check_shapes("shares", shares, [whole] if drawn else [])
+        check_like("adaptation", state["adaptation"], vars(self.adaptation))
+        check_like("target", state["target"], self.target.unknown())
+        steps = cooled - 1 + self.settings.warmup if stage == stages else cooled
         others = len(Statistics._fields) - 2
         shapes = [(steps, lane), (steps, lane, source), *[(steps, lane)] * others]
-        check_shapes("history", part, shapes if part else [])
-        whole = tuple(position.shape)
+        check_shapes("history", state["history"], shapes if steps else [])
         drawing = [whole, whole, (lane,), whole, (lane, source)]
-        check_shapes("drawing", state["drawing"] if drawn else [], drawing if drawn else [])
+        check_shapes("drawing", state.get("drawing", []), drawing if drawn else [])
 
-    def settle(self, sigma: float, exchange: bool) -> None:
-        """All steps of one level."""
-        state = self._start(self.target, self.position, sigma)
+    def search(self, start: int) -> None:
+        """What is found in one section of every lane."""
+        unheard = self.target.frame - self.target.mixture.shape[-1]
+        rows = self.target.section(slice(start, start + self.length - unheard))
+        size = len(rows.priors) * self.length * self.settings.candidates
+        lanes = torch.arange(len(rows.mixture), device=rows.mixture.device)
+        groups = [
+            search(rows.take(part), self.settings, self.evaluator, self.average)
+            for part in lanes.split(max(1, GROUP // size))
+        ]
+        clean, tries, found = (
+            torch.cat([getattr(group, name) for group in groups])
+            for name in ("clean", "tries", "known")
+        )
+        self.clean.append(clean)
+        self.tries.append(tries)
+        self.found.append(found)
+        unknown = [group.target.unknown() for group in groups]
+        self.target = self.target.know(
+            {name: torch.cat([part[name] for part in unknown]) for name in unknown[0]}
+        )
+
+    def begin(self) -> None:
+        """Put the sections together, and add noise."""
+        clean, sigma = join(torch.stack(self.clean, 1), self.starts), self.settings.cooling_sigmas[0]
+        noise = self.evaluator.noise(self.target, clean)
+        self.position, self.clean = self.target.tie(clean) + sigma * noise, []
+        self.velocity = self.evaluator.noise(self.target, clean)
+
+    def cool(self, sigma: float, lower: float) -> None:
+        """A step at one level, and on to a lower one; at the last level all before the draws."""
+        last = sigma == lower
+        state = self._start(sigma)
         shares = self._shares(state, sigma)
-        adaptation = DualAveraging(prox_center=log(self.step_size))
-        every = min(self.settings.exchange_every, self.settings.steps)
-        for step in range(1, self.settings.steps + 1):
-            self.target, state, acceptance_rate = self._step(self.target, state, sigma)
+        for step in range(1, 1 + (self.settings.warmup if last else 1)):
+            state, acceptance_rate = self._step(state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
-            if self.settings.corrected:
-                adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
-                self.step_size = exp(adaptation.get_state()[0])
-            if exchange and every and step % every == 0:
-                state = self._exchange(state, sigma)
-            elif not exchange and step % RESCALE_EVERY == 0:
+            if self.settings.adjusted:
+                self.adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
+                self.step_size = exp(self.adaptation.get_state()[0])
+            if step % RESCALE_EVERY == 0:
                 state = self._rescale(state, shares, sigma)
-        if self.settings.corrected:
-            self.step_size = exp(adaptation.get_state()[1])
-        self.position = state.position
-
-    def keep_best(self, count: int) -> None:
-        """Go on with the explorers of every chain that were best over the last level."""
-        if count >= self.explorers:
-            return
-        last = torch.stack([step.lp for step in self.history.steps[-self.settings.steps :]])
-        best = best_explorers(last, self.explorers, count)
-        self.explorers = count
-        self.target, self.position = self.target.take(best), self.position[best]
-        self.lanes = self.lanes[best]
-        self.history.take(best)
-
-    def decide(self, sigma: float) -> None:
-        """Draw which sources are present."""
-        self.target = self.target.decide(self.position, sigma, self.generator)
-
-    def leave_open(self) -> None:
-        """Leave it to the densities again which sources are present."""
-        self.target = self.target.know(self.target.mixing.unknown())
-
-    def hold_tournament(self, tournament: Tournament, first: bool) -> None:
-        """Try all candidates, and go on with the best.
-
-        The first at a level is held for all lanes, others for those that the last one changed.
-        """
-        sigma = tournament.sigmas[-1]
-        if first:
-            self.open = torch.arange(len(self.position), device=self.position.device)
-        if not len(self.open):
-            self.steps += tournament.total_steps
-            self.bar.update(tournament.total_steps)
-            return
-        entrants = self.target.take(self.open), self.position[self.open]
-        target, position, changed = enter(*entrants, tournament, self.generator)
-        for level in tournament.sigmas:
-            target, position, _ = self._run(target, position, level, tournament.steps)
-        target, position, log_density = self._run(target, position, sigma, COMPARED_STEPS)
-        best = best_explorers(log_density, len(position) // len(self.open))
-        self.target = self.target.put(self.open, target.take(best))
-        self.position = self.position.index_copy(0, self.open, position[best])
-        self.open = self.open[changed[best]]
+        clean = self.target.denoise(state.position, state.evaluation, sigma)
+        self.position = clean + lower / sigma * (state.position - clean)
+        self.velocity = state.velocity
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""
         sigma, total, thin = self.settings.sigma_min, self.settings.draws, self.settings.thin
-        state = self.drawing or self._start(self.target, self.position, sigma)
+        state = self.drawing or self._start(sigma)
         if self.shares is None:
             self.shares = self._shares(state, sigma)
         while self.drawn < total:
             first, kept, clean, means, noisy, mixing = self.drawn, History(), [], [], [], []
             for step in range(1, min(BLOCK, total - first) * thin + 1):
-                self.target, state, acceptance_rate = self._step(self.target, state, sigma)
+                state, acceptance_rate = self._step(state, sigma)
                 if step % RESCALE_EVERY == 0:
                     state = self._rescale(state, self.shares, sigma)
                 if step % thin == 0:
                     kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
                     drawn, mean = self.target.draw_clean(
-                        state.position, state.evaluation, sigma, self.generator
+                        state.position, state.evaluation, sigma, self.evaluator.generator
                     )
-                    self.evaluations += TANGENTS * len(state.position)
+                    self.evaluator.count(state.position, TANGENTS)
                     clean.append(drawn)
                     means.append(mean)
                     noisy.append(state.position)
@@ -349,60 +318,29 @@ class _Walk:
                 ),
             )
 
-    def _run(
-        self, target: AnnealedPosterior, position: Tensor, sigma: float, steps: int
-    ) -> tuple[AnnealedPosterior, Tensor, Tensor]:
-        """Some steps at one level: the position, and the log density ``(step, lane)``."""
-        state, log_density = self._start(target, position, sigma), []
-        for _ in range(steps):
-            target, state, _ = self._step(target, state, sigma)
-            log_density.append(state.evaluation.log_density)
-        return target, state.position, torch.stack(log_density)
+    def _start(self, sigma: float) -> UnderdampedState:
+        position, velocity = cast(Tensor, self.position), cast(Tensor, self.velocity)
+        evaluation = self.evaluator.evaluate(self.target, position, sigma)
+        return UnderdampedState(position, velocity, evaluation)
 
-    def _start(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> UnderdampedState:
-        return init(position, self._evaluate(target, sigma), self.generator, target.project)
-
-    def _evaluate(self, target: AnnealedPosterior, sigma: float) -> Callable[[Tensor], Evaluation]:
-        def evaluate(position: Tensor) -> Evaluation:
-            self.evaluations += len(position)
-            return target.evaluate(position, sigma)
-
-        return evaluate
-
-    def _step(
-        self, target: AnnealedPosterior, state: UnderdampedState, sigma: float
-    ) -> tuple[AnnealedPosterior, UnderdampedState, Tensor]:
+    def _step(self, state: UnderdampedState, sigma: float) -> tuple[UnderdampedState, Tensor]:
         """One step, then of unknown gains and noise, and its probability ``(lane,)``."""
-        self.bar.set_postfix(sigma=f"{sigma:.3f}", refresh=False)
-        self.bar.update()
-        self.steps += 1
-        evaluate = self._evaluate(target, sigma)
-        how = (self.step_size * sigma, self.settings.persistence, self.generator, target.project)
-        if self.settings.corrected:
-            state, acceptance_rate = corrected_step(state, evaluate, *how)
-        else:
-            state = underdamped_step(state, evaluate, *how)
-            acceptance_rate = torch.ones_like(state.evaluation.log_density)
-        if isinstance(target.mixing, LatentMixing) and sigma < self.settings.sigma_turn:
-            mixing = update(
-                target.mixing,
-                target.mixture,
-                state.position,
-                sigma,
-                self.generator,
-                noise=sigma <= self.settings.sigma_refine,
-            )
-            target, evaluation = target.remix(mixing, state.position, state.evaluation, sigma)
-            state = state._replace(evaluation=evaluation)
-        return target, state, acceptance_rate
+        target = self.target
 
-    def _exchange(self, state: UnderdampedState, sigma: float) -> UnderdampedState:
-        cross = self.target.cross_log_prior(state.position, sigma)
-        assignment = draw_assignment(cross, self.generator)
-        self.target, position = self.target.reassign(state.position, assignment)
-        return state._replace(
-            position=position, evaluation=self._evaluate(self.target, sigma)(position)
+        def evaluate(position: Tensor) -> Evaluation:
+            return self.evaluator.evaluate(target, position, sigma)
+
+        how = (self.step_size * sigma, self.settings.persistence, self.evaluator.generator)
+        if self.settings.adjusted:
+            state, acceptance_rate = adjusted_step(state, evaluate, *how, target.project)
+        else:
+            state = underdamped_step(state, evaluate, *how, target.project)
+            acceptance_rate = torch.ones_like(state.evaluation.log_density)
+        noise = sigma <= self.settings.sigma_detail
+        self.target, evaluation = self.evaluator.follow(
+            target, state.position, state.evaluation, sigma, noise
         )
+        return state._replace(evaluation=evaluation), acceptance_rate
 
     def _shares(self, state: UnderdampedState, sigma: float) -> Tensor:
         """What the sources are in the mixture, as it seems now."""
@@ -416,7 +354,9 @@ class _Walk:
             return state
 
         def evaluate(target: AnnealedPosterior, position: Tensor) -> Evaluation:
-            return self._evaluate(target, sigma)(position)
+            return self.evaluator.evaluate(target, position, sigma)
 
-        self.target, state = rescale(self.target, mixing, state, shares, evaluate, self.generator)
+        self.target, state = rescale(
+            self.target, mixing, state, shares, evaluate, self.evaluator.generator
+        )
         return state

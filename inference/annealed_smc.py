@@ -13,7 +13,7 @@ that of the mixture under noise of twice the annealed variance,
 .. math:: Z_1 = \int \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, (2 \sigma_{min}^2
           \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k) \, ds
 
-Between levels particles follow underdamped Langevin dynamics and, above ``sigma_turn``, exchange
+Between levels particles follow underdamped Langevin dynamics and, above ``sigma_freeze``, exchange
 what two sources explain. Velocities survive with their particles. Uncorrected steps are exact on
 Gaussians alone, so on other priors the evidence has a bias of their size; Metropolis-corrected ones
 (:mod:`~pyro_sep.inference.ghmc`) have none, and their size follows the acceptance from level to
@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from tqdm import tqdm
 
-from pyro_sep.inference.ghmc import corrected_step
+from pyro_sep.inference.ghmc import adjusted_step
 from pyro_sep.inference.permutation import draw_assignment, reassign
 from pyro_sep.inference.settings import PERSISTENT_ACCEPTANCE, Annealing
 from pyro_sep.inference.smc import Population, smc
@@ -42,7 +42,7 @@ BRIDGE = 0.1  # part of the path that leads from Gaussian to true priors
 def anneal_particles(
     target: AnnealedPosterior,
     sigma_max: float,
-    sigma_turn: float,
+    sigma_freeze: float,
     sigma_min: float,
     generator: torch.Generator,
     steps: int = 2,
@@ -55,7 +55,7 @@ def anneal_particles(
     Args:
         target: posterior of the particles, all on one mixture.
         sigma_max: first noise level.
-        sigma_turn: exchanges end there.
+        sigma_freeze: exchanges end there.
         sigma_min: last noise level.
         generator: source of randomness, on the mixture's device.
         steps: Langevin steps between levels, one gradient each.
@@ -63,7 +63,7 @@ def anneal_particles(
         corrected: by a Metropolis test of every step.
         progress: show a bar.
     """
-    path = _Path(target, sigma_max, sigma_turn, sigma_min, generator, steps, corrected)
+    path = _Path(target, sigma_max, sigma_freeze, sigma_min, generator, steps, corrected)
     with tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}{elapsed}") as bar:
 
         def move(particles: Tensor, t: float) -> Tensor:
@@ -86,7 +86,7 @@ class _Path:
         self,
         target: AnnealedPosterior,
         sigma_max: float,
-        sigma_turn: float,
+        sigma_freeze: float,
         sigma_min: float,
         generator: torch.Generator,
         steps: int,
@@ -94,7 +94,7 @@ class _Path:
     ) -> None:
         self.target, self.generator, self.steps = target, generator, steps
         self.corrected, self.step_size = corrected, Annealing.step_size  # in units of sigma
-        self.sigma_max, self.sigma_turn, self.sigma_min = sigma_max, sigma_turn, sigma_min
+        self.sigma_max, self.sigma_freeze, self.sigma_min = sigma_max, sigma_freeze, sigma_min
         levels = [prior.level for prior in target.priors]
         self.scales = target.mixture.new_tensor([[math.hypot(r, sigma_max)] for r in levels])
 
@@ -143,7 +143,7 @@ class _Path:
         evaluate: Any = partial(self.target.evaluate, sigma=sigma)
         if t < BRIDGE:
             evaluate = partial(self._evaluate_bridge, share=t / BRIDGE)
-        elif sigma >= self.sigma_turn:
+        elif sigma >= self.sigma_freeze:
             cross = self.target.cross_log_prior(position, sigma)
             assignment = draw_assignment(cross, self.generator)
             position = reassign(position, assignment, self.target.mixing.weights(position))
@@ -151,7 +151,7 @@ class _Path:
         for _ in range(self.steps):
             how = (evaluate, self.step_size * sigma, Annealing.persistence, self.generator)
             if self.corrected:
-                state, acceptance_rate = corrected_step(state, *how)
+                state, acceptance_rate = adjusted_step(state, *how)
                 self.step_size *= math.exp(float(acceptance_rate.mean()) - PERSISTENT_ACCEPTANCE)
             else:
                 state = underdamped_step(state, *how)

@@ -67,6 +67,30 @@ def update(
     )
 
 
+def follow(
+    target: AnnealedPosterior,
+    position: Tensor,
+    evaluation: Evaluation,
+    sigma: float,
+    generator: torch.Generator,
+    noise: bool,
+) -> tuple[AnnealedPosterior, Evaluation]:
+    """Posterior and evaluation after an update of what is unknown of the mixing; else as they are.
+
+    Args:
+        target: of the lanes.
+        position: noisy sources ``(lane, source, frame)``.
+        evaluation: there.
+        sigma: their noise level.
+        generator: source of randomness.
+        noise: whether unknown noise is updated too.
+    """
+    if not isinstance(target.mixing, LatentMixing):
+        return target, evaluation
+    mixing = update(target.mixing, target.mixture, position, sigma, generator, noise)
+    return target.remix(mixing, position, evaluation, sigma)
+
+
 def rescale(
     target: AnnealedPosterior,
     mixing: LatentMixing,

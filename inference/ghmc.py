@@ -20,7 +20,7 @@ from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.underdamped import UnderdampedState, choose, refresh
 
 
-def corrected_step(
+def adjusted_step(
     state: UnderdampedState,
     evaluate: Callable[[Tensor], Evaluation],
     step_size: float,

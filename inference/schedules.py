@@ -42,7 +42,7 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
 def two_rate_ladder(
     sigma_max: float, sigma_turn: float, sigma_min: float, levels: int
 ) -> tuple[float, ...]:
-    """Two thirds of the levels down to ``sigma_turn``, the rest faster to ``sigma_min``.
+    """Five sixths of the levels down to ``sigma_turn``, the rest faster to ``sigma_min``.
 
     Above the turn the modes are chosen, and the ladder must be slow; below it they are refined.
 
@@ -51,7 +51,7 @@ def two_rate_ladder(
             :data:`MIN_LEVELS` levels.
     """
     levels = whole("levels", levels, f"at least {MIN_LEVELS}", MIN_LEVELS)
-    above = 2 * levels // 3
+    above = 5 * levels // 6
     below = geometric_ladder(sigma_turn, sigma_min, levels - above + 1)
     return geometric_ladder(sigma_max, sigma_turn, above) + below[1:]
 

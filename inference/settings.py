@@ -1,4 +1,4 @@
-"""Settings of an annealed run, and what follows from them: its ladders and its length."""
+"""Settings of an annealed run, and what follows from them: its ladders."""
 
 import math
 from dataclasses import dataclass
@@ -8,56 +8,61 @@ from pyro_sep.arguments import flag, number, whole
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
 from pyro_sep.inference.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
 
-RENOISE = 2.5  # candidates are noised to this multiple of sigma_turn before they are compared there
-REFINE_RENOISE = 4.0  # and to this one of sigma_refine
-RENOISE_LEVELS = 6  # on their way back
-PRESENCE_SHARE = 0.45  # of sigma_turn: there it is decided which sources are present
-PRESENCE_RENOISE = 3.1  # up to 1.4 times sigma_turn: a source that is woken has to find its tone,
-PRESENCE_LEVELS = 9  # which takes as many levels, of all their steps
-COMPARED_STEPS = 10  # whose mean log posterior decides
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
-REFINE_SHARE = 0.14  # of sigma_turn: there a triangle's overtones tell it from a sine
+MOST = 1_000_000  # of levels, steps and the like: more would never end
+
+# In units of sigma_freeze, where it is settled who explains what:
+HALVINGS = ((2.0, 2), (1.1, 4))  # below each this part of the candidates goes on, below the last
+SINGLE = 0.45  # one
+TURN = 0.66  # from there a search goes on faster
+OPEN = 2.0  # replicas are noised to this; who explains what stays, how well is open
+SWAP = (0.6, 0.15, 5)  # candidates are noised to the first, and compared at the second: a
+#                        triangle's overtones tell it from a sine there; in so many levels
+PRESENCE = (1.4, 0.45, 9)  # a source that is woken has to find its tone, which takes longer
+REPLICA_LEVELS = 10
+RESTART = 3.0  # in units of sigma_min: from there a chain goes down from what was found
+MIN_SECTION = 256  # audio samples
+EXCHANGE_EVERY = 4  # levels of a search
+SCREENED = 2  # exchanges that are tried in a round, of all pairs
+CLEAN = 2  # gradients of a clean draw
+SPLICED = 8  # lengths of a frame, whose densities say which moments are best
 
 
-class Tournament(NamedTuple):
-    """A comparison of candidates, all noised again and annealed alike."""
+class Round(NamedTuple):
+    """A comparison of candidates, all noised again and denoised alike."""
 
     sigmas: tuple[float, ...]  # from where they are noised to, to where they are compared
-    steps: int  # per level
+    averaged: int  # levels, the last ones, whose mean log density is compared
     most: int  # of them, one after the other
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of a candidate."""
-        return len(self.sigmas) * self.steps + COMPARED_STEPS
-
-
-MOST = 1_000_000  # of levels, steps and the like: more would never end
 
 
 @dataclass(frozen=True)
 class Annealing:
     """Settings of a run.
 
+    The search (:mod:`~pyro_sep.inference.search`) takes one gradient a level; the chain that draws
+    starts from what it found.
+
     Attributes:
         sigma_max: first noise level.
-        sigma_turn: where the modes have been chosen: only the best explorer goes on, exchanges end.
-            The better half of the explorers goes on from 1.5 times this level.
+        sigma_freeze: where it is settled which source explains what: exchanges end there.
         sigma_min: last noise level, where draws are kept.
-        tournaments: at most, at each of the two levels, where there are more than two sources, and
-            twice as many where it is decided which are present; a chain holds no more once one has
-            left it as it was.
-        levels: noise levels, see :func:`~pyro_sep.inference.schedules.two_rate_ladder`.
-        steps: Langevin steps per level, one gradient each.
-        chains: independent chains per mixture.
-        explorers: chains that each chain starts as.
+        tries: searches at most, where what was found surprises the priors.
+        candidates: of every search, side by side.
+        levels: of a search.
+        swaps: rounds at most in which sources are put in each other's place, where there are more
+            than two; twice as many where it is decided which are present.
+        replicas: of what was found, from which the best moments are taken; 0 for none.
+        section: audio samples that are searched at once; longer frames are searched in sections.
+        chains: independent searches per mixture, each with a chain of draws.
+        cooling: noise levels through which a chain comes down to the last one.
+        warmup: steps at the last level before the first draw.
         draws: draws kept per chain.
-        thin: steps between draws.
+        thin: steps between draws, one gradient each.
         step_size: kappa, in units of sigma; the stability bound is sqrt(2).
         persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
-        corrected: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
-            step size is that of the first level alone, and adapts at every level before the draws.
-        exchange_every: steps between exchanges above the turn, one a level at least; 0 for none.
+        adjusted: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.ghmc`; then the
+            step size is that of the first step alone, and adapts before the draws.
 
     Raises:
         ValueError: a number out of its range, or of no number's type; noise levels that do not
@@ -65,31 +70,34 @@ class Annealing:
     """
 
     sigma_max: float
-    sigma_turn: float
+    sigma_freeze: float
     sigma_min: float
-    tournaments: int = 3
-    levels: int = 22
-    steps: int = 30
-    chains: int = 2
-    explorers: int = 2
-    draws: int = 50
+    tries: int = 3
+    candidates: int = 6
+    levels: int = 36
+    swaps: int = 2
+    replicas: int = 8
+    section: int = 2_048
+    chains: int = 1
+    cooling: int = 6
+    warmup: int = 10
+    draws: int = 20
     thin: int = 2
     step_size: float = 0.7
     persistence: float = 0.9
-    corrected: bool = False
-    exchange_every: int = 20
+    adjusted: bool = False
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("tournaments", "exchange_every"), 0)
-        least |= dict.fromkeys(("steps", "chains", "explorers", "draws", "thin"), 1)
-        least |= {"levels": MIN_LEVELS}
+        least = dict.fromkeys(("swaps", "replicas"), 0)
+        least |= dict.fromkeys(("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin"), 1)
+        least |= {"levels": MIN_LEVELS, "section": MIN_SECTION}
         taken: dict[str, Any] = {
             name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
             for name, low in least.items()
         }
         if large := [name for name, value in taken.items() if value > MOST]:
             raise ValueError(f"{large[0]}: got {taken[large[0]]}, expected at most {MOST}")
-        for name in ("sigma_max", "sigma_turn", "sigma_min"):
+        for name in ("sigma_max", "sigma_freeze", "sigma_min"):
             taken[name] = number(name, getattr(self, name))
         step_size, persistence = self.step_size, self.persistence
         expected = "above 0, below sqrt(2)"
@@ -98,53 +106,83 @@ class Annealing:
         taken["persistence"] = number("persistence", persistence, expected, -math.inf, 1)
         if taken["persistence"] < 0:
             raise ValueError(f"persistence: got {persistence}, expected {expected}")
-        taken["corrected"] = flag("corrected", self.corrected)
+        taken["adjusted"] = flag("adjusted", self.adjusted)
         for name, value in taken.items():
             object.__setattr__(self, name, value)  # in the types of Python, whatever was given
-        two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)  # or raises
+        two_rate_ladder(self.sigma_max, self.sigma_freeze, self.sigma_min, self.levels)  # or raises
+        self._ladder()
 
     @property
     def target_acceptance(self) -> float:
-        """Share of corrected steps to take: the best of MALA; more where velocities survive."""
+        """Share of adjusted steps to take: the best of MALA; more where velocities survive."""
         return PERSISTENT_ACCEPTANCE if self.persistence else OPTIMAL_ACCEPTANCE
 
     @property
-    def sigmas(self) -> tuple[float, ...]:
-        """The ladder."""
-        return two_rate_ladder(self.sigma_max, self.sigma_turn, self.sigma_min, self.levels)
+    def search_sigmas(self) -> tuple[float, ...]:
+        """Levels of a search: slow until it is settled who explains what, then fast; the last twice."""
+        return (*self._ladder(), self.sigma_min)
 
-    def tournaments_at(self, count: int, may_be_silent: bool) -> dict[float, Tournament]:
-        """Tournaments of ``count`` sources, by the level that they are held at.
-
-        Which sources are present is decided at the first level, if it is not known.
-        """
-        places = []
-        if may_be_silent:
-            ladder = (PRESENCE_SHARE, PRESENCE_RENOISE, PRESENCE_LEVELS)
-            places.append((ladder, (self.steps, 2 * self.tournaments)))
-        exchange = (max(1, self.steps // 3), self.tournaments)
-        if count > 2 and not may_be_silent:
-            places.append(((1.0, RENOISE, RENOISE_LEVELS), exchange))
-        if count > 2 or may_be_silent:
-            places.append(((REFINE_SHARE, REFINE_RENOISE, RENOISE_LEVELS), exchange))
-        held: dict[float, Tournament] = {}
-        for (share, renoise, levels), budget in places:
-            sigma = self._last_level(share)
-            start = min(self.sigma_max, renoise * sigma)
-            held.setdefault(sigma, Tournament(geometric_ladder(start, sigma, levels), *budget))
-        return held
+    def _ladder(self) -> tuple[float, ...]:
+        turn = max(TURN * self.sigma_freeze, 1.01 * self.sigma_min)
+        return two_rate_ladder(self.sigma_max, turn, self.sigma_min, self.levels)
 
     @property
-    def sigma_refine(self) -> float:
-        """Where overtones tell: the last level at REFINE_SHARE of the turn or above."""
-        return self._last_level(REFINE_SHARE)
+    def halving(self) -> tuple[tuple[float, int], ...]:
+        """Levels, falling, and how many candidates go on below them."""
+        parts = [(share * self.sigma_freeze, -(-self.candidates // n)) for share, n in HALVINGS]
+        return (*parts, (SINGLE * self.sigma_freeze, 1))
 
-    def _last_level(self, share: float) -> float:
-        """The last of the ladder at this share of the turn or above."""
-        return min(sigma for sigma in self.sigmas if sigma >= share * self.sigma_turn)
+    @property
+    def sigma_detail(self) -> float:
+        """Where overtones tell sources apart."""
+        return max(self.sigma_min, SWAP[1] * self.sigma_freeze)
 
-    def total_steps(self, count: int, may_be_silent: bool) -> int:
-        """Steps per chain with ``count`` sources, if all tournaments are held."""
-        held = self.tournaments_at(count, may_be_silent).values()
-        tournaments = sum(tournament.most * tournament.total_steps for tournament in held)
-        return self.levels * self.steps + tournaments + self.draws * self.thin
+    @property
+    def replica_sigmas(self) -> tuple[float, ...]:
+        """Levels of replicas."""
+        start = min(self.sigma_max, OPEN * self.sigma_freeze)
+        return geometric_ladder(start, self.sigma_min, REPLICA_LEVELS)
+
+    @property
+    def cooling_sigmas(self) -> tuple[float, ...]:
+        """Levels of a chain on its way to the draws."""
+        if self.cooling == 1:
+            return (self.sigma_min,)
+        start = min(self.sigma_max, RESTART * self.sigma_min)
+        return geometric_ladder(start, self.sigma_min, self.cooling)
+
+    def rounds(self, count: int, may_be_silent: bool) -> list[Round]:
+        """Rounds of candidates of ``count`` sources; first, if it is not known, who is present."""
+        held = []
+        if may_be_silent:
+            held.append((PRESENCE, 2 * self.swaps))
+        if count > 2 or may_be_silent:
+            held.append((SWAP, self.swaps))
+        rounds = []
+        for (high, low, levels), most in held:
+            end = max(self.sigma_min, low * self.sigma_freeze)
+            start = min(self.sigma_max, max(high * self.sigma_freeze, 2 * end))
+            sigmas = geometric_ladder(start, end, levels)
+            rounds.append(Round((*sigmas, end), 2, most))
+        return rounds
+
+    def gradients(self, count: int, may_be_silent: bool, average: bool) -> float:
+        """About how many gradients of a frame a chain takes, if no search fails.
+
+        Args:
+            count: of sources.
+            may_be_silent: whether it is to be decided which are present.
+            average: whether a search ends with the mean of its candidates.
+        """
+        chain = 2 * self.cooling + self.warmup + self.draws * (self.thin + CLEAN)
+        if average:
+            return self.candidates * (self.levels + 1) + chain
+        left = [self.candidates] * (self.levels + 1)
+        for i, sigma in enumerate(self.search_sigmas):
+            left[i] = min([n for level, n in self.halving if sigma < level], default=left[i])
+        above = [n for n, sigma in zip(left, self.search_sigmas) if sigma >= self.sigma_freeze]
+        exchanges = sum(above[::EXCHANGE_EVERY]) * count / 3
+        tried = 1 + min(SCREENED, count * (count - 1) // 2) + (count if may_be_silent else 0)
+        rounds = sum(len(r.sigmas) * tried + count / 3 for r in self.rounds(count, may_be_silent))
+        replicas = self.replicas * REPLICA_LEVELS + (self.replicas + 2) * SPLICED / 3
+        return sum(left) + exchanges + 1 + rounds + bool(self.replicas) * replicas + chain

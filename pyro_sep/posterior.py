@@ -78,6 +78,10 @@ class AnnealedPosterior:
             present = present.index_copy(0, lanes, other.present)
         return replace(self, mixing=self.mixing.put(lanes, other.mixing), present=present)
 
+    def section(self, samples: slice) -> "AnnealedPosterior":
+        """The posterior of some audio samples of the frame by themselves."""
+        return replace(self, mixture=self.mixture[:, samples])
+
     def unknown(self) -> dict[str, Tensor]:
         """What belongs to the lane, by name."""
         present = {} if self.present is None else {"present": self.present}
@@ -91,7 +95,11 @@ class AnnealedPosterior:
         """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
         shape = (len(self.mixture), len(self.priors), self.frame)
         position = sigma * self.mixture.new_empty(shape).normal_(generator=generator)
-        return self._explain(position, self.mixture) if self.exact else position
+        return self.tie(position)
+
+    def tie(self, sources: Tensor) -> Tensor:
+        """Sources ``(lane, source, frame)``, moved to the mixture if exact."""
+        return self._explain(sources, self.mixture) if self.exact else sources
 
     def project(self, direction: Tensor) -> Tensor:
         """What of a direction ``(lane, source, frame)`` a chain may follow: all, unless exact."""
@@ -173,21 +181,13 @@ class AnnealedPosterior:
         uniform = torch.empty_like(log_odds).uniform_(generator=generator)
         return replace(self, present=uniform < log_odds.sigmoid())
 
-    def flip(
-        self,
-        sources: Tensor,
-        flipped: Tensor,
-        sigma: float,
-        generator: torch.Generator | None = None,
-    ) -> tuple["AnnealedPosterior", Tensor]:
-        """With silent sources woken and others silenced, where flipped ``(lane, source)``.
-
-        What is silenced leaves its noise; what is woken has to find its audio in noise.
-        """
+    def flip(self, clean: Tensor, flipped: Tensor) -> tuple["AnnealedPosterior", Tensor]:
+        """With silent sources woken and others silenced, where flipped ``(lane, source)``."""
         present = cast(Tensor, self.present)
-        noise = sigma * torch.empty_like(sources).normal_(generator=generator)
-        moved = torch.where((flipped & present)[..., None], noise, sources)
-        return replace(self, present=present ^ flipped), moved
+        silent = torch.zeros_like(clean)
+        return replace(self, present=present ^ flipped), torch.where(
+            flipped[..., None], silent, clean
+        )
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:

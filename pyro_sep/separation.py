@@ -35,14 +35,33 @@ from pyro_sep.trace import ESTIMATES, FINGERPRINT, best_chain, build_trace, plai
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
 FLOOR_SHARE = 0.45  # of the sources' RMS, where they are quiet: below it priors of music know less
-EXACT_NATS = (2.5, 40.0)  # evidence of a frame between which an exact prior chooses the modes
-TURN_SHARE = 0.7  # modes have been chosen where sigma is this share of the sources' RMS
+FREEZE_NATS = 2_000.0  # evidence of a frame at which learned priors have chosen the modes, or
+FREEZE_SHARE = 0.7  # noise of this share of the sources' RMS, where that is less
+EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
+SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: none is of the whole
+SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
 CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 SAID = ("seed", "noise_scale", "constraint", "absent", "estimate", "settings", "gradients")
 POSITIONAL = ("mixtures", "priors", "annealing")
 Audio = ArrayLike | Tensor
+
+#: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``).
+PRESETS: dict[str, dict[str, dict[str, int]]] = {
+    "quick": {
+        "best": {"candidates": 4, "levels": 30, "tries": 2, "replicas": 4, "draws": 10},
+        "mean": {"candidates": 6, "levels": 8, "cooling": 10, "warmup": 1, "draws": 5},
+    },
+    "standard": {
+        "best": {"candidates": 4, "levels": 42, "tries": 4, "replicas": 8, "draws": 10},
+        "mean": {"candidates": 6, "levels": 8, "cooling": 10, "warmup": 1, "draws": 5, "chains": 4},
+    },
+    "thorough": {
+        "best": {"candidates": 8, "levels": 42, "tries": 6, "replicas": 16, "draws": 50},
+        "mean": {"candidates": 6, "levels": 16, "cooling": 20, "draws": 10, "chains": 8},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +125,7 @@ def separate_batch(
     constraint: str | None = None,
     absent: str | None = None,
     estimate: str = "best",
+    preset: str = "standard",
     seed: int = 0,
     true_sources: Audio | None = None,
     progress: bool = False,
@@ -166,7 +186,9 @@ def separate_batch(
         )
     constraint = _constraint(constraint, mixing, bool(absent), any(inferred), stores is not None)
     estimate = choice("estimate", estimate, ESTIMATES)
-    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1]) | annealing))
+    average = estimate == "mean"
+    budget = PRESETS[choice("preset", preset, tuple(PRESETS))][estimate]
+    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1], average) | budget | annealing))
     _check_ladder(settings, priors)
     seed = whole("seed", seed, "a whole number from 0 to 2^63 - 1")
     if true_sources is not None:
@@ -209,6 +231,7 @@ def separate_batch(
         kept,
         None if place is None else Checkpoint(place, known),
         progress,
+        average,
     )
     about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
     root = run | about | prints | attrs
@@ -307,22 +330,33 @@ OPTIONS = (
 )
 
 
-def default_ladder(priors: Priors, time: int) -> dict[str, float]:
-    """Ends and turn of the ladder, from the frame and what the priors know.
+def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str, float]:
+    """Levels and sections of a search, from the frame and what the priors know.
 
     A learned prior knows little where the evidence of a frame is a few nats, and the ladder starts
     lower. An exact one decides there, all at once, and the ladder is slow from before until after.
+
+    Args:
+        priors: of the sources.
+        time: audio samples of the mixtures.
+        average: whether a frame holds many decisions.
     """
     low = max(prior.sigmas[0] for prior in priors.values())
     high = min(prior.sigmas[1] for prior in priors.values())
     level = mean(prior.level for prior in priors.values())
-    start, turn = start_level(time, level), TURN_SHARE * level
-    if _are_exact(priors):
-        start, turn = (start_level(time, level, nats) for nats in EXACT_NATS)
+    section = SONG_SECTION if average else SECTION
+    length = min(time, section)
+    start = start_level(length, level)
+    freeze = min(FREEZE_SHARE * level, start_level(length, level, FREEZE_NATS))
+    if average:
+        start, freeze = SONG_START * level, FREEZE_SHARE * level
+    elif _are_exact(priors):
+        start, freeze = (start_level(length, level, nats) for nats in EXACT_NATS)
     return {
         "sigma_max": min(start, high),
         "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
-        "sigma_turn": turn,
+        "sigma_freeze": freeze,
+        "section": section,
     }
 
 
