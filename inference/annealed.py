@@ -43,7 +43,7 @@ from pyro_sep.inference.gains import RESCALE_EVERY, rescale
 from pyro_sep.inference.ghmc import adjusted_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.search import search
-from pyro_sep.inference.sections import join, section_starts
+from pyro_sep.inference.sections import grow, join, section_starts
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
@@ -163,7 +163,7 @@ class _Walk:
             partial(self.cool, sigma, lower)
             for sigma, lower in zip(sigmas, (*sigmas[1:], sigmas[-1]), strict=True)
         ]
-        return [*sections, self.begin, *levels]
+        return [*sections, self.grow, self.begin, *levels]
 
     def state(self) -> dict[str, Any]:
         """All that a walk goes on from, between two stages or two blocks of draws."""
@@ -214,7 +214,7 @@ class _Walk:
             raise ValueError("it is further than this run goes")
         sections = len(self.starts)
         searched = min(stage, sections)
-        begun, cooled = stage > sections, max(0, stage - sections - 1)
+        begun, cooled = stage > sections + 1, max(0, stage - sections - 2)
         if (drawn and stage < stages) or not 0 < state["step_size"] < inf:
             raise ValueError("its parts are of different moments")
         lane, source = len(self.target.mixture), len(self.target.priors)
@@ -258,9 +258,18 @@ class _Walk:
             {name: torch.cat([part[name] for part in unknown]) for name in unknown[0]}
         )
 
+    def grow(self) -> None:
+        """Sections whose search failed, from their neighbours."""
+        if len(self.starts) > 1 and not self.average:
+            known = torch.stack(self.found, 1)
+            self.clean, known = grow(
+                self.target, self.clean, known, self.starts, self.settings, self.evaluator
+            )
+            self.found = list(known.unbind(1))
+
     def begin(self) -> None:
         """Put the sections together, and add noise."""
-        clean, sigma = join(torch.stack(self.clean, 1), self.starts), self.settings.cooling_sigmas[0]
+        clean, sigma = join(self.clean, self.starts), self.settings.cooling_sigmas[0]
         noise = self.evaluator.noise(self.target, clean)
         self.position, self.clean = self.target.tie(clean) + sigma * noise, []
         self.velocity = self.evaluator.noise(self.target, clean)

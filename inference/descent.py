@@ -34,6 +34,21 @@ class Found(NamedTuple):
         )
 
 
+class Given(NamedTuple):
+    """Audio that is known already, at some moments of a frame."""
+
+    clean: Tensor  # (lane, source, frame)
+    where: Tensor  # (frame,), whether it is known there
+
+    def hold(self, clean: Tensor) -> Tensor:
+        """Clean sources with what is known in its place."""
+        return torch.where(self.where, self.clean, clean)
+
+    def take(self, lanes: Tensor) -> "Given":
+        """That of some lanes."""
+        return Given(self.clean[lanes], self.where)
+
+
 def best_lanes(log_density: Tensor, group: int, count: int = 1) -> Tensor:
     """Lanes of the best of every group, by log density: ``(lane * count / group,)``.
 
@@ -64,6 +79,7 @@ def descend(
     group: int = 1,
     halving: Sequence[tuple[float, int]] = (),
     exchange: bool = False,
+    given: "Given | None" = None,
 ) -> Found:
     """Denoise and renoise from level to level.
 
@@ -77,6 +93,7 @@ def descend(
         group: candidates of one mixture, side by side.
         halving: levels, falling, and how many candidates of each go on below them.
         exchange: whether sources exchange what they explain, while it is open who explains what.
+        given: audio of candidates that is known already.
     """
     left, recent, clean = list(halving), [], []
     for i, sigma in enumerate(sigmas):
@@ -85,6 +102,7 @@ def descend(
             if recent and count < group:
                 best = best_lanes(torch.stack(recent[-RECENT:]).mean(0), group, count)
                 target, position, group, recent = target.take(best), position[best], count, []
+                given = given and given.take(best)
         if exchange and sigma >= settings.sigma_freeze and i % EXCHANGE_EVERY == 0:
             cross = evaluator.cross_log_prior(target, position, sigma)
             assignment = draw_assignment(cross, evaluator.generator)
@@ -93,7 +111,10 @@ def descend(
         if sigma < settings.sigma_freeze:
             noise = sigma <= settings.sigma_detail
             target, evaluation = evaluator.follow(target, position, evaluation, sigma, noise)
-        clean = [*clean[1 - averaged :], target.denoise(position, evaluation, sigma)][-averaged:]
+        denoised = target.denoise(position, evaluation, sigma)
+        if given is not None:
+            denoised = given.hold(denoised)
+        clean = [*clean, denoised][-averaged:]
         recent.append(evaluation.log_density)
         if i + 1 < len(sigmas):
             position = clean[-1] + sigmas[i + 1] * evaluator.noise(target, position)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.descent import Found, descend, repeat
+from pyro_sep.inference.descent import Found, Given, descend, repeat
 from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.recombination import refine
 from pyro_sep.inference.settings import Annealing
@@ -48,11 +48,17 @@ class Result(NamedTuple):
 
 
 def candidates(
-    target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
+    target: AnnealedPosterior,
+    settings: Annealing,
+    evaluator: Evaluator,
+    average: bool,
+    given: Given | None = None,
 ) -> Found:
     """The best candidate of every lane, or the mean of all."""
     group = settings.candidates
     lanes = repeat(target, group)
+    if given is not None:
+        given = Given(given.clean.repeat_interleave(group, 0), given.where)
     start = lanes.start(settings.sigma_max, evaluator.generator)
     if not average:
         return descend(
@@ -64,7 +70,8 @@ def candidates(
             averaged=2,
             group=group,
             halving=settings.halving,
-            exchange=True,
+            exchange=given is None,
+            given=given,
         )
     found = descend(lanes, start, settings.search_sigmas, settings, evaluator)
     clean, log_density = (

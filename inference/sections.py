@@ -1,9 +1,14 @@
-"""Long frames as sections that overlap, each searched by itself, and put together again.
+r"""Long frames as sections that overlap, each searched by itself, and put together again.
 
 The evidence of a frame grows with its length, and modes freeze by it: where a long frame's do,
 learned priors cannot tell sources apart yet, and a search of the whole is lost. A section of the
 length at which they can is found by itself. Sources are told apart by their priors, so sections
 fit together without being matched, and the cost is linear in the length.
+
+Sections whose search failed, or that do not go on as their neighbours do, are grown: from the
+longest run of sections that agree, in both directions, each is searched anew with the audio beside
+it held (as known pixels are in inpainting, Lugmayr et al. 2022, arXiv 2201.09865). A prior that
+has heard a tone knows how it goes on.
 """
 
 from collections.abc import Sequence
@@ -11,7 +16,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyro_sep.inference.descent import Given
+from pyro_sep.inference.evaluator import Evaluator
+from pyro_sep.inference.recombination import refine
+from pyro_sep.inference.search import candidates, is_known
+from pyro_sep.inference.settings import Annealing
+from pyro_sep.posterior import AnnealedPosterior
+
 OVERLAP_SHARE = 8  # sections overlap by their length divided by this
+AGREEMENT = 0.5  # of the power of an overlap, that sections which agree differ by at most
 
 
 def section_starts(frame: int, length: int, multiple: int) -> list[int]:
@@ -31,18 +44,115 @@ def section_starts(frame: int, length: int, multiple: int) -> list[int]:
     return [*starts, last]
 
 
-def join(sections: Tensor, starts: Sequence[int]) -> Tensor:
-    """Audio ``(lane, source, frame)`` of its sections ``(lane, section, source, length)``.
+def join(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
+    """Audio ``(lane, source, frame)`` of its sections ``(lane, source, length)``.
 
     In the first half of an overlap the earlier section is heard, whose prior has heard more of the
     past by then; in the second half the later one is faded in.
     """
-    length = sections.shape[-1]
-    whole = sections[:, 0]
-    for i, start in enumerate(starts[1:], 1):
-        section = sections[:, i]
+    whole = sections[0]
+    for start, section in zip(starts[1:], sections[1:], strict=True):
         overlap = whole.shape[-1] - start
         fade = torch.linspace(-1, 1, overlap, device=whole.device, dtype=whole.dtype).clamp(min=0)
         mixed = whole[..., start:] * (1 - fade) + section[..., :overlap] * fade
-        whole = torch.cat([whole[..., :start], mixed, section[..., overlap:length]], -1)
+        whole = torch.cat([whole[..., :start], mixed, section[..., overlap:]], -1)
     return whole
+
+
+def agree(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
+    """Whether each section goes on as the one before it does, ``(lane, section - 1)``."""
+    length = sections[0].shape[-1]
+    joints = []
+    for i in range(1, len(starts)):
+        overlap = starts[i - 1] + length - starts[i]
+        ends, begins = sections[i - 1][..., -overlap:], sections[i][..., :overlap]
+        late = slice(overlap // 2, None)  # a section begins without a past
+        error = (ends - begins)[..., late].square().mean(-1)
+        power = ends[..., late].square().mean(-1)
+        joints.append((error <= AGREEMENT * power).all(-1))
+    return torch.stack(joints, 1)
+
+
+def surest(known: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last of the longest run of sections that are known and agree, of every lane.
+
+    Args:
+        known: ``(lane, section)``.
+        joints: ``(lane, section - 1)``, whether neighbours agree.
+    """
+    runs = []
+    for row, joined in zip(known.tolist(), joints.tolist(), strict=True):
+        best, first = (0, 0), 0
+        for i in range(len(row)):
+            if i and not (row[i - 1] and row[i] and joined[i - 1]):
+                first = i
+            best = max(best, (first, i), key=lambda run: (row[run[0]], run[1] - run[0], -run[0]))
+        runs.append(best)
+    return tuple(torch.tensor(runs, device=known.device).unbind(1))  # type: ignore[return-value]
+
+
+def grow(
+    target: AnnealedPosterior,
+    sections: Sequence[Tensor],
+    known: Tensor,
+    starts: Sequence[int],
+    settings: Annealing,
+    evaluator: Evaluator,
+) -> tuple[list[Tensor], Tensor]:
+    """Sections with those that failed grown from their neighbours, and which are known then.
+
+    Args:
+        target: posterior of the whole lanes.
+        sections: clean sources of each ``(lane, source, length)``.
+        known: ``(lane, section)``, whether the priors know them.
+        starts: of the sections.
+        settings: of the run.
+        evaluator: of densities.
+    """
+    sections, known = list(sections), known.clone()
+    first, last = surest(known, agree(sections, starts))
+    order = [(i, i - 1) for i in range(1, len(starts))]
+    order += [(i, i + 1) for i in reversed(range(len(starts) - 1))]
+    for i, beside in order:
+        outside = last < i if beside < i else first > i
+        pair = sorted((i, beside))
+        joined = agree([sections[j] for j in pair], [starts[j] for j in pair])[:, 0]
+        lanes = (outside & ~(known[:, i] & joined)).nonzero()[:, 0]
+        if not len(lanes):
+            continue
+        neighbour = [sections[j][lanes] for j in pair]
+        clean, sure = _grown(target.take(lanes), neighbour, pair, beside, starts, settings, evaluator)
+        sections[i] = sections[i].index_copy(0, lanes, clean)
+        known[lanes, i] = sure
+    return sections, known
+
+
+def _grown(
+    target: AnnealedPosterior,
+    neighbour: Sequence[Tensor],
+    pair: Sequence[int],
+    beside: int,
+    starts: Sequence[int],
+    settings: Annealing,
+    evaluator: Evaluator,
+) -> tuple[Tensor, Tensor]:
+    """A section of some lanes, searched with half of its neighbour held, and whether it is known."""
+    length = neighbour[0].shape[-1]
+    begin, end = starts[pair[0]], starts[pair[1]] + length
+    half = length // 2
+    forward = beside == pair[0]
+    begin, end = (begin + half, end) if forward else (begin, end - half)
+    held = torch.zeros(end - begin, dtype=torch.bool, device=neighbour[0].device)
+    audio = neighbour[0].new_zeros(*neighbour[0].shape[:2], end - begin)
+    if forward:
+        held[: length - half], audio[..., : length - half] = True, neighbour[0][..., half:]
+    else:
+        held[-(length - half) :], audio[..., -(length - half) :] = True, neighbour[1][..., : length - half]
+    window = target.section(slice(begin, end))
+    found = candidates(window, settings, evaluator, False, Given(audio, held))
+    found = refine(found, settings, evaluator)
+    start = starts[pair[1]] - begin if forward else 0
+    clean = found.clean[..., start : start + length]
+    part = slice(start, start + length)
+    sure = is_known(found._replace(target=window.section(part), clean=clean), settings.sigma_min, evaluator)
+    return clean, sure

@@ -16,8 +16,9 @@ HALVINGS = ((2.0, 2), (1.1, 4))  # below each this part of the candidates goes o
 SINGLE = 0.45  # one
 TURN = 0.66  # from there a search goes on faster
 OPEN = 2.0  # replicas are noised to this; who explains what stays, how well is open
-SWAP = (0.6, 0.15, 5)  # candidates are noised to the first, and compared at the second: a
-#                        triangle's overtones tell it from a sine there; in so many levels
+SWAP = (0.6, 0.11, 6)  # candidates are noised to the first, and compared at the second, where a
+#                        triangle's overtones tell it from a sine; in so many levels
+DETAIL = 0.15  # overtones begin to tell
 PRESENCE = (1.4, 0.45, 9)  # a source that is woken has to find its tone, which takes longer
 REPLICA_LEVELS = 10
 RESTART = 3.0  # in units of sigma_min: from there a chain goes down from what was found
@@ -72,9 +73,9 @@ class Annealing:
     sigma_max: float
     sigma_freeze: float
     sigma_min: float
-    tries: int = 3
-    candidates: int = 6
-    levels: int = 36
+    tries: int = 4
+    candidates: int = 4
+    levels: int = 42
     swaps: int = 2
     replicas: int = 8
     section: int = 2_048
@@ -134,8 +135,8 @@ class Annealing:
 
     @property
     def sigma_detail(self) -> float:
-        """Where overtones tell sources apart."""
-        return max(self.sigma_min, SWAP[1] * self.sigma_freeze)
+        """Where overtones begin to tell sources apart."""
+        return max(self.sigma_min, DETAIL * self.sigma_freeze)
 
     @property
     def replica_sigmas(self) -> tuple[float, ...]:

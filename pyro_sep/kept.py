@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_sep.inference.annealed import Descent
 from pyro_sep.inference.draws import Draws, Statistics
 from pyro_sep.states import check_like, check_shapes
 from pyro_sep.store import TraceStore
@@ -130,10 +131,15 @@ class Kept:
             block = {"sources": sources[i], "lp": lp, "log_prior": log_prior, "stats": stats}
             trace.add(block | {name: values[i] for name, values in extras.items()}, first)
 
-    def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> list[xr.DataTree]:
+    def finish(self, descent: Descent, attrs: Mapping[str, Any]) -> list[xr.DataTree]:
         """The trace of each mixture."""
-        parts = Statistics._make(part.cpu() for part in warmup)
-        return [trace.finish(_of(i, parts), attrs) for i, trace in enumerate(self.traces)]
+        parts = Statistics._make(part.cpu() for part in descent.warmup)
+        traces = []
+        for i, trace in enumerate(self.traces):
+            tries, found = int(descent.tries[i].max()), float(descent.found[i].mean())
+            said = {"search_tries": tries, "search_found": found}
+            traces.append(trace.finish(_of(i, parts), {**attrs, **said}))
+        return traces
 
     def means(self) -> list[dict[str, Tensor]]:
         """Means over the chains that the estimate is of, by name, of each mixture."""

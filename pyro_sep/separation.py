@@ -43,7 +43,10 @@ SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at onc
 CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
-SAID = ("seed", "noise_scale", "constraint", "absent", "estimate", "settings", "gradients")
+SAID = (
+    *("seed", "noise_scale", "constraint", "absent", "estimate", "settings", "gradients"),
+    *("search_tries", "search_found"),
+)
 POSITIONAL = ("mixtures", "priors", "annealing")
 Audio = ArrayLike | Tensor
 
@@ -236,7 +239,7 @@ def separate_batch(
     about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
     root = run | about | prints | attrs
     rate = next(iter(priors.values())).sample_rate
-    results = zip(kept.means(), kept.finish(descent.warmup, root), strict=True)
+    results = zip(kept.means(), kept.finish(descent, root), strict=True)
     return [
         Separation(
             mean["sources"],
