@@ -10,7 +10,7 @@ the law that they claim to draw from. Tones s of the toy prior, noisy sources x 
 and a mixture m of the annealed likelihood (or, where the constraint is exact, of x itself) have the
 joint law whose posterior p(x | m) is that of the last noise level, so that the ranks of functions
 of x among the draws are uniform where prior and sampler are right. With the oracle the prior is
-right, and the test is of the sampler. Chains are not selected: they have one explorer.
+right, and the test is of the sampler. Chains are not selected: a search has one candidate.
 
 ``separate`` is given clean mixtures of clean tones, and the truth is sought among the clean draws
 of its trace: how far a user can trust their intervals. Draws of one chain depend on each other, and
@@ -58,6 +58,8 @@ from pyro_sep.separation import (
 )
 from pyro_sep.trace import centroid, level
 
+UNSELECTED = {"tries": 1, "candidates": 1, "swaps": 0, "replicas": 0}
+SIGMAS = ("sigma_max", "sigma_freeze", "sigma_min")
 PARTICLES = 4  # per draw that is kept: survivors side by side may be siblings
 SIGNIFICANCE = 0.05  # of all ranks together
 
@@ -67,16 +69,16 @@ class Task(NamedTuple):
 
     priors: Priors
     mixing: Mixing
-    ladder: dict[str, float]  # sigma_max, sigma_freeze and sigma_min
+    ladder: dict[str, float]  # of default_ladder
     exact: bool  # whether noisy sources add up to the mixture
     draws: int  # independent ones per mixture
-    steps: dict[str, int]  # empty where a sampler's own number holds
+    steps: int | None  # the sampler's own where None
 
 
 def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
     """The annealed driver, a draw of each chain: chains share nothing."""
-    chains = {"chains": task.draws, "explorers": 1, "draws": 1}
-    settings = Annealing(**task.ladder, **task.steps, **chains, **annealing)
+    chains = UNSELECTED | {"chains": task.draws, "draws": 1} | warmup(task)
+    settings = Annealing(**(task.ladder | chains | annealing))
     sink = Collected()
     anneal(
         mixtures,
@@ -90,6 +92,11 @@ def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tenso
     return sink.draws.noisy[:, :, 0]
 
 
+def warmup(task: Task) -> dict[str, int]:
+    """Steps of a chain at the last level before its draws, where they are given."""
+    return {} if task.steps is None else {"warmup": task.steps}
+
+
 def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     """Sequential Monte Carlo: a population per mixture, resampled by its weights."""
     generator, count = torch.Generator().manual_seed(seed), PARTICLES * task.draws
@@ -97,8 +104,10 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     for mixture in mixtures:
         lanes = mixture.expand(count, -1)
         target = AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing)
+        sigmas = {name: value for name, value in task.ladder.items() if name in SIGMAS}
+        steps = {} if task.steps is None else {"steps": task.steps}
         population = anneal_particles(
-            target, **task.ladder, **task.steps, generator=generator, corrected=True
+            target, **sigmas, **steps, generator=generator, corrected=True
         )
         survivors = systematic(population.log_weight, generator)
         kept.append(population.position[survivors[thin(count, task.draws)]])
@@ -108,7 +117,7 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
 def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
     """Clean draws of all chains of :func:`pyro_sep.separation.separate_batch`."""
     constraint = "exact" if task.exact else "gaussian"
-    options = {"constraint": constraint, **task.ladder, **task.steps}
+    options = {"constraint": constraint} | task.ladder | warmup(task)
     results = separate_batch(mixtures, task.priors, seed=seed, **options)
     draws = [torch.from_numpy(result.trace["posterior"]["sources"].values) for result in results]
     return torch.stack(draws).flatten(1, 2)
@@ -118,7 +127,7 @@ def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
 #: sigma_min, clean ones of the samplers in CLEAN.
 SAMPLERS: dict[str, Callable[[Task, Tensor, int], Tensor]] = {
     "langevin": langevin,
-    "corrected": partial(langevin, corrected=True),
+    "corrected": partial(langevin, adjusted=True),
     "smc": particles,
     "separate": separation,
 }
@@ -145,7 +154,8 @@ def main(
         int, typer.Option(min=1, help="Independent draws per mixture; separate has its own.")
     ] = 7,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Per level; the sampler's own by default.")
+        int | None,
+        typer.Option(min=1, help="Before the draws, of smc per level; its own by default."),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 4,
     seed: int = 0,
@@ -168,11 +178,10 @@ def main(
     ends = {"sigma_max": sigma_max, "sigma_min": sigma_min}
     given = {name: sigma for name, sigma in ends.items() if sigma is not None}
     ladder = default_ladder(chosen, time) | given
-    own_steps = {} if steps is None else {"steps": steps}
     mixing = Mixing.mean(len(chosen))
     own = "gaussian" if sampler in GAUSSIAN else default_constraint(mixing)
     settings["constraint"] = constraint or own
-    task = Task(chosen, mixing, ladder, settings["constraint"] == "exact", draws, own_steps)
+    task = Task(chosen, mixing, ladder, settings["constraint"] == "exact", draws, steps)
     out.mkdir(parents=True, exist_ok=True)
     parts = []
     for first in range(0, simulations, batch):

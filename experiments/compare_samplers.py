@@ -196,7 +196,8 @@ def smc(items: list[ToyMixture], priors: Priors, seed: int) -> list[Separation]:
             item.mixture.expand(PARTICLES, -1), tuple(priors.values()), mixing
         )
         ladder = default_ladder(priors, len(item.mixture))
-        population = anneal_particles(target, generator=generator, share=SHARE, **ladder)
+        sigmas = {name: ladder[name] for name in ("sigma_max", "sigma_freeze", "sigma_min")}
+        population = anneal_particles(target, generator=generator, share=SHARE, **sigmas)
         kept = population.position[systematic(population.log_weight, generator)]
         attrs = {"gradients": sum(target.calls), "log_evidence": population.log_evidence}
         results.append(
@@ -286,7 +287,7 @@ SAMPLERS: dict[str, Sampler] = {
     "langevin": annealed({}),
     "exact": annealed({"constraint": "exact"}),
     "sgld": annealed({"persistence": 0.0}),
-    "mala": annealed({"persistence": 0.0, "corrected": True}),
+    "mala": annealed({"persistence": 0.0, "adjusted": True}),
     "smc": smc,
     "hmc": from_the_mixture(hmc),
     "nuts": from_the_mixture(nuts),

@@ -35,19 +35,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli import one_of, run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.files import save_json, written_whole
 from pyro_sep.inference.annealed import anneal
 from pyro_sep.inference.draws import Collected
 from pyro_sep.inference.langevin import Evaluation
+from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr_improvement
 from pyro_sep.mixing import Mixing
 from pyro_sep.plots import save_figure
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import FloWaveNetPrior, Priors
-from pyro_sep.separation import default_ladder
+from pyro_sep.separation import PRESETS, default_ladder
 
 FAULTS = (
     "no fault",
@@ -68,7 +69,10 @@ def main(
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
     mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 10,
     seconds: Annotated[float, typer.Option(min=0.016)] = 0.064,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "standard",
+    levels: Annotated[
+        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
+    ] = None,
     seed: int = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/langevin_ablation"
@@ -76,12 +80,14 @@ def main(
 ) -> None:
     """Separate with each fault and print what it costs."""
     chosen = choose_priors(load_priors(priors), sources)
+    one_of("preset", preset, PRESETS)
+    budget = PRESETS[preset]["best"] | ({} if levels is None else {"levels": levels})
     flows = all(isinstance(prior, FloWaveNetPrior) for prior in chosen.values())
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", i, tuple(chosen), time) for i in range(mixtures)]
     started, gains = clock.monotonic(), {}
     for fault in tqdm(FAULTS if flows else FAULTS[:-1], disable=not sys.stderr.isatty()):
-        gains[fault] = improvements(items, chosen, fault, steps, seed)
+        gains[fault] = improvements(items, chosen, fault, budget, seed)
         low, median, high = np.percentile(gains[fault], [25, 50, 75])
         print(f"{fault:24s} {median:6.1f} dB ({low:.1f} to {high:.1f})", flush=True)
     table = pd.DataFrame(gains).melt(var_name="fault", value_name="improvement in dB")
@@ -95,7 +101,7 @@ def main(
 
 
 def improvements(
-    items: Sequence[ToyMixture], priors: Priors, fault: str, steps: int, seed: int
+    items: Sequence[ToyMixture], priors: Priors, fault: str, budget: dict[str, int], seed: int
 ) -> list[float]:
     """SI-SDR improvement in dB of every source of every mixture, by the best chain."""
     mixtures = torch.stack([item.mixture for item in items])
@@ -107,7 +113,7 @@ def improvements(
     anneal(
         mixtures,
         lambda lanes: Faulty(lanes, laws, Mixing.mean(len(laws)), fault=fault),
-        Annealing(**ladder, steps=steps),
+        Annealing(**(ladder | budget)),
         torch.Generator().manual_seed(seed),
         sink,
     )

@@ -36,6 +36,8 @@ from pyro_sep.priors import FloWaveNetPrior, NetworkPrior
 from pyro_sep.separation import default_ladder, describe, separate
 from pyro_sep.trace import save_trace
 
+CHAINS = 2  # of each sampler, to compare
+
 
 class Chains(NamedTuple):
     """What a sampler gave."""
@@ -68,7 +70,7 @@ def main(
     time = frame_time(chosen.values(), round(seconds * SAMPLE_RATE))
     item = toy_mixture("test", index, names, time)
     progress = sys.stderr.isatty()
-    annealed = separate(item.mixture, chosen, seed=seed, progress=progress)
+    annealed = separate(item.mixture, chosen, seed=seed, progress=progress, chains=CHAINS)
     sigma = default_ladder(chosen, time)["sigma_min"]
     pyro.set_rng_seed(seed)
     clean = torch.from_numpy(annealed.trace["posterior"]["sources"].values[:, -1])

@@ -1,7 +1,7 @@
 """Mixtures of two or three of the four toy waveforms: which are there?
 
     python experiments/presence.py                              # 40 mixtures of 0.064 s
-    python experiments/presence.py --chains 1 --steps 15           # on a small budget
+    python experiments/presence.py --preset quick                  # on a small budget
 
 Every mixture holds 1/4 of each tone that is present, and is separated with all four priors, each
 source silent with probability 1/2 beforehand. Printed are the probabilities of presence, the share
@@ -25,13 +25,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli import one_of, run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.files import load_figures, save_json
-from pyro_sep.inference.settings import Annealing
+from pyro_sep.inference.schedules import MIN_LEVELS
 from pyro_sep.plots import save_figure
 from pyro_sep.priors import Priors
-from pyro_sep.separation import separate_batch
+from pyro_sep.separation import PRESETS, separate_batch
 from pyro_sep.trace import best_chain
 
 BATCH = 5  # mixtures separated at once
@@ -44,15 +44,23 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.016, help="Length of a mixture.")] = 0.064,
     priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
     seed: int = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
-    chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
+    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "standard",
+    chains: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Of a search; else the preset's.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/presence"),
 ) -> None:
     """Separate mixtures of some of the waveforms and say which are there."""
     loaded = load_priors(priors)
     names, time = tuple(loaded), round(seconds * SAMPLE_RATE)
-    budget = {"steps": steps, "chains": chains, "explorers": explorers}
+    one_of("preset", preset, PRESETS)
+    given = {"chains": chains, "candidates": candidates, "levels": levels}
+    own = {name: value for name, value in given.items() if value is not None}
+    budget = PRESETS[preset]["best"] | own
     settings = budget | {"seconds": seconds, "priors": priors, "seed": seed}
     out.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -51,7 +51,7 @@ from pyro_sep.baselines import (
     nmf,
 )
 from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli import one_of, run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.files import load_figures, save_json, written_whole
@@ -60,7 +60,7 @@ from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.outputs import write_separation
 from pyro_sep.priors import Priors
-from pyro_sep.separation import Separation, separate_batch
+from pyro_sep.separation import PRESETS, Separation, separate_batch
 from pyro_sep.trace import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
@@ -97,14 +97,17 @@ def main(
         str | None, typer.Option(help=f"Of {', '.join(METHODS)}; by default all that apply.")
     ] = None,
     seed: int = 0,
-    chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=MIN_LEVELS)] = Annealing.levels,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
-    tournaments: Annotated[
-        int, typer.Option(min=0, help="Of exchanges of two stems, where there are three or more.")
-    ] = Annealing.tournaments,
-    draws: Annotated[int, typer.Option(min=1, help="Draws kept per chain.")] = Annealing.draws,
+    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "quick",
+    chains: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Of a search; else the preset's.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
+    ] = None,
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Kept per chain; else the preset's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/separate_music"
     ),
@@ -114,8 +117,10 @@ def main(
     names = chosen_stems(stems)
     chosen = chosen_methods(methods, names)
     loaded = chosen_priors(priors, stems) if "posterior" in chosen else {}
-    budget = {"chains": chains, "explorers": explorers, "levels": levels}
-    budget |= {"steps": steps, "tournaments": tournaments, "draws": draws}
+    given = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
+    own = {name: value for name, value in given.items() if value is not None}
+    one_of("preset", preset, PRESETS)
+    budget = PRESETS[preset]["mean"] | own
     settings = {"musdb": str(musdb), "stems": stems, "seconds": seconds}
     further: dict[str, dict[str, Any]] = {
         "nmf": {"seed": seed},
@@ -134,7 +139,7 @@ def main(
             path = out / f"{method}.json"
             figures = run_method(make, items, known, path, size, bar)
             rows.append({"method": method} | summarise(figures, names))
-            if method == "posterior" and chains > 1:
+            if method == "posterior" and budget.get("chains", Annealing.chains) > 1:
                 best = [row | row["best_chain"] for row in figures]
                 rows.append({"method": "best chain"} | summarise(best, names))
     table = pd.DataFrame(rows)

@@ -11,7 +11,8 @@ one chain from white noise of the first level, overdamped Langevin dynamics at t
 levels, and no search for modes.
 
 Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed for every source; they give no
-SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out.
+SI-SDR. Per mixture the results are a trace, WAV files and a picture, in --out; of a single one also
+a page to listen to, report.html.
 """
 
 import sys
@@ -27,19 +28,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run, torch_device
+from pyro_sep.cli import one_of, run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
-from pyro_sep.diagnostics import chain_agreement
+from pyro_sep.diagnostics import chain_agreement, diagnose, format_verdict
 from pyro_sep.files import save_json
 from pyro_sep.inference.langevin import langevin_step
 from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.inference.settings import Annealing
 from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.mixing import Mixing
-from pyro_sep.outputs import write_separation
+from pyro_sep.outputs import REPORT, write_separation
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.priors import Priors
-from pyro_sep.separation import Separation, describe, separate_batch
+from pyro_sep.report import write_report
+from pyro_sep.separation import PRESETS, Separation, describe, separate_batch
 
 BATCH = 5  # mixtures separated at once
 PAPER_SIGMAS = (0.359, 0.129, 0.077, 0.027, 0.01)
@@ -56,10 +57,14 @@ def main(
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = ",".join(WAVEFORMS),
     first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
     seed: int = 0,
-    chains: Annotated[int, typer.Option(min=1)] = Annealing.chains,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=MIN_LEVELS)] = Annealing.levels,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
+    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "quick",
+    chains: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Of a search; else the preset's.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
+    ] = None,
     constraint: Annotated[
         str | None, typer.Option(help="gaussian or exact; by default as separate has it.")
     ] = None,
@@ -79,8 +84,10 @@ def main(
     names = tuple(chosen)
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
-    budget = {"chains": chains, "explorers": explorers, "levels": levels, "steps": steps}
-    options = budget | {"constraint": constraint}
+    one_of("preset", preset, PRESETS)
+    budget = {"chains": chains, "candidates": candidates, "levels": levels}
+    options = {name: value for name, value in budget.items() if value is not None}
+    options |= {"preset": preset, "constraint": constraint}
     started = clock.monotonic()
     rows = []
     for start in range(0, mixtures, BATCH):
@@ -95,9 +102,14 @@ def main(
             attrs={"data": f"toy test mixtures from index {first + start}"},
         )
         for i, (item, result) in enumerate(zip(batch, results, strict=True), start=start):
-            write_separation(result, out / f"mixture_{first + i:04d}")
+            folder = out / f"mixture_{first + i:04d}"
+            write_separation(result, folder)
             rows.append(score(first + i, item, result))
             print_row(rows[-1], names)
+            if mixtures == 1:
+                write_report(result.trace, folder / REPORT)
+                print(f"{folder / REPORT}: open it in a browser")
+                print(format_verdict(diagnose(result.trace)), flush=True)
     summarise(rows, names, clock.monotonic() - started, out / "summary.json")
 
 

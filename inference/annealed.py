@@ -5,7 +5,7 @@ what it found in sections of a long frame is put together (:mod:`~pyro_sep.infer
 says where the chain starts, and has no part in the law of the draws, which is that of the chain at
 the last level:
 
-* it starts from the clean sources that were found and noise of three times the last level, in which
+* it starts from the clean sources that were found and noise of a few times the last level, in which
   what a search gets wrong in a mode's details drowns, and comes down through a few levels;
 * it follows underdamped Langevin dynamics on the posterior of the noisy sources
   (:class:`pyro_sep.posterior.AnnealedPosterior`) with step size :math:`h = \kappa \sigma`, in which
@@ -130,7 +130,7 @@ def anneal(
 class _Walk:
     """Lanes of chains, their search and their way to the draws."""
 
-    kept = ("stage", "step_size", "drawn", "position", "velocity", "shares")
+    kept = ("stage", "step_size", "drawn", "shares")
 
     def __init__(
         self, target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
@@ -149,10 +149,8 @@ class _Walk:
         self.clean: list[Tensor] = []  # of every section, (lane, source, length)
         self.tries: list[Tensor] = []
         self.found: list[Tensor] = []
-        self.position: Tensor | None = None  # of the chains
-        self.velocity: Tensor | None = None
+        self.chain: UnderdampedState | None = None  # where the chains are
         self.drawn = 0
-        self.drawing: UnderdampedState | None = None  # after the last draw
         self.shares: Tensor | None = None  # of the sources in the mixture, before the draws
 
     def plan(self) -> list[Callable[[], None]]:
@@ -171,10 +169,10 @@ class _Walk:
         state |= {"sections": [self.clean, self.tries, self.found], "cost": self.evaluator.cost}
         state |= {"generator": self.evaluator.generator.get_state()}
         state |= {"history": self.history.state(), "target": self.target.unknown()}
-        state["adaptation"] = vars(self.adaptation)
-        if self.drawing:
-            position, velocity, evaluation = self.drawing
-            state["drawing"] = [position, velocity, *evaluation]
+        state["adaptation"] = {k: float(v) for k, v in vars(self.adaptation).items()}
+        if self.chain:
+            position, velocity, evaluation = self.chain
+            state["chain"] = [position, velocity, *evaluation]
         return state
 
     def restore(self, state: dict[str, Any], stages: int) -> None:
@@ -202,9 +200,9 @@ class _Walk:
             {name: part.to(device) for name, part in state["target"].items()}
         )
         vars(self.adaptation).update(state["adaptation"])
-        if "drawing" in state:
-            position, velocity, *evaluation = (part.to(device) for part in state["drawing"])
-            self.drawing = UnderdampedState(position, velocity, Evaluation._make(evaluation))
+        if "chain" in state:
+            position, velocity, *evaluation = (part.to(device) for part in state["chain"])
+            self.chain = UnderdampedState(position, velocity, Evaluation._make(evaluation))
 
     def _check(self, state: dict[str, Any], stages: int) -> None:
         """Raise unless a state is one of this walk's."""
@@ -222,19 +220,21 @@ class _Walk:
         clean, tries, found = state["sections"]
         section = (lane, source, self.length)
         check_shapes("sections", clean, [] if begun else [section] * searched)
-        check_shapes("sections", [*tries, *found], [(lane,)] * 2 * searched)
-        chain = [part for part in (state["position"], state["velocity"]) if part is not None]
-        check_shapes("chains", chain, [whole] * 2 if begun else [])
+        flags = [part.float() for part in (*tries, *found)]
+        check_shapes("sections", flags, [(lane,)] * 2 * searched)
         shares = [] if state["shares"] is None else [state["shares"]]
         check_shapes("shares", shares, [whole] if drawn else [])
-        check_like("adaptation", state["adaptation"], vars(self.adaptation))
+        adaptation = dict.fromkeys(state["adaptation"], 0.0)
+        check_like("adaptation", state["adaptation"], adaptation)
+        if not vars(self.adaptation).keys() <= adaptation.keys():
+            raise ValueError("its adaptation lacks a number")
         check_like("target", state["target"], self.target.unknown())
         steps = cooled - 1 + self.settings.warmup if stage == stages else cooled
         others = len(Statistics._fields) - 2
         shapes = [(steps, lane), (steps, lane, source), *[(steps, lane)] * others]
         check_shapes("history", state["history"], shapes if steps else [])
-        drawing = [whole, whole, (lane,), whole, (lane, source)]
-        check_shapes("drawing", state.get("drawing", []), drawing if drawn else [])
+        chain = [whole, whole, (lane,), whole, (lane, source)]
+        check_shapes("chain", state.get("chain", []), chain if begun else [])
 
     def search(self, start: int) -> None:
         """What is found in one section of every lane."""
@@ -270,16 +270,16 @@ class _Walk:
     def begin(self) -> None:
         """Put the sections together, and add noise."""
         clean, sigma = join(self.clean, self.starts), self.settings.cooling_sigmas[0]
-        noise = self.evaluator.noise(self.target, clean)
-        self.position, self.clean = self.target.tie(clean) + sigma * noise, []
-        self.velocity = self.evaluator.noise(self.target, clean)
+        position = self.target.tie(clean) + sigma * self.evaluator.noise(self.target, clean)
+        velocity = self.evaluator.noise(self.target, clean)
+        evaluation = self.evaluator.evaluate(self.target, position, sigma)
+        self.chain, self.clean = UnderdampedState(position, velocity, evaluation), []
 
     def cool(self, sigma: float, lower: float) -> None:
         """A step at one level, and on to a lower one; at the last level all before the draws."""
-        last = sigma == lower
-        state = self._start(sigma)
+        state = cast(UnderdampedState, self.chain)
         shares = self._shares(state, sigma)
-        for step in range(1, 1 + (self.settings.warmup if last else 1)):
+        for step in range(1, 1 + (self.settings.warmup if sigma == lower else 1)):
             state, acceptance_rate = self._step(state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
             if self.settings.adjusted:
@@ -287,14 +287,27 @@ class _Walk:
                 self.step_size = exp(self.adaptation.get_state()[0])
             if step % RESCALE_EVERY == 0:
                 state = self._rescale(state, shares, sigma)
+        if sigma == lower and self.settings.adjusted:
+            self.step_size = exp(self.adaptation.get_state()[1])
+        self.chain = state if sigma == lower else self._lower(state, sigma, lower)
+
+    def _lower(self, state: UnderdampedState, sigma: float, lower: float) -> UnderdampedState:
+        """The state with less of its noise.
+
+        Noise takes the directions to clean sources with it, so gradients grow as levels fall; only
+        a Metropolis test needs the density that is true there.
+        """
         clean = self.target.denoise(state.position, state.evaluation, sigma)
-        self.position = clean + lower / sigma * (state.position - clean)
-        self.velocity = state.velocity
+        position = clean + lower / sigma * (state.position - clean)
+        evaluation = state.evaluation._replace(gradient=sigma / lower * state.evaluation.gradient)
+        if self.settings.adjusted:
+            evaluation = self.evaluator.evaluate(self.target, position, lower)
+        return UnderdampedState(position, state.velocity, evaluation)
 
     def draw(self, mixtures: int) -> Iterator[tuple[int, Draws]]:
         """Blocks of draws at the last level, and the number of the first draw of each."""
         sigma, total, thin = self.settings.sigma_min, self.settings.draws, self.settings.thin
-        state = self.drawing or self._start(sigma)
+        state = cast(UnderdampedState, self.chain)
         if self.shares is None:
             self.shares = self._shares(state, sigma)
         while self.drawn < total:
@@ -313,7 +326,7 @@ class _Walk:
                     means.append(mean)
                     noisy.append(state.position)
                     mixing.append(self.target.mixing.unknown())
-            self.drawing, self.drawn = state, first + len(clean)
+            self.chain, self.drawn = state, first + len(clean)
             shape = (mixtures, self.settings.chains)
             unknown = {n: by_chain([part[n] for part in mixing], *shape) for n in mixing[0]}
             yield (
@@ -326,11 +339,6 @@ class _Walk:
                     unknown,
                 ),
             )
-
-    def _start(self, sigma: float) -> UnderdampedState:
-        position, velocity = cast(Tensor, self.position), cast(Tensor, self.velocity)
-        evaluation = self.evaluator.evaluate(self.target, position, sigma)
-        return UnderdampedState(position, velocity, evaluation)
 
     def _step(self, state: UnderdampedState, sigma: float) -> tuple[UnderdampedState, Tensor]:
         """One step, then of unknown gains and noise, and its probability ``(lane,)``."""

@@ -95,7 +95,9 @@ def descend(
         exchange: whether sources exchange what they explain, while it is open who explains what.
         given: audio of candidates that is known already.
     """
-    left, recent, clean = list(halving), [], []
+    left = list(halving)
+    recent: list[Tensor] = []
+    clean: list[Tensor] = []
     for i, sigma in enumerate(sigmas):
         while left and sigma < left[0][0]:
             count = left.pop(0)[1]

@@ -60,8 +60,8 @@ def recombine(found: Found, others: Tensor, sigma: float, evaluator: Evaluator) 
         evaluator: of densities.
     """
     clean, frame = found.clean, found.clean.shape[-1]
-    length = min(frame, frame_time(found.target.priors, BEFORE + WINDOW + AFTER))
     step = frame_time(found.target.priors, 1)
+    length = min(frame, frame_time(found.target.priors, BEFORE + WINDOW + AFTER + step - 1))
     noise = sigma * evaluator.noise(found.target, clean)
     count = 1 + others.shape[1]
     lane = torch.arange(len(clean), device=clean.device)

@@ -60,6 +60,8 @@ def candidates(
     if given is not None:
         given = Given(given.clean.repeat_interleave(group, 0), given.where)
     start = lanes.start(settings.sigma_max, evaluator.generator)
+    if given is not None:
+        start = lanes.tie(start + given.hold(torch.zeros_like(start)))
     if not average:
         return descend(
             lanes,

@@ -21,6 +21,7 @@ from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.recombination import refine
 from pyro_sep.inference.search import candidates, is_known
 from pyro_sep.inference.settings import Annealing
+from pyro_sep.mixing import frame_time
 from pyro_sep.posterior import AnnealedPosterior
 
 OVERLAP_SHARE = 8  # sections overlap by their length divided by this
@@ -139,7 +140,8 @@ def _grown(
     """A section of some lanes, searched with half of its neighbour held, and whether it is known."""
     length = neighbour[0].shape[-1]
     begin, end = starts[pair[0]], starts[pair[1]] + length
-    half = length // 2
+    step = frame_time(target.priors, 1)
+    half = length // 2 // step * step
     forward = beside == pair[0]
     begin, end = (begin + half, end) if forward else (begin, end - half)
     held = torch.zeros(end - begin, dtype=torch.bool, device=neighbour[0].device)

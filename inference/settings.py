@@ -21,7 +21,7 @@ SWAP = (0.6, 0.11, 6)  # candidates are noised to the first, and compared at the
 DETAIL = 0.15  # overtones begin to tell
 PRESENCE = (1.4, 0.45, 9)  # a source that is woken has to find its tone, which takes longer
 REPLICA_LEVELS = 10
-RESTART = 3.0  # in units of sigma_min: from there a chain goes down from what was found
+RESTART = 3.5  # in units of sigma_min: from there a chain goes down from what was found
 MIN_SECTION = 256  # audio samples
 EXCHANGE_EVERY = 4  # levels of a search
 SCREENED = 2  # exchanges that are tried in a round, of all pairs
@@ -80,9 +80,9 @@ class Annealing:
     replicas: int = 8
     section: int = 2_048
     chains: int = 1
-    cooling: int = 6
+    cooling: int = 12
     warmup: int = 10
-    draws: int = 20
+    draws: int = 10
     thin: int = 2
     step_size: float = 0.7
     persistence: float = 0.9
@@ -175,7 +175,7 @@ class Annealing:
             may_be_silent: whether it is to be decided which are present.
             average: whether a search ends with the mean of its candidates.
         """
-        chain = 2 * self.cooling + self.warmup + self.draws * (self.thin + CLEAN)
+        chain = self.cooling + self.warmup + self.draws * (self.thin + CLEAN)
         if average:
             return self.candidates * (self.levels + 1) + chain
         left = [self.candidates] * (self.levels + 1)

@@ -35,7 +35,7 @@ def rank(found: Found, sigma: float, evaluator: Evaluator) -> Candidates:
     """
     target, device = found.target, found.clean.device
     lanes, count = found.clean.shape[:2]
-    pairs = torch.tensor([*combinations(range(count), 2)], device=device).reshape(-1, 2)
+    pairs = torch.tensor([*combinations(range(count), 2)], device=device, dtype=torch.long).reshape(-1, 2)
     noisy = found.clean + sigma * evaluator.noise(target, found.clean)
     cross = evaluator.cross_log_prior(target, noisy, sigma)
     i, j = pairs.unbind(1)

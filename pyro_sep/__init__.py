@@ -4,12 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pyro_sep.checkpoints import load_priors
+    from pyro_sep.cost import Cost, estimate_cost
     from pyro_sep.separation import Separation, separate
 
-__all__ = ["Separation", "load_priors", "separate"]
+__all__ = ["Cost", "Separation", "estimate_cost", "load_priors", "separate"]
 
 _HOMES = {
+    "Cost": "pyro_sep.cost",
     "Separation": "pyro_sep.separation",
+    "estimate_cost": "pyro_sep.cost",
     "load_priors": "pyro_sep.checkpoints",
     "separate": "pyro_sep.separation",
 }

@@ -168,16 +168,11 @@ def load_priors(
     name = str(name_or_folder).rstrip("/") or str(name_or_folder)
     if name == ORACLE:
         return {name: WaveformPrior.of(name).to(device) for name in WAVEFORMS}
-    shipped = {
-        path.relative_to(SHIPPED).as_posix(): path
-        for path in sorted(SHIPPED.rglob("*"))
-        if path.is_dir()
-    }
-    folder = shipped.get(name, Path(name))  # by name: "." is the working folder
+    folder = _shipped().get(name, Path(name))  # by name: "." is the working folder
     if not name or not folder.is_dir():
         raise ValueError(
             f"priors: got {str(name_or_folder)!r}, "
-            f"expected a shipped set ({', '.join([*shipped, ORACLE])}) or a folder"
+            f"expected a shipped set ({', '.join(shipped_sets())}) or a folder"
         )
     files = _files(folder)
     paths = {path.stem: path for path in files}
@@ -196,6 +191,17 @@ def load_priors(
             f"{folder}: priors of differing sample rates {sorted(rates)}; expected one"
         )
     return priors
+
+
+def shipped_sets() -> list[str]:
+    """Names of the sets that ship."""
+    return [*_shipped(), ORACLE]
+
+
+def _shipped() -> dict[str, Path]:
+    """Folders of the sets that ship, by name."""
+    folders = [path for path in sorted(SHIPPED.rglob("*")) if path.is_dir()]
+    return {path.relative_to(SHIPPED).as_posix(): path for path in folders}
 
 
 def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, NetworkPrior]:

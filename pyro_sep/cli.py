@@ -1,15 +1,15 @@
 """The command line: train and audit priors, separate recordings, diagnose and evaluate."""
 
+import sys
 import time as clock
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import TrainConfig
 from pyro_sep.names import printable
 from pyro_sep.program import (
@@ -47,6 +47,7 @@ CalibrationFile = Annotated[
 FLOW_SCORE_WEIGHT = 0.3
 AUDIT_FRAMES = 32
 AUDIT_TIME = 2_048
+LONG = 3_600.0  # seconds; whoever starts more is asked
 
 
 @app.command()
@@ -195,7 +196,9 @@ def separate_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its DIR/TRACK.")],
-    priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
+    priors: Annotated[
+        str | None, typer.Option(help="A set that ships, such as music or toy, or a folder.")
+    ] = None,
     stems: Annotated[
         str | None, typer.Option(help="Those of the set that are in there, by commas.")
     ] = None,
@@ -215,16 +218,23 @@ def separate_command(
         typer.Option(help="Separate one channel, 1, 2, ..., or side, half of 1 less 2; else all."),
     ] = None,
     seed: int = 0,
-    chains: Annotated[int, typer.Option(min=1, help="Independent chains.")] = Annealing.chains,
-    explorers: Annotated[int, typer.Option(min=1, help="Starts per chain.")] = Annealing.explorers,
-    levels: Annotated[int, typer.Option(min=MIN_LEVELS, help="Noise levels.")] = Annealing.levels,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per level.")] = Annealing.steps,
-    tournaments: Annotated[
-        int, typer.Option(min=0, help="Tries of exchanges, and with --absent of silence; slow.")
-    ] = Annealing.tournaments,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="quick, standard or thorough; by default quick, of toy tones standard."),
+    ] = None,
+    chains: Annotated[
+        int | None, typer.Option(min=1, help="Independent chains; else the preset's.")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Of a search, side by side; else the preset's.")
+    ] = None,
+    levels: Annotated[
+        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
+    ] = None,
     draws: Annotated[
-        int, typer.Option(min=1, help="Draws per chain, all in trace.nc.")
-    ] = Annealing.draws,
+        int | None,
+        typer.Option(min=1, help="Draws per chain, all in trace.nc; else the preset's."),
+    ] = None,
     absent: Annotated[
         str | None, typer.Option(help="infer: sources may be absent; say which are there.")
     ] = None,
@@ -252,6 +262,9 @@ def separate_command(
     force: Annotated[
         bool, typer.Option("--force", help="Separate anew what was separated with these settings.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how long it takes, and write nothing.")
+    ] = False,
     device: str = "cpu",
 ) -> None:
     """Separate recordings: DIR/TRACK/STEM.wav, trace.nc, separation.png, summary.json.
@@ -260,63 +273,100 @@ def separate_command(
     cut off goes on where it was, when it is started again; what was finished is not done again. No
     file is overwritten but those of a former run. A file that fails does not stop the others.
     """
-    from pyro_sep.audio import FORMATS, load_audio
-    from pyro_sep.checkpoints import choose_priors, load_priors
+    from pyro_sep.audio import FORMATS, Recording, load_audio
+    from pyro_sep.checkpoints import choose_priors, load_priors, shipped_sets
+    from pyro_sep.cost import Cost, estimate_cost
     from pyro_sep.data.tracks import MIXTURE
+    from pyro_sep.diagnostics import diagnose, format_verdict
     from pyro_sep.mixing import are_tones, usual_gains
     from pyro_sep.models.train import CHECKPOINT
     from pyro_sep.outputs import REPORT, TRACE
-    from pyro_sep.recordings import result_names, separate_recording, track_folders
+    from pyro_sep.recordings import (
+        check_disk,
+        check_recording,
+        is_separated,
+        result_names,
+        separate_recording,
+        track_folders,
+    )
+    from pyro_sep.separation import PRESETS, RESOLVED, resolve_settings
     from pyro_sep.stems import StemFiles
     from pyro_sep.trace import ESTIMATES
 
     one_of("format", audio_format, FORMATS)
     if estimate is not None:
         one_of("estimate", estimate, ESTIMATES)
+    if preset is not None:
+        one_of("preset", preset, PRESETS)
     if absent is not None:
         one_of("absent", absent, ("infer",))
-    if write_draws > draws:
-        raise ValueError(f"write-draws: got {write_draws}, expected at most the {draws} of --draws")
     given = mixing_options(gains, noise_scale)
     place = torch_device(device)
+    if priors is None:
+        raise ValueError(
+            f"priors: got none, expected a shipped set ({', '.join(shipped_sets())}) or a folder; "
+            "give --priors music for bass, drums, vocals and other"
+        )
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
-    mixing = {"gains": usual_gains(chosen)} | given
+    rate = next(iter(chosen.values())).sample_rate
+    budget = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
+    options: dict[str, Any] = {"gains": usual_gains(chosen)} | given
+    options |= {"absent": absent, "seed": seed}
+    options |= {name: value for name, value in budget.items() if value is not None}
+    options["estimate"] = estimate or ("best" if are_tones(chosen) else "mean")
+    options["preset"] = preset or ("standard" if are_tones(chosen) else "quick")
+    resolved = {name: options[name] for name in RESOLVED if name in options}
+    drawn = resolve_settings(chosen, rate, **resolved).draws
+    if write_draws > drawn:
+        raise ValueError(
+            f"write-draws: got {write_draws}, expected at most {drawn}, which are drawn per chain; "
+            "give more --draws"
+        )
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
-    rate = next(iter(chosen.values())).sample_rate
     files = StemFiles(audio_format, native, residual, write_draws)
     names = result_names(chosen, files) + [REPORT] * page
+    before = "separated before with these settings; --force does it anew"
     batch = Batch()
-    for path, folder in track_folders(recordings, out, names, batch.file).items():
+    folders = track_folders(recordings, out, names, batch.file)
+
+    def with_attrs(path: Path, recording: Recording) -> dict[str, Any]:
+        title = folders[path].name if path.stem.lower() == MIXTURE else path.name
+        attrs = {"mixture": printable(title), "notes": list(recording.notes)}
+        return options | {"attrs": attrs}
+
+    plan: dict[Path, tuple[Cost | None, Recording | None]] = {}
+    for path, folder in folders.items():
+        with batch.file(path), resumable(folder / CHECKPOINT):
+            recording = load_audio(path, rate, start, duration, channel)
+            own = with_attrs(path, recording)
+            done = not force and is_separated(recording, chosen, folder, files, place, **own)
+            cost = None
+            if not done:
+                check_recording(recording, files)
+                check_disk(recording, chosen, folder, files, own)
+                cost = estimate_cost(recording.samples, chosen, **own)
+            once = len(folders) == 1 or not path.is_file()  # a pipe is read once
+            plan[path] = cost, recording if once else None
+            if dry_run:
+                say(f"{printable(path)}: {before if cost is None else cost}")
+    if not dry_run:
+        confirm_long(sum(cost.seconds for cost, _ in plan.values() if cost is not None))
+    for path, (cost, kept) in ({} if dry_run else plan).items():
+        folder = folders[path]
         checkpoint = folder / CHECKPOINT
         with batch.file(path), resumable(checkpoint):
-            recording = load_audio(path, rate, start, duration, channel)
+            if cost is not None:
+                say(f"{printable(path)}: {cost}")
+            recording = kept or load_audio(path, rate, start, duration, channel)
             for note in recording.notes:
                 say(f"{printable(path)}: {note}", err=True)
-            title = folder.name if path.stem.lower() == MIXTURE else path.name
+            own = with_attrs(path, recording)
             result, written = separate_recording(
-                recording,
-                chosen,
-                folder,
-                files,
-                place,
-                force=force,
-                absent=absent,
-                estimate=estimate or ("best" if are_tones(chosen) else "mean"),
-                seed=seed,
-                progress=True,
-                attrs={"mixture": printable(title), "notes": list(recording.notes)},
-                chains=chains,
-                explorers=explorers,
-                levels=levels,
-                steps=steps,
-                tournaments=tournaments,
-                draws=draws,
-                **mixing,
+                recording, chosen, folder, files, place, force=force, progress=True, **own
             )
             if result is None:
-                before = "separated before with these settings; --force does it anew"
                 say(f"{printable(folder)}: {before}")
             else:
                 say(f"{printable(folder)}: {', '.join(written)}")
@@ -326,8 +376,24 @@ def separate_command(
                 say(f"probability of presence: {cells}")
             if page and not (result is None and (folder / REPORT).exists()):
                 report_command(folder / TRACE, folder / REPORT)
+            if result is not None:
+                say(f"{printable(folder)}: {format_verdict(diagnose(result.trace))}")
     if batch.failed:
         raise typer.Exit(2)
+
+
+def confirm_long(seconds: float) -> None:
+    """Ask before hours of work where there is somebody to ask; elsewhere warn."""
+    from pyro_sep.progress import duration
+
+    if seconds <= LONG:
+        return
+    about = f"all of it takes about {duration(seconds)}"
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        typer.confirm(f"{about}; go on?", abort=True, err=True)
+    else:
+        remedy = "interrupt it and take a smaller --preset, or --duration of an excerpt"
+        say(f"{about}; if that is too long, {remedy}", err=True)
 
 
 @app.command("diagnose")

@@ -55,10 +55,10 @@ MEANING = {
     Verdict.RESIDUAL: "the sources do not add up to the mixture; were gains and noise_scale right?",
     Verdict.PRIOR: (
         "the best chain holds audio the priors do not expect; ask `pyro-sep audit`, or if the "
-        "priors are good, give more --explorers, --levels or --steps"
+        "priors are good, a larger --preset or more --candidates"
     ),
     Verdict.ONE_CHAIN: "R-hat and agreement need two chains or more; separate with more --chains",
-    Verdict.MODES: "chains hold different audio; give more --explorers, --levels or --steps",
+    Verdict.MODES: "chains hold different audio; give a larger --preset or more --candidates",
     Verdict.SHORT: "chains hold the same audio, but the spread of the draws is not to be trusted",
     Verdict.CONVERGED: "chains agree, and the draws are enough",
 }
@@ -283,9 +283,13 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     ]
     lines.append(f"residual: {diagnosis.residual:.1f} dB of the mixture")
     lines.append(f"gradient evaluations: {diagnosis.gradients:,.0f}")
+    return "\n".join([*lines, format_verdict(diagnosis)])
+
+
+def format_verdict(diagnosis: Diagnosis) -> str:
+    """The verdict, whom it is about, and what to do, in one line."""
     blamed = f" ({', '.join(diagnosis.blamed)})" if diagnosis.blamed else ""
-    lines.append(f"verdict: {diagnosis.verdict}{blamed}; {MEANING[diagnosis.verdict]}")
-    return "\n".join(lines)
+    return f"verdict: {diagnosis.verdict}{blamed}; {MEANING[diagnosis.verdict]}"
 
 
 def _judge(

@@ -102,11 +102,12 @@ def check_space(folder: Path, needed: int, remedy: str) -> None:
     """Raise OSError where so many bytes do not fit on the disk of a folder.
 
     Args:
-        folder: that is there.
+        folder: that is there, or is to be made.
         needed: bytes.
         remedy: what to do, beside freeing some.
     """
-    free = shutil.disk_usage(folder).free
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
             f"{folder}: got {free / MEGABYTE:.1f} MB of free space, expected "

@@ -19,7 +19,7 @@ from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.arguments import number
-from pyro_sep.priors import Prior
+from pyro_sep.priors import Prior, misfit
 
 ABSENCE = 0.5  # neither is favoured beforehand
 
@@ -104,6 +104,15 @@ class SpikeAndSlab(TorchDistribution):
     def presence(self, value: Tensor) -> Tensor:
         """Posterior probability that the source of noisy audio is present."""
         return self.log_odds(value).sigmoid()
+
+    def misfit(self, value: Tensor) -> Tensor:
+        """How much noisy audio surprises the likelier of source and silence, ``log_prob``'s shape.
+
+        See :meth:`pyro_sep.priors.NetworkPrior.misfit`; of silence, the mean square of what is
+        standard normal then.
+        """
+        silence = (value / self.sigma.to(value)[..., None]).square().mean(-1)
+        return torch.where(self.log_odds(value) > 0, misfit(self.prior, value), silence)
 
     def log_joint(self, value: Tensor, present: bool) -> Tensor:
         """Log density of noisy audio and that its source is present, or silent."""

@@ -70,7 +70,7 @@ class Progress:
         now = clock.monotonic()
         if now - self._said >= LINE_SECONDS:
             self._said = now
-            share = (self.done - self._resumed) / max(self.total - self._resumed, self.done)
+            share = (self.done - self._resumed) / (max(self.total, self.done) - self._resumed)
             left = (now - self._started) * max(1 / share - 1, 0.0)
             print(f"{self._percent} %, {duration(left)} left", file=sys.stderr, flush=True)
 

@@ -16,11 +16,17 @@ import torch
 from pyro_sep.audio import Recording
 from pyro_sep.data.tracks import DRAWS, MIXTURE
 from pyro_sep.files import check_space, is_same, only_run
-from pyro_sep.inference.settings import Annealing
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.outputs import PICTURE, SUMMARY, TRACE, is_finished, own_files, write_separation
 from pyro_sep.priors import Priors
-from pyro_sep.separation import Separation, check_mixtures, fingerprints, separate
+from pyro_sep.separation import (
+    RESOLVED,
+    Separation,
+    check_mixtures,
+    fingerprints,
+    resolve_settings,
+    separate,
+)
 from pyro_sep.stems import StemFiles
 from pyro_sep.streams import STEM_MP4
 
@@ -144,20 +150,58 @@ def describe_run(
 
 
 def needed_space(
-    recording: Recording, sources: int, files: StemFiles, options: Mapping[str, Any]
+    recording: Recording, priors: Priors, files: StemFiles, options: Mapping[str, Any]
 ) -> int:
     """Bytes that results and checkpoints take at most.
 
     Args:
         recording: that is separated.
-        sources: how many.
+        priors: of the sources, by name.
         files: which stems.
         options: of :func:`~pyro_sep.separation.separate`.
+
+    Raises:
+        ValueError: bad settings.
     """
-    chains, draws = (options.get(key, getattr(Annealing, key)) for key in ("chains", "draws"))
-    drawn = chains * draws * (sources + 1) * recording.samples.numel()
+    time, sources = recording.samples.numel(), len(priors)
+    settings = resolve_settings(
+        priors, time, **{name: options[name] for name in RESOLVED if name in options}
+    )
+    drawn = settings.chains * settings.draws * (sources + 1) * time
     stems = (sources * (1 + files.draws) + files.residual) * recording.original.numel()
     return FLOAT * (STATES * drawn + stems) + OVERHEAD
+
+
+def is_separated(
+    recording: Recording,
+    priors: Priors,
+    folder: Path,
+    files: StemFiles,
+    device: torch.device,
+    **options: Any,
+) -> bool:
+    """Whether :func:`separate_recording` of the same has left all its files, and does nothing."""
+    run = describe_run(recording, priors, files, device, options)
+    return not (folder / CHECKPOINT).exists() and is_finished(folder, run)
+
+
+def check_recording(recording: Recording, files: StemFiles) -> None:
+    """Raise ValueError unless a recording can be separated, and its stems written."""
+    check_mixtures(recording.samples[None])
+    original = (recording.original, recording.original_rate)
+    files.check((recording.samples[None], recording.sample_rate) if files.native else original)
+
+
+def check_disk(
+    recording: Recording,
+    priors: Priors,
+    folder: Path,
+    files: StemFiles,
+    options: Mapping[str, Any],
+) -> None:
+    """Raise OSError where results and checkpoints do not fit on the disk of their folder."""
+    needed = needed_space(recording, priors, files, options)
+    check_space(folder, needed, "take fewer --draws or chains, or give another --out")
 
 
 def separate_recording(
@@ -192,17 +236,15 @@ def separate_recording(
         ValueError: bad audio or settings.
         OSError: the folder cannot be written to, has too little space, or another run holds it.
     """
-    check_mixtures(recording.samples[None])
-    original = (recording.original, recording.original_rate)
-    files.check((recording.samples[None], recording.sample_rate) if files.native else original)
+    check_recording(recording, files)
     run, checkpoint = describe_run(recording, priors, files, device, options), folder / CHECKPOINT
-    needed = needed_space(recording, len(priors), files, options)
     with only_run(folder):
         if not force and not checkpoint.exists() and is_finished(folder, run):
             return None, []
-        check_space(folder, needed, "take fewer --draws or chains, or give another --out")
+        check_disk(recording, priors, folder, files, options)
         samples = recording.samples.to(device)
         result = separate(samples, priors, checkpoint=checkpoint, **options)
+        original = (recording.original, recording.original_rate)
         written = write_separation(result, folder, files, original, run)
         checkpoint.unlink()
     return result, written

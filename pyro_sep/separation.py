@@ -50,19 +50,19 @@ SAID = (
 POSITIONAL = ("mixtures", "priors", "annealing")
 Audio = ArrayLike | Tensor
 
-#: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``).
+SONG = {"candidates": 6, "levels": 8, "warmup": 4, "draws": 6, "thin": 1}
+
+#: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``):
+#: fields of :class:`~pyro_sep.inference.settings.Annealing` other than its defaults.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
-        "best": {"candidates": 4, "levels": 30, "tries": 2, "replicas": 4, "draws": 10},
-        "mean": {"candidates": 6, "levels": 8, "cooling": 10, "warmup": 1, "draws": 5},
+        "best": {"levels": 36, "replicas": 4},
+        "mean": SONG | {"candidates": 4, "cooling": 24},
     },
-    "standard": {
-        "best": {"candidates": 4, "levels": 42, "tries": 4, "replicas": 8, "draws": 10},
-        "mean": {"candidates": 6, "levels": 8, "cooling": 10, "warmup": 1, "draws": 5, "chains": 4},
-    },
+    "standard": {"best": {}, "mean": SONG | {"cooling": 40, "chains": 2}},
     "thorough": {
-        "best": {"candidates": 8, "levels": 42, "tries": 6, "replicas": 16, "draws": 50},
-        "mean": {"candidates": 6, "levels": 16, "cooling": 20, "draws": 10, "chains": 8},
+        "best": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
+        "mean": SONG | {"cooling": 100, "chains": 4, "draws": 20},
     },
 }
 
@@ -169,8 +169,10 @@ def separate_batch(
             to the very same draws; it stays when the run is done. Not written where None.
         stores: a path per mixture, ``NAME.zarr``: draws go there as they are made, the traces are
             opened there and read where they are used. All draws stay in memory where None.
-        annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` other than their
-            defaults; the ladder's ends follow from the frame and the priors.
+        preset: ``"quick"``, ``"standard"`` or ``"thorough"``, how much is spent, see
+            :data:`PRESETS`; :func:`pyro_sep.estimate_cost` says how long it takes.
+        annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` other than the
+            preset's, see :func:`resolve_settings`.
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; priors, gains, rates or settings
@@ -188,11 +190,7 @@ def separate_batch(
             f"absent: got {shown(absent)}, expected 'infer', or None where all sources are present"
         )
     constraint = _constraint(constraint, mixing, bool(absent), any(inferred), stores is not None)
-    estimate = choice("estimate", estimate, ESTIMATES)
-    average = estimate == "mean"
-    budget = PRESETS[choice("preset", preset, tuple(PRESETS))][estimate]
-    settings = Annealing(**(default_ladder(priors, mixtures.shape[-1], average) | budget | annealing))
-    _check_ladder(settings, priors)
+    settings = resolve_settings(priors, mixtures.shape[-1], estimate, preset, **annealing)
     seed = whole("seed", seed, "a whole number from 0 to 2^63 - 1")
     if true_sources is not None:
         shape = (len(mixtures), len(priors), mixtures.shape[-1])
@@ -234,7 +232,7 @@ def separate_batch(
         kept,
         None if place is None else Checkpoint(place, known),
         progress,
-        average,
+        estimate == "mean",
     )
     about = {"estimate": estimate, "settings": asdict(settings), "gradients": descent.gradients}
     root = run | about | prints | attrs
@@ -326,11 +324,41 @@ def describe(
     return Separation(estimate, tuple(priors), rate, trace, shares)
 
 
-#: Options of :func:`separate_batch`, settings of the ladder among them.
+#: Settings of a run, by name.
+SETTINGS = tuple(field.name for field in fields(Annealing))
+
+#: Options of :func:`resolve_settings`.
+RESOLVED = ("estimate", "preset", *SETTINGS)
+
+#: Options of :func:`separate_batch`, settings of a run among them.
 OPTIONS = (
     *(name for name in inspect.signature(separate_batch).parameters if name not in POSITIONAL),
-    *(field.name for field in fields(Annealing)),
+    *SETTINGS,
 )
+
+
+def resolve_settings(
+    priors: Priors, time: int, estimate: str = "best", preset: str = "standard", **annealing: Any
+) -> Annealing:
+    """Settings of a run: the ladder of the priors, the preset's budget, and what is given.
+
+    Args:
+        priors: of the sources, by name.
+        time: audio samples of the mixtures.
+        estimate: ``"best"`` or ``"mean"``, see :func:`separate_batch`.
+        preset: ``"quick"``, ``"standard"`` or ``"thorough"``, see :data:`PRESETS`.
+        annealing: fields of :class:`~pyro_sep.inference.settings.Annealing` that take precedence.
+
+    Raises:
+        ValueError: a setting that is none, or out of its range; noise levels that a prior does not
+            know.
+    """
+    known_options(annealing, SETTINGS)
+    average = choice("estimate", estimate, ESTIMATES) == "mean"
+    budget = PRESETS[choice("preset", preset, tuple(PRESETS))][estimate]
+    settings = Annealing(**(default_ladder(priors, time, average) | budget | annealing))
+    _check_ladder(settings, priors)
+    return settings
 
 
 def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str, float]:

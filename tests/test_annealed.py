@@ -1,6 +1,9 @@
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,14 +11,21 @@ import pytest
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
-from tqdm import tqdm
 
-from pyro_sep.inference import checkpoint
-from pyro_sep.inference.annealed import Descent, _Walk, anneal, best_explorers
+from pyro_sep import progress
+from pyro_sep.inference import annealed, checkpoint
+from pyro_sep.inference.annealed import Descent, anneal
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Collected, Statistics
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.settings import Annealing
+from pyro_sep.inference.sections import section_starts
+from pyro_sep.inference.settings import (
+    MOST,
+    REPLICA_LEVELS,
+    RESTART,
+    SCREENED,
+    Annealing,
+)
 from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, start_mixing
 from pyro_sep.mixing import Mixing
 from pyro_sep.posterior import TANGENTS, AnnealedPosterior
@@ -23,7 +33,8 @@ from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.separation import separate_batch
 
 SIGMA = 0.1  # last noise level of the settings here
-LADDER = {"sigma_max": 1.5, "sigma_turn": 0.3, "sigma_min": SIGMA, "levels": 6}
+LADDER: dict[str, Any] = {"sigma_max": 1.5, "sigma_freeze": 0.3, "sigma_min": SIGMA, "levels": 6}
+ALONE: dict[str, Any] = {"candidates": 1, "swaps": 0, "replicas": 0, "tries": 1}  # the shortest
 
 
 class GaussianPrior(TorchDistribution):
@@ -53,25 +64,11 @@ class GaussianPrior(TorchDistribution):
         return torch.distributions.Normal(0.0, std).log_prob(value).sum(-1)
 
 
-class TwoModes(GaussianPrior):
-    """The whole frame is near +level (weight 1/5) or near -level (4/5), with a spread of 0.1."""
-
-    weights = (0.2, 0.8)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        std = math.hypot(0.1, self.sigma)
-        modes = [
-            torch.distributions.Normal(mean, std).log_prob(value).sum(-1) + math.log(weight)
-            for mean, weight in zip((self.level, -self.level), self.weights, strict=True)
-        ]
-        return torch.logaddexp(*modes)
-
-
 @dataclass(frozen=True)
 class Recorder(AnnealedPosterior):
     """Notes (lanes, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
 
-    log: dict[str, list[Any]] = field(kw_only=True)
+    log: dict[str, Any] = field(kw_only=True)
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         if len(self.log["evaluate"]) + 1 == self.log["killed_at"]:
@@ -95,6 +92,8 @@ class Run(NamedTuple):
     statistics: Statistics
     warmup: Statistics
     gradients: int
+    tries: Tensor
+    found: Tensor
 
 
 def walk(
@@ -105,12 +104,13 @@ def walk(
     exact: bool = False,
     checkpoint: Checkpoint | None = None,
     killed_at: int | None = None,
+    average: bool = False,
     **settings: Any,
 ) -> tuple[Run, dict[str, Any]]:
     """A run, and the log of a Recorder."""
     log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
     log["killed_at"] = killed_at
-    annealing = Annealing(**(LADDER | settings))
+    annealing = Annealing(**(LADDER | ALONE | settings))
     generator = torch.Generator().manual_seed(seed)
     sink = Collected()
     descent = anneal(
@@ -120,6 +120,7 @@ def walk(
         generator,
         sink,
         checkpoint,
+        average=average,
     )
     return gather(sink, descent), log
 
@@ -128,12 +129,16 @@ def gather(sink: Collected, descent: Descent) -> Run:
     return Run(*sink.draws[:4], *descent)
 
 
-SET = {"noise_level", "step_size", "acceptance_rate", "gradients"}  # the same for every seed
+#: The same for every seed.
+SET = {"noise_level", "step_size", "acceptance_rate", "gradients", "tries", "found"}
+
+
+NAMES = ("sources", "means", "noisy", "gradients", "tries", "found")
 
 
 def flat(draws: Run) -> dict[str, Tensor]:
     """Every tensor of a run, by name."""
-    own = {name: getattr(draws, name) for name in ("sources", "means", "noisy", "gradients")}
+    own = {name: getattr(draws, name) for name in NAMES}
     for group in ("statistics", "warmup"):
         own |= {f"{group}.{k}": v for k, v in getattr(draws, group)._asdict().items()}
     return {name: torch.as_tensor(value) for name, value in own.items()}
@@ -168,7 +173,7 @@ def gaussian(request: pytest.FixtureRequest) -> Any:
     mixing = Mixing(gains, noise_scale)
     priors = [GaussianPrior(level) for level in levels]
     # 4 widths of the slowest direction, exp(-steps * 0.8 * ln(1 / 0.9) / 2) and less, are e^-8.
-    budget = {"steps": 60, "chains": 24, "explorers": 2, "draws": 3, "thin": 150}
+    budget: dict[str, Any] = {"warmup": 200, "chains": 24, "draws": 3, "thin": 150, "section": 512}
     draws, _ = walk(torch.ones(1, 500), priors, mixing, **budget)
     return levels, mixing, draws, draws.noisy
 
@@ -192,19 +197,18 @@ def test_noisy_draws_follow_the_closed_form_posterior(gaussian: Any) -> None:
 
 
 @pytest.mark.parametrize("persistence", [0.0, 0.9])
-def test_corrected_draws_follow_the_closed_form_posterior(persistence: float) -> None:
+def test_adjusted_draws_follow_the_closed_form_posterior(persistence: float) -> None:
     levels, mixing = (0.5, 0.25), Mixing((0.5, 0.5), 0.05)
     draws, _ = walk(
         torch.ones(1, 4).expand(2000, 4),
         [GaussianPrior(level) for level in levels],
         mixing,
-        corrected=True,
+        adjusted=True,
         persistence=persistence,
-        steps=200,
+        warmup=400,
         chains=4,
-        explorers=1,
         draws=1,
-        thin=400,
+        thin=200,
     )
     assert_law(draws.noisy, *closed_form(levels, mixing, SIGMA)[:2])
     target = 0.9 if persistence else 0.574
@@ -216,7 +220,7 @@ def test_corrected_draws_follow_the_closed_form_posterior(persistence: float) ->
 def test_exact_draws_follow_the_closed_form_on_the_plane() -> None:
     levels, mixing = (0.5, 0.25, 0.4), Mixing((0.3, 1.5, -0.7))
     priors = [GaussianPrior(level) for level in levels]
-    budget = {"steps": 60, "chains": 24, "explorers": 2, "draws": 3, "thin": 150}
+    budget: dict[str, Any] = {"warmup": 200, "chains": 24, "draws": 3, "thin": 150}
     draws, _ = walk(torch.ones(1, 500), priors, mixing, exact=True, **budget)
     a = torch.tensor(mixing.gains, dtype=torch.float64)
     prior = torch.diag(torch.tensor(levels, dtype=torch.float64).square() + SIGMA**2)
@@ -264,7 +268,7 @@ def test_clean_draws_add_up_to_the_mixture(gaussian: Any) -> None:
 def test_sources_of_one_level_are_denoised_to_the_clean_posterior_mean(sigma_min: float) -> None:
     # Then E[s | m] = a / sum a^2 at any sigma, but for gamma: the gap is nil.
     mixing = Mixing((1.2, 0.6))
-    budget = {"steps": 40, "chains": 10, "explorers": 1, "draws": 2, "thin": 80}
+    budget: dict[str, Any] = {"warmup": 120, "chains": 10, "draws": 2, "thin": 80}
     draws, _ = walk(
         torch.ones(1, 400), [GaussianPrior(0.4)] * 2, mixing, sigma_min=sigma_min, **budget
     )
@@ -282,9 +286,8 @@ def test_chains_and_instants_are_independent() -> None:
         torch.ones(1, time),
         [GaussianPrior(0.5), GaussianPrior(0.25)],
         Mixing.mean(2),
-        steps=40,
+        warmup=40,
         chains=4,
-        explorers=3,
         draws=1,
         thin=40,
     )
@@ -296,131 +299,9 @@ def test_chains_and_instants_are_independent() -> None:
         assert shifted[0, 1].abs() < 4.5 / math.sqrt(time)
 
 
-def test_best_explorers_is_the_highest_mean_of_each_group() -> None:
-    log_density = torch.tensor(
-        [
-            [0.0, 9.0, 1.0, -5.0, -8.0, -6.0],
-            [0.0, -9.5, 1.0, -7.0, -1.0, -6.5],
-        ]
-    )  # lane 1 holds the highest value and lane 2 the highest mean; chain 0 has all the best lanes
-    assert best_explorers(log_density, 3).tolist() == [2, 4]
-    assert best_explorers(log_density, 2).tolist() == [0, 2, 4]
-    assert best_explorers(log_density, 1).tolist() == list(range(6))
-    assert best_explorers(log_density, 6).tolist() == [2]
-    two = best_explorers(log_density, 3, 2).reshape(2, 2)
-    assert [set(lanes) for lanes in two.tolist()] == [{0, 2}, {3, 4}]
-
-
-def test_explorers_find_the_right_mode_as_often_as_chance_allows() -> None:
-    # From sigma = 0.5 a start falls into either mode of a frame at +-1; the mixture says +1.
-    time, chains = 4, 300
-    priors = [TwoModes(1.0), GaussianPrior(0.1)]
-    mixture = torch.full((1, time), 0.5)
-
-    def share_right(explorers: int) -> float:
-        draws, _ = walk(
-            mixture,
-            priors,
-            Mixing.mean(2),
-            sigma_max=0.5,
-            sigma_turn=0.3,
-            steps=30,
-            chains=chains,
-            explorers=explorers,
-            draws=1,
-            exchange_every=0,
-        )
-        return float((draws.sources[0, :, 0, 0].mean(-1) > 0).double().mean())
-
-    alone, four = share_right(1), share_right(4)
-    assert 0.1 < alone < 0.9
-    expected = 1 - (1 - alone) ** 4
-    slope = 4 * (1 - alone) ** 3
-    error = math.sqrt(slope**2 * alone * (1 - alone) / chains + expected * (1 - expected) / chains)
-    assert abs(four - expected) < 4 * error
-    assert four > alone + 4 * math.sqrt(alone * (1 - alone) / chains)
-
-
-PLACES = (-1.5, 0.0, 1.5)
-
-
-class Placed(GaussianPrior):
-    """The frame is near one of three constants: by 20 nats rather near its own, ``level``."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        std = math.hypot(0.1, self.sigma)
-        modes = [
-            torch.distributions.Normal(place, std).log_prob(value).sum(-1)
-            - 20.0 * (place != self.level)
-            for place in PLACES
-        ]
-        return torch.stack(modes).logsumexp(0)
-
-
-def after_tournaments(order: Sequence[int], **settings: int) -> Tensor:
-    """Mean of each source ``(lane, source)`` that started at another's place."""
-    places, lanes = torch.tensor(PLACES), 8
-    mixture = places.mean().expand(lanes, 20)
-    target = AnnealedPosterior(mixture, [Placed(place) for place in PLACES], Mixing.mean(3))
-    generator = torch.Generator().manual_seed(0)
-    walker = _Walk(target, Annealing(**LADDER, **settings), generator, tqdm(disable=True))
-    noise = SIGMA * torch.randn(lanes, 3, 20, generator=generator)
-    walker.position = places[list(order)][:, None] + noise
-    tournament = walker.settings.tournaments_at(3, False)[SIGMA]
-    for i in range(tournament.most):
-        walker.hold_tournament(tournament, first=i == 0)
-    return walker.position.mean(-1)
-
-
-@pytest.mark.parametrize(
-    ("order", "settings", "expected"),
-    [
-        ((0, 1, 2), {}, PLACES),  # right already: nothing changes hands
-        ((2, 1, 0), {}, PLACES),
-        ((1, 0, 2), {}, PLACES),
-        ((1, 2, 0), {}, PLACES),  # a cycle takes two exchanges
-    ],
-)
-def test_tournaments_put_sources_in_each_other_s_place(
-    order: Sequence[int], settings: dict[str, int], expected: Sequence[float]
-) -> None:
-    means = after_tournaments(order, **settings)
-    # At sigma 0.1 no frame wanders from place to place; a mean of 20 samples errs by 0.03.
-    assert torch.allclose(means, torch.tensor(expected).expand(8, 3), atol=0.2)
-
-
-def test_who_is_in_place_holds_no_further_tournament() -> None:
-    target = AnnealedPosterior(
-        torch.tensor(PLACES).mean().expand(3, 20), [Placed(p) for p in PLACES], Mixing.mean(3)
-    )
-    generator = torch.Generator().manual_seed(0)
-    walker = _Walk(target, Annealing(**LADDER), generator, tqdm(disable=True))
-    orders = torch.tensor([[0, 1, 2], [1, 0, 2], [1, 2, 0]])
-    noise = SIGMA * torch.randn(3, 3, 20, generator=generator)
-    walker.position = torch.tensor(PLACES)[orders][..., None] + noise
-    held = []
-    tournament = walker.settings.tournaments_at(3, False)[SIGMA]
-    for i in range(4):
-        before, steps = walker.evaluations, walker.steps
-        kept = walker.position.clone()
-        walker.hold_tournament(tournament, first=i == 0)
-        held.append(walker.open.tolist())
-        if i == 3:
-            assert torch.equal(walker.position, kept)
-            assert walker.evaluations == before
-        assert walker.steps - steps == tournament.total_steps
-    assert held == [[1, 2], [2], [], []]
-
-
-def test_a_cycle_is_not_undone_by_one_exchange() -> None:
-    means = after_tournaments((1, 2, 0), tournaments=1)
-    right = (means - torch.tensor(PLACES)).abs() < 0.2
-    assert (right.sum(1) == 1).all()
-
-
 def test_a_seed_is_a_run_and_another_seed_another() -> None:
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    budget = {"steps": 3, "draws": 2}
+    budget: dict[str, Any] = {"candidates": 3, "replicas": 2, "warmup": 3, "draws": 2, "chains": 2}
     mixtures = torch.ones(2, 30)
     torch.manual_seed(5)
     first, _ = walk(mixtures, priors, Mixing.mean(2), seed=7, **budget)
@@ -444,8 +325,15 @@ def test_every_mixture_has_its_own_lanes() -> None:
     mixtures = torch.stack([torch.sin(phase * f) for f in (0.01, 0.03, 0.07)])
     mixing = Mixing((0.7, 1.2, 0.4))
     priors = [GaussianPrior(level) for level in (0.5, 0.25, 0.7)]
-    # A second tournament is for lanes that are not in place yet: how many moves the generator on.
-    budget = {"steps": 20, "chains": 2, "explorers": 3, "draws": 5, "thin": 1, "tournaments": 1}
+    # A second round is for lanes that changed: how many moves the generator on.
+    budget: dict[str, Any] = {
+        "candidates": 3,
+        "swaps": 1,
+        "replicas": 2,
+        "chains": 2,
+        "draws": 5,
+        "thin": 1,
+    }
     draws, _ = walk(mixtures, priors, mixing, **budget)
     assert draws.sources.shape == (3, 2, 5, 3, time)
     residual = mixing.mix(draws.sources)[:, None] - mixtures[None, :, None, None]
@@ -465,7 +353,7 @@ def test_what_is_kept_is_consistent_with_the_densities() -> None:
     mixing = Mixing((0.5, 0.9), 0.1)
     priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
     mixtures = torch.stack([torch.ones(50), -torch.ones(50)])
-    draws, _ = walk(mixtures, priors, mixing, steps=5, chains=2, draws=4, thin=3)
+    draws, _ = walk(mixtures, priors, mixing, warmup=5, chains=2, draws=4, thin=3)
     laws = [prior.frame(50).condition(SIGMA) for prior in priors]
     noisy = draws.noisy
     for k, law in enumerate(laws):
@@ -479,77 +367,197 @@ def test_what_is_kept_is_consistent_with_the_densities() -> None:
     assert torch.allclose(draws.statistics.grad_norm, gradient.flatten(-2).norm(dim=-1), rtol=1e-4)
 
 
+PAIR = [GaussianPrior(0.5), GaussianPrior(0.25)]
+
+
 def test_warmup_holds_every_step_but_no_start() -> None:
-    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    budget = {"steps": 3, "chains": 2, "explorers": 1, "draws": 1, "exchange_every": 0}
-    draws, log = walk(torch.ones(1, 20), priors, Mixing.mean(2), **budget)
-    steps = [log["evaluation"][4 * level + i] for level in range(6) for i in (1, 2, 3)]
+    budget: dict[str, Any] = {"cooling": 3, "warmup": 4, "chains": 2, "draws": 1}
+    draws, log = walk(torch.ones(1, 20), PAIR, Mixing.mean(2), **budget)
+    search = 7  # levels, the last twice
+    assert {count for count, _ in log["evaluate"][:search]} == {2}
+    steps = [log["evaluation"][search + i] for i in range(1, 7)]
     assert torch.equal(draws.warmup.lp[0], torch.stack([e.log_density for e in steps], 1))
     assert torch.equal(draws.warmup.log_prior[0], torch.stack([e.parts for e in steps], 1))
     norms = torch.stack([e.gradient.flatten(1).norm(dim=1) for e in steps], 1)
     assert torch.equal(draws.warmup.grad_norm[0], norms)
 
 
-def test_warmup_is_the_ladder_step_by_step() -> None:
-    settings = {"steps": 4, "chains": 2, "explorers": 3, "draws": 5, "levels": 9}
-    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    draws, _ = walk(torch.ones(2, 20), priors, Mixing.mean(2), **settings)
+@pytest.mark.parametrize("cooling", [1, 2, 5])
+def test_warmup_is_the_cooling_step_by_step(cooling: int) -> None:
+    settings: dict[str, Any] = {"cooling": cooling, "warmup": 4, "chains": 2, "draws": 5}
+    draws, _ = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), **settings)
+    steps = cooling - 1 + 4
     assert draws.statistics.lp.shape == draws.statistics.grad_norm.shape == (2, 2, 5)
     assert draws.statistics.log_prior.shape == (2, 2, 5, 2)
-    assert draws.warmup.lp.shape == draws.warmup.grad_norm.shape == (2, 2, 36)
-    assert draws.warmup.log_prior.shape == (2, 2, 36, 2)
-    sigmas = Annealing(**(LADDER | settings)).sigmas
-    assert draws.warmup.noise_level.shape == (2, 2, 36)
-    level = draws.warmup.noise_level[0, 0]
-    assert level.tolist() == pytest.approx([s for s in sigmas for _ in range(4)])
-    assert (level[0], level[-1]) == (1.5, pytest.approx(SIGMA))
-    assert torch.allclose(draws.warmup.step_size, Annealing.step_size * draws.warmup.noise_level)
+    assert draws.warmup.lp.shape == draws.warmup.grad_norm.shape == (2, 2, steps)
+    assert draws.warmup.log_prior.shape == (2, 2, steps, 2)
+    level = draws.warmup.noise_level
+    assert level.shape == (2, 2, steps)
+    high = RESTART * SIGMA
+    falling = [high * (SIGMA / high) ** (i / max(1, cooling - 1)) for i in range(cooling - 1)]
+    assert level[0, 0].tolist() == pytest.approx([*falling, *[SIGMA] * 4])
+    assert torch.equal(level, level[:1, :1].expand_as(level))
+    assert torch.allclose(draws.warmup.step_size, Annealing.step_size * level)
     assert torch.allclose(draws.statistics.noise_level, torch.tensor(SIGMA))
     # Noise of std sigma bounds a density from above: the history belongs to those levels.
-    floor = -20 * (0.5 * torch.log(2 * math.pi * (0.25 + level**2)))
+    floor = -20 * (0.5 * torch.log(2 * math.pi * (0.25 + level[0, 0] ** 2)))
     assert (draws.warmup.log_prior[..., 0] <= floor + 1e-4).all()
 
 
-@pytest.mark.parametrize(("every", "per_level"), [(3, 2), (20, 1)])
-def test_every_step_is_one_evaluation(every: int, per_level: int) -> None:
-    settings = {"steps": 7, "chains": 2, "explorers": 3, "draws": 5, "thin": 2}
-    priors = [GaussianPrior(0.5), GaussianPrior(0.25)]
-    draws, log = walk(torch.ones(2, 20), priors, Mixing.mean(2), exchange_every=every, **settings)
-    annealing = Annealing(**(LADDER | settings))
-    above = sum(sigma >= annealing.sigma_turn for sigma in annealing.sigmas)
-    assert above == 4
-    exchanges = above * per_level
-    assert annealing.total_steps(2, False) == 6 * 7 + 5 * 2
-    assert len(log["exchange"]) == exchanges
-    # Beside the steps: the start of every level and of the draws, what an exchange moved, and the
-    # clean draws.
-    steps = annealing.total_steps(2, False)
-    assert len(log["evaluate"]) == steps + 6 + 1 + exchanges + 5 * TANGENTS
-    # Explorers only ever drop out, as many of every chain; below the turn there is one.
+def test_a_search_is_one_evaluation_a_level_of_the_candidates_that_are_left() -> None:
+    settings: dict[str, Any] = {
+        "candidates": 8,
+        "chains": 2,
+        "levels": 30,
+        "cooling": 3,
+        "draws": 2,
+    }
+    _, log = walk(torch.ones(3, 20), PAIR, Mixing.mean(2), **settings)
+    annealing = Annealing(**(LADDER | ALONE | settings))
+    search = log["evaluate"][:31]
+    assert [sigma for _, sigma in search] == list(annealing.search_sigmas)
+    freeze, lanes = annealing.sigma_freeze, 3 * 2
+    for count, sigma in search:
+        left = 8 if sigma >= 2 * freeze else 4 if sigma >= 1.1 * freeze else 2
+        assert count == lanes * (left if sigma >= 0.45 * freeze else 1)
+    assert {count for count, _ in log["evaluate"][31:]} == {lanes}
+    above = [sigma for _, sigma in search if sigma >= freeze]
+    assert [sigma for _, sigma in log["exchange"]] == above[::4]
+
+
+@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("adjusted", [False, True])
+def test_gradients_are_those_of_every_mixture(average: bool, adjusted: bool) -> None:
+    settings: dict[str, Any] = {"candidates": 3, "chains": 2, "draws": 5, "adjusted": adjusted}
+    draws, log = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), average=average, **settings)
     lanes = [count for count, _ in log["evaluate"]]
-    assert draws.gradients == sum(lanes) / 2  # of each mixture
-    assert lanes == sorted(lanes, reverse=True)
-    assert (lanes[0], lanes[-1]) == (2 * 2 * 3, 2 * 2)
-    assert all(count % (2 * 2) == 0 for count in lanes)
-    below = {count for count, sigma in log["evaluate"] if sigma < annealing.sigma_turn}
-    assert below == {2 * 2}
-    assert min(sigma for _, sigma in log["exchange"]) >= annealing.sigma_turn
+    densities = 2 * sum(count for count, _ in log["exchange"]) / 3  # of both priors
+    misfits = 0 if average else 2 * 2
+    assert draws.gradients == round((sum(lanes) + densities + misfits) / 2)
+    # A Metropolis test needs the density at every level, all else one evaluation a step.
+    cooling = Annealing.cooling * (2 if adjusted else 1) - adjusted
+    chain = cooling + Annealing.warmup + 5 * (Annealing.thin + TANGENTS)
+    assert len(lanes) == 7 + chain
+    assert bool(log["exchange"]) != average
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("may_be_silent", [False, True])
+@pytest.mark.parametrize("average", [False, True])
+def test_about_as_many_gradients_as_were_said(
+    count: int, may_be_silent: bool, average: bool
+) -> None:
+    prior = GaussianPrior(0.5)
+    priors: list[Any] = [SpikeAndSlab(prior) if may_be_silent else prior] * count
+    settings: dict[str, Any] = {
+        "candidates": 4,
+        "levels": 12,
+        "swaps": 1,
+        "replicas": 3,
+        "section": 4_096,
+    }
+    draws, _ = walk(torch.ones(1, 4_000), priors, Mixing.mean(count), average=average, **settings)
+    expected = Annealing(**(LADDER | ALONE | settings)).gradients(count, may_be_silent, average)
+    # A wrong presence takes a second round; sections of 512 samples are evaluated for 64.
+    assert draws.gradients == pytest.approx(expected, rel=0.4 if may_be_silent else 0.1)
+
+
+def test_how_far_it_is_goes_on_with_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)  # a line after every evaluation
+    settings = Annealing(**LADDER, replicas=0, draws=30)
+
+    def run(killed_at: int | None) -> list[int]:
+        log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
+        log["killed_at"] = killed_at
+        generator = torch.Generator().manual_seed(0)
+        with suppress(KeyboardInterrupt):
+            anneal(
+                torch.ones(1, 20),
+                lambda lanes: Recorder(lanes, PAIR, Mixing.mean(2), log=log),
+                settings,
+                generator,
+                Collected(),
+                Checkpoint(tmp_path / f"{killed_at}.pt", {}),
+                progress=True,
+            )
+        lines = capsys.readouterr().err.splitlines()
+        assert all(re.fullmatch(r"\d+ %, .+ left", line) for line in lines)
+        return [int(line.split()[0]) for line in lines]
+
+    whole = run(None)
+    assert len(whole) > 100
+    assert whole == sorted(whole)
+    assert whole[0] <= 2
+    assert whole[-1] >= 97
+    cut = run(120)
+    (tmp_path / "120.pt").rename(tmp_path / "None.pt")
+    rest = run(None)
+    assert cut == whole[: len(cut)]
+    assert rest == whole[-len(rest) :]
+    assert rest[0] > 20
+
+
+class Surprised(GaussianPrior):
+    """Knows all audio but such as is negative on average."""
+
+    def misfit(self, value: Tensor) -> Tensor:
+        return torch.where(value.mean(-1) < 0, 9.0, 1.0)
+
+
+def test_what_was_found_is_told_of_every_chain() -> None:
+    mixtures = torch.tensor([0.5, -0.5])[:, None].expand(2, 300)
+    settings: dict[str, Any] = {"tries": 3, "chains": 2}
+    priors = [Surprised(0.5), Surprised(0.25)]
+    draws, log = walk(mixtures, priors, Mixing.mean(2), **settings)
+    assert draws.tries.tolist() == [[1, 1], [3, 3]]
+    assert draws.found.tolist() == [[1, 1], [0, 0]]
+    assert [count for count, _ in log["evaluate"][:22:7]] == [4, 2, 2, 4]
+    draws, _ = walk(mixtures, priors, Mixing.mean(2), average=True, **settings)
+    assert (draws.tries == 1).all()
+    assert (draws.found == 1).all()
+
+
+def test_of_a_long_frame_sections_are_told() -> None:
+    """The second half cannot be known, whatever it is grown from."""
+    mixture = torch.cat([torch.full((1, 500), 0.5), torch.full((1, 500), -0.5)], 1)
+    settings: dict[str, Any] = {"tries": 2, "chains": 2, "section": 256}
+    draws, _ = walk(mixture, [Surprised(0.5), Surprised(0.25)], Mixing.mean(2), **settings)
+    assert section_starts(1_000, 256, 1) == [0, 186, 372, 558, 744]
+    assert (draws.tries == 2).all()
+    share = float(draws.found[0, 0])
+    assert share in (pytest.approx(2 / 5), pytest.approx(3 / 5))  # the middle one is of both
+    assert draws.sources.shape == (1, 2, Annealing.draws, 2, 1_000)
+
+
+def test_candidates_are_searched_in_groups_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"candidates": 2, "chains": 3}
+    _, whole = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), **settings)
+    monkeypatch.setattr(annealed, "GROUP", 2 * 2 * 20 * 4)  # four lanes of two candidates
+    draws, parts = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), **settings)
+    assert [parts["evaluate"][i][0] for i in (0, 7)] == [8, 4]
+    assert whole["evaluate"][0][0] == 12
+    assert draws.tries.shape == (2, 3)
+
+
+WAVES = torch.sin(torch.arange(600) / torch.tensor([[7.0], [3.0]]))
 LONG: dict[str, Any] = {
-    "tournaments": 1,
-    "mixtures": torch.sin(torch.arange(60) / torch.tensor([[7.0], [3.0]])),
+    "mixtures": WAVES,
     "priors": [GaussianPrior(level) for level in (0.5, 0.25, 0.7)],
     "mixing": Mixing((0.7, 1.2, 0.4)),
-    "steps": 6,
-    "explorers": 4,
+    "section": 256,  # three of them
+    "candidates": 3,
+    "swaps": 2,
+    "replicas": 2,
+    "cooling": 4,
+    "warmup": 8,
     "draws": 25,  # in three blocks
-    "exchange_every": 3,
 }
 
 
 def resume(path: Path, killed_at: int | None = None, **options: Any) -> tuple[Run, dict[str, Any]]:
-    return walk(**LONG, **options, checkpoint=Checkpoint(path, {}), killed_at=killed_at)
+    return walk(**(LONG | options), checkpoint=Checkpoint(path, {}), killed_at=killed_at)
 
 
 @pytest.fixture
@@ -563,60 +571,81 @@ def assert_same(a: Run, b: Run) -> None:
         assert torch.equal(one, other), name
 
 
-#: Evaluation that is not made any more, and how many a checkpoint holds by then.
-KILLS = {
-    "before any checkpoint": (5, 0),
-    "second level": (14, 9),
-    "when explorers have gone": (30, 27),
-    "tournament": (50, 36),
-    "below the turn": (70, 65),
-    "second tournament": (90, 79),
-    "first block": (115, 108),
-    "second block": (160, 149),
-    "last draw": (209, 189),
-}
+def places(log: dict[str, Any]) -> dict[str, int]:
+    """Evaluations in the middle of each stage, and in the blocks of draws."""
+    lanes = [count for count, _ in log["evaluate"]]
+    clean = 2 + TANGENTS  # evaluations of a draw
+    draws = len(lanes) - 25 * clean
+    chain = draws - (4 + 8)  # one before the first step, but one step less above the last level
+    return {
+        "first section": 3,
+        "second section": chain // 3 + 5,
+        "before the chain": chain - 2,
+        "cooling": chain + 3,
+        "last level": chain + 10,
+        "first block": draws + 3,
+        "second block": draws + 10 * clean + 5,
+        "last draw": len(lanes),
+    }
+
+
+PLACES = (
+    *("first section", "second section", "before the chain", "cooling", "last level"),
+    *("first block", "second block", "last draw"),
+)
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("place", KILLS)
-@pytest.mark.parametrize("options", [{}, {"corrected": True}, {"exact": True}])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"average": True}], ids=str)
 def test_a_killed_run_goes_on_exactly(tmp_path: Path, options: Any, place: str) -> None:
-    killed_at, held = KILLS[place]
-    whole, log = walk(**LONG, **options)
-    assert len(log["evaluate"]) == 209
+    whole, log = walk(**(LONG | options))
+    killed_at = places(log)[place]
     with pytest.raises(KeyboardInterrupt):
         resume(tmp_path / "run.pt", killed_at, **options)
+    saved = Checkpoint(tmp_path / "run.pt", {}).load()
+    stage = saved["walk"]["stage"] if saved else 0
+    known = {"first section": 0, "second section": 1, "cooling": 6, "last level": 8}
+    drawing = dict.fromkeys(PLACES[5:], 9)
+    assert stage == (known | drawing).get(place, stage)
     torch.manual_seed(77)  # another process: its global generator is elsewhere
     again, rest = resume(tmp_path / "run.pt", **options)
     assert_same(again, whole)
+    held = len(log["evaluate"]) - len(rest["evaluate"])
+    assert (held > 0) == (place != "first section")
+    assert held < killed_at
     assert rest["evaluate"] == log["evaluate"][held:]
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("killed_at", [30, 80, 150, 220, 270])
-def test_where_sources_may_be_silent_too(tmp_path: Path, killed_at: int) -> None:
+@pytest.mark.parametrize("options", [{"adjusted": True}, {"tries": 3}], ids=str)
+def test_a_run_may_be_killed_again_and_again(tmp_path: Path, options: Any) -> None:
+    options |= {"priors": [Surprised(level) for level in (0.5, 0.25, 0.7)]}
+    whole, log = walk(**(LONG | options))
+    kills = 0
+    while True:
+        try:
+            again, _ = resume(tmp_path / "run.pt", killed_at=100, **options)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+            assert kills < len(log["evaluate"])
+    assert kills >= 2
+    assert_same(again, whole)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_where_sources_may_be_silent_too(tmp_path: Path, share: float) -> None:
     options = LONG | {"priors": [SpikeAndSlab(prior) for prior in LONG["priors"]]}
     whole, log = walk(**options)
-    assert len(log["evaluate"]) > 270
+    killed_at = round(share * len(log["evaluate"]))
     with pytest.raises(KeyboardInterrupt):
         walk(**options, checkpoint=Checkpoint(tmp_path / "run.pt", {}), killed_at=killed_at)
     again, rest = walk(**options, checkpoint=Checkpoint(tmp_path / "run.pt", {}))
     assert_same(again, whole)
-    assert len(rest["evaluate"]) < len(log["evaluate"])
-
-
-@pytest.mark.usefixtures("always")
-def test_a_run_may_be_killed_again_and_again(tmp_path: Path) -> None:
-    whole, _ = walk(**LONG)
-    kills = 0
-    while True:
-        try:
-            again, _ = resume(tmp_path / "run.pt", killed_at=50)
-            break
-        except KeyboardInterrupt:
-            kills += 1
-    assert kills >= 3
-    assert_same(again, whole)
+    # Which are present is decided of the whole frame, which is one section.
+    assert (len(rest["evaluate"]) < len(log["evaluate"])) == (share > 0.2)
 
 
 def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
@@ -634,31 +663,98 @@ def test_within_a_minute_draws_are_not_written(tmp_path: Path) -> None:
         resume(tmp_path / "run.pt", killed_at=len(log["evaluate"]))
     saved = Checkpoint(tmp_path / "run.pt", {}).load()
     assert saved is not None
+    assert saved["walk"]["stage"] == 3 + 2 + 4
     assert (saved["walk"]["drawn"], saved["sink"]["blocks"]) == (0, [])
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("may_be_silent", [False, True])
-def test_the_bar_counts_total_steps(
-    count: int, may_be_silent: bool, capsys: pytest.CaptureFixture[str]
+WHOLE = torch.zeros(2, 3, 600)
+CHAIN = [WHOLE, WHOLE, torch.zeros(2), WHOLE, torch.zeros(2, 3)]
+
+#: Of which place, what, and its value.
+DAMAGES: list[tuple[str, str, Any]] = [
+    *(("second section", name, -1) for name in ("stage", "drawn", "cost")),
+    ("second section", "stage", 0),
+    ("second section", "stage", 2),
+    ("second section", "stage", 10),
+    ("second section", "stage", 1.5),
+    ("second section", "drawn", 5),
+    ("second section", "step_size", 0.0),
+    ("second section", "step_size", math.inf),
+    ("second section", "cost", "much"),
+    ("second section", "sections", [[], [], []]),
+    ("second section", "sections", [[torch.zeros(2, 3, 255)], [torch.ones(2)], [torch.ones(2)]]),
+    ("second section", "chain", CHAIN),
+    ("second section", "history", [torch.zeros(1, 2)] * 7),
+    ("second section", "target", {"gains": torch.ones(2, 3)}),
+    ("cooling", "chain", []),
+    ("cooling", "chain", CHAIN[:1]),
+    ("cooling", "chain", [WHOLE[..., :256], *CHAIN[1:]]),
+    ("cooling", "shares", WHOLE),
+    ("cooling", "history", []),
+    ("cooling", "stage", 7),
+    ("cooling", "adaptation", {}),
+    ("second block", "shares", None),
+    ("second block", "drawn", 26),
+    ("second block", "chain", [WHOLE] * 5),
+    ("second block", "stage", 8),
+    ("second block", "generator", torch.zeros(5, dtype=torch.uint8)),
+]
+
+
+@pytest.fixture(scope="module")
+def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What checkpoints hold of runs that were killed at these places."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "SECONDS", -1.0)
+        _, log = walk(**LONG)
+        held: dict[str, dict[str, Any]] = {}
+        for place in sorted({place for place, *_ in DAMAGES}):
+            path = tmp_path_factory.mktemp("states") / "run.pt"
+            with pytest.raises(KeyboardInterrupt):
+                resume(path, places(log)[place])
+            saved = Checkpoint(path, {}).load()
+            assert saved is not None
+            held[place] = saved
+    return held
+
+
+@pytest.mark.parametrize(("place", "name", "value"), DAMAGES)
+def test_a_state_of_another_walk_is_refused(
+    tmp_path: Path, states: dict[str, dict[str, Any]], place: str, name: str, value: Any
 ) -> None:
-    annealing = Annealing(**LADDER, steps=7, draws=5, thin=2)
-    prior = GaussianPrior(0.5)
-    priors: list[Any] = [SpikeAndSlab(prior) if may_be_silent else prior] * count
-    mixing = Mixing.mean(count)
-    generator = torch.Generator().manual_seed(0)
-    anneal(
-        torch.ones(1, 20),
-        lambda lanes: AnnealedPosterior(lanes, priors, mixing),
-        annealing,
-        generator,
-        Collected(),
-        progress=True,
-    )
-    total = annealing.total_steps(count, may_be_silent)
-    assert f"{total}/{total}" in capsys.readouterr().err
-    # There are tournaments from the third source on, or where it is open which are present.
-    assert (total == 6 * 7 + 5 * 2) == (count < 3 and not may_be_silent)
+    path = tmp_path / "run.pt"
+    saved = states[place]
+    Checkpoint(path, {}).save(saved | {"walk": saved["walk"] | {name: value}})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"run\.pt: got no readable checkpoint \("):
+        resume(path)
+    assert path.read_bytes() == before
+
+
+def test_the_mean_of_candidates_is_where_the_chain_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of them err less than one, at a level at which the chain has not moved yet."""
+    generator = torch.Generator().manual_seed(3)
+    clean = 0.5 * torch.randn(1, 2, 4_000, generator=generator)
+
+    def gap(candidates: int) -> float:
+        settings: dict[str, Any] = {
+            "candidates": candidates,
+            "cooling": 1,
+            "warmup": 1,
+            "draws": 1,
+            "thin": 1,
+        }
+        draws, _ = walk(
+            clean.mean(1),
+            [GaussianPrior(0.5)] * 2,
+            Mixing.mean(2),
+            average=True,
+            section=4_096,
+            **settings,
+        )
+        return float((draws.means[0, 0, 0] - clean.mean(1)).square().mean())
+
+    assert gap(10) < 0.5 * gap(1)
 
 
 class Band(GaussianPrior):
@@ -681,7 +777,7 @@ def latent_walk(mixture: Tensor, infer_noise: bool, sigma: float, chains: int) -
         return AnnealedPosterior(lanes, list(priors.values()), latent)
 
     # A short step: gains must not change what a long one makes of the velocity.
-    budget = {"steps": 60, "explorers": 1, "draws": 1, "thin": 400, "step_size": 0.4}
+    budget = ALONE | {"draws": 1, "thin": 400, "step_size": 0.4}
     settings = Annealing(**(LADDER | {"sigma_min": sigma, "chains": chains} | budget))
     sink = Collected()
     anneal(mixture[None], posterior, settings, torch.Generator().manual_seed(0), sink)
@@ -731,7 +827,14 @@ def test_unequal_gains_and_noise_follow_the_law_on_a_grid(
 def test_the_sampler_never_sees_the_true_sources() -> None:
     priors = {"loud": GaussianPrior(0.5, "loud"), "soft": GaussianPrior(0.25, "soft")}
     true = torch.randn(2, 2, 300, generator=torch.Generator().manual_seed(3))
-    budget = {"steps": 3, "chains": 2, "explorers": 2, "draws": 4, "levels": 6}
+    budget: dict[str, Any] = {
+        "warmup": 3,
+        "chains": 2,
+        "candidates": 2,
+        "replicas": 2,
+        "draws": 4,
+        "levels": 6,
+    }
     blind = separate_batch(true.mean(1), priors, **budget)
     told = separate_batch(true.mean(1), priors, true_sources=true, **budget)
     for i, (a, b) in enumerate(zip(blind, told, strict=True)):
@@ -748,35 +851,113 @@ def test_the_sampler_never_sees_the_true_sources() -> None:
     [
         *(
             ({name: 0}, f"^{name}: got 0, expected at least 1$")
-            for name in ("steps", "chains", "explorers", "draws", "thin")
+            for name in ("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin")
         ),
-        ({"tournaments": -1}, "^tournaments: got -1, expected 0 or more$"),
-        ({"exchange_every": -1}, "^exchange_every: got -1, expected 0 or more$"),
-        ({"levels": 10**9}, "^levels: got 1000000000, expected at most 1000000$"),
+        ({"swaps": -1}, "^swaps: got -1, expected 0 or more$"),
+        ({"replicas": -1}, "^replicas: got -1, expected 0 or more$"),
+        ({"section": 255}, "^section: got 255, expected at least 256$"),
+        ({"candidates": 2.5}, "^candidates: got 2.5, expected at least 1$"),
+        ({"levels": 10**9}, f"^levels: got 1000000000, expected at most {MOST}$"),
         ({"step_size": 0.0}, r"^step_size: got 0.0, expected above 0, below sqrt\(2\)$"),
         ({"step_size": 2**0.5}, "^step_size: got 1.414"),
         ({"step_size": math.nan}, "^step_size: got nan"),
         ({"persistence": 1.0}, "^persistence: got 1.0, expected at least 0, below 1$"),
         ({"persistence": -0.1}, "^persistence: got -0.1"),
+        ({"adjusted": 2}, "^adjusted: got 2"),
         ({"levels": 5}, "^levels: got 5, expected at least 6$"),
         ({"sigma_max": 0.2}, "^ladder: got 0.2 down to 0.3"),
         ({"sigma_min": 0.4}, "^ladder: got 0.3 down to 0.4"),
         ({"sigma_min": 0.0}, "^ladder: got 0.3 down to 0,"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, float], message: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        _ = Annealing(**(LADDER | settings)).sigmas
+        Annealing(**(LADDER | settings))
+
+
+@pytest.mark.parametrize("low", [0.01, 0.1, 0.25, 0.29])
+@pytest.mark.parametrize("high", [0.31, 1.5, 20.0])
+@pytest.mark.parametrize("may_be_silent", [False, True])
+def test_all_ladders_fall_from_level_to_level(low: float, high: float, may_be_silent: bool) -> None:
+    settings = Annealing(high, 0.3, low, levels=20)
+    search = settings.search_sigmas
+    rounds = settings.rounds(3, may_be_silent)
+    twice = [search, *(held.sigmas for held in rounds)]
+    once = [settings.replica_sigmas, settings.cooling_sigmas]
+    for sigmas in [*(ladder[:-1] for ladder in twice), *once]:
+        assert list(sigmas) == sorted(set(sigmas), reverse=True)
+        assert low <= sigmas[-1]
+        assert sigmas[0] <= high
+    for sigmas in twice:  # the last level twice
+        assert sigmas[-1] == sigmas[-2]
+    assert (search[0], search[-1], len(search)) == (high, low, 21)
+    assert once[0][-1] == once[1][-1] == low
+    assert len(once[0]) == REPLICA_LEVELS
+
+
+def test_a_search_is_slow_until_it_is_settled_and_then_fast() -> None:
+    sigmas = Annealing(2.0, 0.5, 0.02, levels=42).search_sigmas
+    ratios = [b / a for a, b in pairwise(sigmas[:-1])]
+    turn = [i for i, sigma in enumerate(sigmas) if sigma >= 0.66 * 0.5 * (1 - 1e-9)][-1]
+    assert turn + 1 == 5 * 42 // 6
+    assert sigmas[turn] == pytest.approx(0.33)
+    assert ratios[:turn] == pytest.approx([ratios[0]] * turn)
+    assert max(ratios[turn:]) < ratios[0] < 1
+
+
+@pytest.mark.parametrize(
+    ("candidates", "left"), [(1, [1, 1, 1]), (4, [2, 1, 1]), (5, [3, 2, 1]), (8, [4, 2, 1])]
+)
+def test_parts_of_the_candidates_go_on(candidates: int, left: list[int]) -> None:
+    settings = Annealing(2.0, 0.5, 0.02, candidates=candidates)
+    assert [count for _, count in settings.halving] == left
+    assert [level for level, _ in settings.halving] == pytest.approx([1.0, 0.55, 0.225])
+
+
+def test_rounds_are_held_where_there_is_something_to_mend() -> None:
+    settings = Annealing(2.0, 0.5, 0.02, swaps=3)
+    assert settings.rounds(2, False) == []
+    (swap,) = settings.rounds(3, False)
+    assert (swap.sigmas[0], swap.sigmas[-1]) == pytest.approx((0.6 * 0.5, 0.11 * 0.5))
+    assert (len(swap.sigmas), swap.averaged, swap.most) == (7, 2, 3)
+    presence, again = settings.rounds(1, True)
+    assert (presence.sigmas[0], presence.sigmas[-1]) == pytest.approx((1.4 * 0.5, 0.45 * 0.5))
+    assert (len(presence.sigmas), presence.most) == (10, 6)
+    assert again == swap
+
+
+def test_overtones_tell_at_a_share_of_the_freeze_but_not_below_the_last_level() -> None:
+    assert Annealing(2.0, 0.5, 0.02).sigma_detail == pytest.approx(0.075)
+    assert Annealing(2.0, 0.5, 0.2).sigma_detail == 0.2
+
+
+def test_one_level_of_cooling_is_the_last() -> None:
+    assert Annealing(2.0, 0.5, 0.02, cooling=1).cooling_sigmas == (0.02,)
+    two = Annealing(2.0, 0.5, 0.02, cooling=2).cooling_sigmas
+    assert two == pytest.approx((RESTART * 0.02, 0.02))
+
+
+def test_more_sources_take_more_gradients() -> None:
+    settings = Annealing(2.0, 0.5, 0.02)
+    for may_be_silent in (False, True):
+        costs = [settings.gradients(count, may_be_silent, False) for count in (1, 2, 3, 4)]
+        assert costs == sorted(set(costs))
+    # Where who is present is open, each of three sources is a candidate more in every round.
+    known, open_too = (settings.gradients(3, silent, False) for silent in (False, True))
+    presence, swap = settings.rounds(3, True)
+    tried = 1 + SCREENED + 3
+    more = len(presence.sigmas) * tried + 1 + 3 * len(swap.sigmas)
+    assert open_too - known == pytest.approx(more)
 
 
 def test_a_run_with_unknown_gains_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three sources, so that tournaments exchange gains too; killed at several places."""
+    """Three sources, so that rounds exchange gains too; killed at several places."""
     monkeypatch.setattr("pyro_sep.inference.checkpoint.SECONDS", -1.0)
     priors = {name: Band(0.5, name) for name in ("first", "second", "third")}
     mixture = torch.randn(2, 60, generator=torch.Generator().manual_seed(4))
-    settings = Annealing(**LADDER, steps=6, draws=25, explorers=2, exchange_every=3)
+    settings = Annealing(**LADDER, candidates=3, replicas=2, draws=25)
     calls = 0
 
     def run(path: Path | None, killed_at: int) -> tuple[Collected, Descent]:
@@ -804,7 +985,7 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
     whole, descent = run(None, 0)
     total = calls
     assert torch.diff(whole.draws.mixing["gains"], dim=2).abs().max() > 1e-3
-    for killed_at in range(20, total, total // 7):
+    for killed_at in range(35, total, total // 5):
         path = tmp_path / f"{killed_at}.pt"
         with pytest.raises(KeyboardInterrupt):
             run(path, killed_at)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_sep.calibration import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
 from pyro_sep.data.toy import draw_sources
+from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing
 from pyro_sep.priors import Priors
 
@@ -174,8 +175,9 @@ def test_samplers_give_noisy_draws_of_the_last_level(
 ) -> None:
     """With Gaussian priors mean and covariance are known; denoised draws would be narrower."""
     script, repeats = load("calibration"), 12
-    ladder = {"sigma_max": 3.0, "sigma_turn": 1.0, "sigma_min": SIGMA_MIN}
-    task = script.Task(gaussian_priors(*LEVELS), MIXING, ladder, False, 50, {"steps": 12})
+    ladder = {"sigma_max": 3.0, "sigma_freeze": 1.0, "sigma_min": SIGMA_MIN}
+    steps = 12 if sampler == "smc" else 80  # from a mode to the law
+    task = script.Task(gaussian_priors(*LEVELS), MIXING, ladder, False, 50, steps)
     mixture = torch.randn(TIME, generator=torch.Generator().manual_seed(2))
     draws = script.SAMPLERS[sampler](task, mixture.expand(repeats, -1), 3)
     assert draws.shape == (repeats, 50, 2, TIME)
@@ -193,7 +195,7 @@ def test_samplers_give_noisy_draws_of_the_last_level(
 def test_the_truth_has_the_law_of_the_last_level(gaussian_priors: MakePriors) -> None:
     script, names, count, time = load("calibration"), ("square", "sine"), 50, 400
     priors = dict.fromkeys(names, next(iter(gaussian_priors(0.5).values())))
-    task = script.Task(priors, MIXING, {}, False, 7, {})
+    task = script.Task(priors, MIXING, {}, False, 7, None)
     sources, mixtures = script.draw_truth(task, time, count, SIGMA_MIN, 4)
     generator = torch.Generator().manual_seed(4)
     tones = torch.stack([draw_sources(name, count, time, generator)[0] for name in names], 1)
@@ -247,7 +249,7 @@ def test_the_experiment_goes_on_where_it_stopped(
     names = ["calibration.png", *files, "summary.json"]
     assert sorted(os.listdir(tmp_path / "whole")) == names
     ladder = calls[0][0].ladder
-    assert ladder["sigma_min"] == 0.3 < ladder["sigma_turn"] < ladder["sigma_max"]
+    assert ladder["sigma_min"] == 0.3 < ladder["sigma_freeze"] < ladder["sigma_max"]
     script.main(simulations=1, out=tmp_path / "halves", **tiny)
     assert len(calls) == 3
     script.main(simulations=2, out=tmp_path / "halves", **tiny)
@@ -275,7 +277,7 @@ def test_the_draws_of_a_trace_are_judged_beside_clean_tones(tmp_path: Path) -> N
     script = load("calibration")
     script.main(sampler="separate", simulations=1, steps=1, out=tmp_path)
     batch = xr.load_dataset(tmp_path / "simulations_0000_0001.nc")
-    assert batch.sizes["draw"] == 100  # two chains of fifty
+    assert batch.sizes["draw"] == Annealing.chains * Annealing.draws
     assert "log_prior" not in batch["function"]
 
 

@@ -259,7 +259,7 @@ def test_the_table_names_every_source_and_function(calibration: Calibration) -> 
 def test_a_separation_tells_its_kind() -> None:
     truth = torch.randn(2, 2, 256, generator=torch.Generator().manual_seed(0))
     priors = {name: load_priors("toy/oracle")[name] for name in ("square", "saw")}
-    budget = {"levels": 6, "steps": 1, "chains": 1, "explorers": 1, "draws": 2}
+    budget = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "draws": 2}
     one, other = separate_batch(truth.mean(1), priors, true_sources=truth, **budget)
     kind = kind_of(one.trace)
     assert kind == kind_of(other.trace)
@@ -364,7 +364,7 @@ def test_the_experiment_learns_and_judges_and_goes_on(
 
     def quick(*args: Any, **options: Any) -> Any:
         calls.append(options["seed"])
-        budget = {"levels": 6, "steps": 1, "chains": 2, "explorers": 1, "draws": 4}
+        budget = {"levels": 6, "candidates": 1, "tries": 1, "chains": 2, "draws": 4}
         return separate_batch(*args, **options, **budget)
 
     monkeypatch.setattr(intervals, "separate_batch", quick)

@@ -79,7 +79,7 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
 
 def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    budget = ("--seconds", "0.03", "--levels", "6", "--steps", "2", "--explorers", "1")
+    budget = ("--seconds", "0.03", "--levels", "6", "--candidates", "1")
     data = ("--sources", "square,saw", "--mixtures", "2", "--first", "7")
     program = (sys.executable, EXPERIMENTS / "separate_toy.py")
     done = subprocess.run(
@@ -178,7 +178,7 @@ def test_latent_nuts_stands_beside_sgld(
 ) -> None:
     out = tmp_path / "results"
     module = load("latent_nuts")
-    budget = {"levels": 6, "steps": 2, "explorers": 1}
+    budget = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0}
     monkeypatch.setattr(module, "separate", functools.partial(module.separate, **budget))
     module.main(
         index=3,
@@ -240,12 +240,13 @@ def test_presence_judges_every_source_and_goes_on(
 ) -> None:
     module = load("presence")
     monkeypatch.setattr(module, "BATCH", 2)
-    quick = functools.partial(module.separate_batch, levels=6, draws=2)
-    monkeypatch.setattr(module, "separate_batch", quick)
+    small = {"tries": 1, "swaps": 0, "replicas": 0, "draws": 2}
+    monkeypatch.setitem(module.PRESETS["quick"], "best", small)
     run = functools.partial(
-        module.main, mixtures=3, first=4, seconds=0.03, priors=str(priors), out=tmp_path, steps=1
+        module.main, mixtures=3, first=4, seconds=0.03, priors=str(priors), out=tmp_path
     )
-    run(chains=2, explorers=1)
+    run = functools.partial(run, preset="quick", levels=6, candidates=1)
+    run(chains=2)
     assert sorted(os.listdir(tmp_path)) == [
         "batch_0004_2.json",
         "batch_0006_1.json",
@@ -273,10 +274,10 @@ def test_presence_judges_every_source_and_goes_on(
         raise AssertionError("separated again")
 
     monkeypatch.setattr(module, "separate_batch", refuse)
-    run(chains=2, explorers=1)
+    run(chains=2)
     assert capsys.readouterr().out == printed
     with pytest.raises(ValueError, match=r"batch_0004_2.json: got figures of .*give another --out"):
-        run(chains=1, explorers=1)
+        run(chains=1)
 
 
 def test_presence_holds_a_part_of_the_tones() -> None:

@@ -1,4 +1,4 @@
-"""The corrected step against laws that an uncorrected one misses."""
+"""The adjusted step against laws that an unadjusted one misses."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.ghmc import corrected_step
+from pyro_sep.inference.ghmc import adjusted_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
 
@@ -39,7 +39,7 @@ def test_moments_are_those_of_the_target(persistence: float, step_size: float) -
     state, generator = start()
     rates = []
     for _ in range(int(80 / step_size)):
-        state, rate = corrected_step(state, quartic, step_size, persistence, generator)
+        state, rate = adjusted_step(state, quartic, step_size, persistence, generator)
         rates.append(rate.mean())
     assert 0.3 < float(torch.stack(rates).mean()) <= 1
     for power, moment in ((2, SECOND), (4, 1.0)):
@@ -48,7 +48,7 @@ def test_moments_are_those_of_the_target(persistence: float, step_size: float) -
     assert float(state.velocity.square().mean()) == pytest.approx(1, abs=4.5 / math.sqrt(LANES))
 
 
-def test_the_uncorrected_step_misses_them() -> None:
+def test_the_unadjusted_step_misses_them() -> None:
     state, generator = start()
     for _ in range(60):
         state = underdamped_step(state, quartic, 1.0, 0.5, generator)
@@ -59,7 +59,7 @@ def test_the_uncorrected_step_misses_them() -> None:
 def test_a_refused_step_turns_the_velocity_back() -> None:
     state, generator = start()
     velocity = state.velocity
-    after, rate = corrected_step(state, quartic, 1.9, 1.0, generator)  # nothing is refreshed
+    after, rate = adjusted_step(state, quartic, 1.9, 1.0, generator)  # nothing is refreshed
     stayed = (after.position == state.position).all(1)
     assert 0.05 < float(stayed.double().mean()) < 0.9
     assert torch.equal(after.velocity[stayed], -velocity[stayed])
@@ -75,10 +75,10 @@ def test_a_refused_step_turns_the_velocity_back() -> None:
 def test_a_leapfrog_step_and_its_way_back_have_odds_of_one() -> None:
     """The ratio there times the ratio back is 1: detailed balance, up to the velocity's turn."""
     state, generator = start()
-    after, there = corrected_step(state, quartic, 0.8, 1.0, generator)
+    after, there = adjusted_step(state, quartic, 0.8, 1.0, generator)
     moved = (after.position != state.position).any(1)
     turned = UnderdampedState(after.position, -after.velocity, after.evaluation)
-    _, back = corrected_step(turned, quartic, 0.8, 1.0, generator)
+    _, back = adjusted_step(turned, quartic, 0.8, 1.0, generator)
     energies = [s.velocity.square().sum(1) / 2 - s.evaluation.log_density for s in (state, after)]
     odds = (energies[0] - energies[1]).exp()
     assert torch.allclose(there[moved] / back[moved], odds[moved], rtol=1e-9)
@@ -92,7 +92,7 @@ def test_nowhere_finite_is_refused() -> None:
     generator = torch.Generator().manual_seed(0)
     state = init(-torch.ones(500, 1).double(), cliff, generator)
     for _ in range(50):
-        state, _ = corrected_step(state, cliff, 1.0, 0.5, generator)
+        state, _ = adjusted_step(state, cliff, 1.0, 0.5, generator)
     assert bool((state.position <= 0).all())
     assert bool(state.evaluation.log_density.isfinite().all())
 
@@ -105,6 +105,6 @@ def test_noise_is_projected() -> None:
         return quartic(z)._replace(gradient=quartic(z).gradient * first)
 
     state = init(state.position, along, generator, lambda noise: noise * first)
-    after, _ = corrected_step(state, along, 0.5, 0.5, generator, lambda noise: noise * first)
+    after, _ = adjusted_step(state, along, 0.5, 0.5, generator, lambda noise: noise * first)
     assert torch.equal(after.position[:, 1], state.position[:, 1])
     assert not torch.equal(after.position[:, 0], state.position[:, 0])

@@ -42,7 +42,7 @@ NETWORK = WaveNetConfig(
     head_past=1,
 )
 TRAINING = TrainConfig(steps=1, batch=1, time=8, warmup=1)
-BUDGET: dict[str, Any] = {"levels": 6, "steps": 1, "chains": 1, "explorers": 1, "draws": 1}
+BUDGET: dict[str, Any] = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "draws": 1}
 EXTREME = (0, 1, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1)
 
 

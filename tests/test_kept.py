@@ -20,7 +20,7 @@ from pyro_sep.separation import Separation, default_ladder, separate_batch
 from pyro_sep.states import load_state, save_state
 from pyro_sep.trace import load_trace
 
-BUDGET: dict[str, Any] = {"levels": 6, "steps": 3, "chains": 2, "draws": 25, "thin": 1}
+BUDGET: dict[str, Any] = {"levels": 6, "cooling": 3, "chains": 2, "draws": 25, "thin": 1}
 Where = Callable[[str], dict[str, Any]]
 
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_without_its_store_is_refused(gaussian_priors: Any, tmp_pat
     ("change", "said"),
     [
         ({"seed": 1}, "seed 0, expected seed 1"),
-        ({"steps": 4}, "steps 3, expected steps 4"),
+        ({"cooling": 4}, "cooling 3, expected cooling 4"),
         ({"noise_scale": 5e-4}, "noise_scale 0.001, expected noise_scale 0.0005"),
         ({"constraint": "gaussian"}, "constraint exact, expected constraint gaussian"),
         ({"gains": (1.0, 0.5)}, r"gains \(0.5, 0.5\), expected gains \(1.0, 0.5\)"),
@@ -213,18 +213,17 @@ def test_another_run_is_refused(
         ("walk stage", 999),
         ("walk stage", -1),
         ("walk drawn", 26),
-        ("walk explorers", 0),
+        ("walk cost", -1.0),
         ("walk step_size", math.nan),
         ("walk step_size", "long"),
-        ("walk lanes", torch.tensor([0, 99])),
-        ("walk lanes", torch.zeros(2)),
-        ("walk position", torch.zeros(2, 2, 5)),
-        ("walk position", torch.zeros(2, 2, 300, dtype=torch.float64)),
+        ("walk sections", [[], [], []]),
+        ("walk sections", [[torch.zeros(2, 2, 300)], [torch.ones(2)], [torch.ones(2)]]),
+        ("walk chain", []),
         ("walk shares", None),
         ("walk generator", torch.zeros(5, dtype=torch.uint8)),
         ("walk history", [torch.zeros(2, 2)] * 6),
         ("walk history", []),
-        ("walk drawing", [torch.zeros(1)] * 5),
+        ("walk chain", [torch.zeros(1)] * 5),
         ("walk target", {"gains": torch.zeros(2)}),
         ("sink", {}),
         ("sink count", "25"),
@@ -263,7 +262,7 @@ from pyro_sep import separate
 priors = {name: GaussianPrior(name, level) for name, level in (("one", 0.5), ("two", 0.3))}
 store = {"store": Path(sys.argv[3])} if sys.argv[3] else {}
 mixture = 0.4 * torch.sin(torch.arange(8_000) / 6)
-budget = {"levels": 6, "steps": 3, "chains": 2, "explorers": 1, "thin": 1}
+budget = {"levels": 6, "candidates": 1, "chains": 2, "thin": 1}
 separate(mixture, priors, draws=int(sys.argv[2]), **budget, **store)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -18,7 +18,7 @@ from pyro_sep.files import LOCK, TEMPORARY
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 KILLS = 12
-SEPARATE = ("--priors", "toy/oracle", "--stems", "sine,square", "--levels", "12", "--steps", "20")
+SEPARATE = ("--priors", "toy/oracle", "--stems", "sine,square", "--levels", "12", "--draws", "20")
 TRAIN = ("--source", "toy:sine", "--steps", "40", "--batch", "1", "--time", "256")
 
 pytestmark = pytest.mark.slow
@@ -123,7 +123,7 @@ def assert_refused(arguments: list[str]) -> None:
 
 
 def test_a_separation_on_a_disk_that_fills_up(tone: Path, small_disk: Path) -> None:
-    use = command("separate", tone, *SEPARATE, "--draws", "20", "--out", small_disk / "out")
+    use = command("separate", tone, *SEPARATE, "--out", small_disk / "out")
     for free in (0, 4_096, 60_000, 800_000, 2_500_000):
         fill(small_disk, free)
         assert_refused(use)

@@ -84,7 +84,7 @@ def test_what_it_writes(
         return ToyMixture(sources.mean(0), sources, torch.zeros(2))
 
     monkeypatch.setattr(ablation, "toy_mixture", tones)
-    ablation.main(mixtures=3, seconds=0.016, steps=3, out=tmp_path / "out")
+    ablation.main(mixtures=3, seconds=0.016, levels=6, out=tmp_path / "out")
     gains = json.loads((tmp_path / "out" / "langevin_ablation.json").read_text())["improvement_db"]
     assert list(gains) == list(ablation.FAULTS[:-1])  # Gaussians are no flows
     medians = {fault: torch.tensor(values).median() for fault, values in gains.items()}

@@ -355,16 +355,47 @@ def test_presence_is_drawn_by_its_odds(silent: AnnealedPosterior) -> None:
         assert drawn.present[:, k].double().mean().item() == pytest.approx(expected, abs=4 * error)
 
 
-def test_what_is_silenced_leaves_noise(silent: AnnealedPosterior) -> None:
-    sources = 100 + normal(8, 3, TIME)
+def test_who_is_flipped_is_silent_at_first(silent: AnnealedPosterior) -> None:
+    clean = 100 + normal(8, 3, TIME)
     flipped = torch.zeros(8, 3, dtype=torch.bool)
     flipped[:, 1] = True
-    other, moved = silent.flip(sources, flipped, SIGMA, torch.Generator().manual_seed(0))
+    flipped[5, 2] = True
+    other, moved = silent.flip(clean, flipped)
     assert other.present is not None
     assert silent.present is not None
     assert torch.equal(other.present, silent.present ^ flipped)
-    was = silent.present[:, 1]
-    assert torch.equal(moved[:, [0, 2]], sources[:, [0, 2]])
-    assert torch.equal(moved[~was, 1], sources[~was, 1])
-    assert moved[was, 1].abs().max().item() < 5 * SIGMA
-    assert moved[was, 1].std().item() == pytest.approx(SIGMA, rel=0.5)
+    assert torch.equal(moved[~flipped], clean[~flipped])
+    assert (moved[flipped] == 0).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_tied_sources_are_the_nearest_that_add_up(exact: bool) -> None:
+    mixing = Mixing((0.5, -1.2, 0.3))
+    target = AnnealedPosterior(normal(4, TIME), [], mixing, exact)
+    sources = normal(4, 3, TIME)
+    tied = target.tie(sources)
+    if not exact:
+        assert tied is sources
+        return
+    assert torch.allclose(mixing.mix(tied), target.mixture, atol=1e-6)
+    assert torch.allclose(target.tie(tied), tied, atol=1e-6)
+    # What is changed goes along the gains, at every instant.
+    gains = torch.tensor(mixing.gains, dtype=sources.dtype)[:, None]
+    change = tied - sources
+    along = (change * gains).sum(1, keepdim=True) / gains.square().sum() * gains
+    assert torch.allclose(change, along, atol=1e-6)
+    moved = sources + target.project(normal(4, 3, TIME))
+    assert torch.allclose(mixing.mix(moved), mixing.mix(sources), atol=1e-6)
+
+
+def test_a_section_is_the_posterior_of_its_samples(silent: AnnealedPosterior) -> None:
+    sources = normal(8, 3, TIME)
+    parts = [slice(0, 4), slice(4, TIME)]
+    densities = [silent.section(part).log_density(sources[..., part], SIGMA) for part in parts]
+    whole = silent.log_density(sources, SIGMA)
+    # White priors: parts are independent, but for the absence, which is counted twice.
+    assert silent.present is not None
+    absence = torch.tensor([cast(SpikeAndSlab, prior).absence for prior in silent.priors])
+    twice = torch.where(silent.present, (1 - absence).log(), absence.log()).sum(1)
+    assert torch.allclose(densities[0] + densities[1], whole + twice, rtol=1e-6)
+    assert silent.section(parts[0]).present is silent.present

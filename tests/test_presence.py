@@ -8,14 +8,16 @@ import torch
 from conftest import GaussianPrior
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_sep import Separation, load_priors, separate
-from pyro_sep.inference.annealed import _Walk
+from pyro_sep.inference.descent import Found
+from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.settings import Annealing
+from pyro_sep.inference.swaps import mend
 from pyro_sep.mixing import Mixing, model
 from pyro_sep.posterior import AnnealedPosterior, at_draws
 from pyro_sep.presence import ABSENCE, SpikeAndSlab
+from pyro_sep.progress import Progress
 from pyro_sep.separation import default_ladder
 
 LEVEL, SIGMA, ABSENT = 0.5, 0.2, 0.3
@@ -184,7 +186,8 @@ def result() -> Separation:
     """A mixture of two of the three tones."""
     angle = 2 * math.pi * torch.arange(TIME) / TIME
     sources = torch.stack([(20 * angle).sin(), 0 * angle, (50 * angle).cos()])
-    return separate(sources.mean(0), TONES, absent="infer", true_sources=sources, steps=20)
+    budget: dict[str, Any] = {"chains": 2, "draws": 50}
+    return separate(sources.mean(0), TONES, absent="infer", true_sources=sources, **budget)
 
 
 def test_the_absent_source_is_found(result: Separation) -> None:
@@ -202,28 +205,26 @@ def test_the_absent_source_is_found(result: Separation) -> None:
     "start",
     [(False, True, False), (True, True, True), (False, False, True), (False, True, True)],
 )
-def test_tournaments_find_who_is_present(start: tuple[bool, ...]) -> None:
+def test_rounds_find_who_is_present(start: tuple[bool, ...]) -> None:
     angle, lanes = 2 * math.pi * torch.arange(TIME) / TIME, 3
     sources = torch.stack([(20 * angle).sin(), 0 * angle, (50 * angle).cos()])
-    priors = [SpikeAndSlab(tone) for tone in TONES.values()]
     target = AnnealedPosterior(
         sources.mean(0).expand(lanes, -1),
-        priors,
+        [SpikeAndSlab(tone) for tone in TONES.values()],
         Mixing.mean(3),
         present=torch.tensor(start).expand(lanes, -1),
     )
-    settings = Annealing(**default_ladder(TONES, TIME), steps=20)
-    generator = torch.Generator().manual_seed(0)
-    walker = _Walk(target, settings, generator, tqdm(disable=True))
-    ((sigma, tournament), _) = settings.tournaments_at(3, may_be_silent=True).items()
-    walker.position = sigma * torch.randn(lanes, 3, TIME, generator=generator)
-    for i in range(tournament.most):
-        walker.hold_tournament(tournament, first=i == 0)
-    assert walker.target.present is not None
+    ladder: dict[str, Any] = default_ladder(TONES, TIME)
+    settings = Annealing(**ladder)
+    evaluator = Evaluator(torch.Generator().manual_seed(0), Progress(1.0, False))
+    found = Found(target, torch.zeros(lanes, 3, TIME), torch.zeros(lanes))
+    for held in settings.rounds(3, may_be_silent=True):
+        found = mend(found, held, settings, evaluator)
+    assert found.target.present is not None
     # The middle tone may be present and so quiet that no one can tell.
-    assert walker.target.present[:, [0, 2]].all()
-    power = walker.position.square().mean(-1)
-    assert (power[:, 1] < 2 * sigma**2).all()
+    assert found.target.present[:, [0, 2]].all()
+    power = found.clean.square().mean(-1)
+    assert (power[:, 1] < 0.01).all()
     assert (power[:, [0, 2]] > 0.3).all()
 
 
@@ -240,7 +241,7 @@ def test_the_trace_holds_the_presence_of_every_draw(result: Separation) -> None:
 
 def test_all_are_present_unless_asked() -> None:
     mixture = torch.sin(2 * math.pi * 20 / TIME * torch.arange(TIME)) / 3
-    result = separate(mixture, TONES, levels=6, steps=2, draws=2)
+    result = separate(mixture, TONES, levels=6, draws=2)
     assert result.presence is None
     assert "presence" not in result.trace["posterior"]
     with pytest.raises(ValueError, match=r"^absent: got 'maybe', expected 'infer', or None where"):

@@ -10,7 +10,7 @@ from pyro_sep.audio import load_audio, read_audio, save_audio
 from pyro_sep.recordings import separate_recording, track_folders
 from pyro_sep.stems import StemFiles
 
-BUDGET = {"levels": 6, "steps": 1, "chains": 1, "explorers": 1, "draws": 3}
+BUDGET = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "cooling": 1, "draws": 3}
 CPU = torch.device("cpu")
 
 

@@ -133,7 +133,7 @@ def test_the_public_names_are_found_on_first_use() -> None:
     from pyro_sep.checkpoints import load_priors
     from pyro_sep.separation import Separation, separate
 
-    assert pyro_sep.__all__ == ["Separation", "load_priors", "separate"]
+    assert pyro_sep.__all__ == ["Cost", "Separation", "estimate_cost", "load_priors", "separate"]
     assert pyro_sep.separate is separate
     assert pyro_sep.load_priors is load_priors
     assert pyro_sep.Separation is Separation

@@ -28,7 +28,7 @@ pytestmark = needs_ffmpeg
 SECONDS = 0.064
 TIME = 1_024  # at 16 kHz
 METHODS = ["mixture", "low-pass", "hpss", "nmf", "mask", "posterior"]
-SMALL: dict[str, Any] = {"chains": 1, "explorers": 1, "levels": 6, "steps": 1, "draws": 2}
+SMALL: dict[str, Any] = {"chains": 1, "candidates": 1, "levels": 6, "draws": 2}
 
 
 def write_track(folder: Path, seed: int, bass_from: float = 0.0) -> None:
