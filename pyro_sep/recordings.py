@@ -181,8 +181,9 @@ def is_separated(
     **options: Any,
 ) -> bool:
     """Whether :func:`separate_recording` of the same has left all its files, and does nothing."""
-    run = describe_run(recording, priors, files, device, options)
-    return not (folder / CHECKPOINT).exists() and is_finished(folder, run)
+    if (folder / CHECKPOINT).exists() or not (folder / SUMMARY).is_file():
+        return False
+    return is_finished(folder, describe_run(recording, priors, files, device, options))
 
 
 def check_recording(recording: Recording, files: StemFiles) -> None:
