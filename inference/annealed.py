@@ -18,9 +18,9 @@ the last level:
 At the last level draws are kept, and with each one of the clean sources given it and the mixture,
 and their mean (:meth:`pyro_sep.posterior.AnnealedPosterior.draw_clean`).
 
-Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike while
-it is open who explains what: priors do not mind quiet sources there, so one of a large gain would
-take the whole mixture. Then they are updated beside the sources, and in the chain traded for
+Unknown gains and noise belong to the lane (:mod:`~pyro_sep.inference.gains`). Gains stay alike
+while it is open who explains what: priors do not mind quiet sources there, so one of a large gain
+would take the whole mixture. Then they are updated beside the sources, and in the chain traded for
 amplitudes. Noise follows where overtones tell: earlier it would take what no source explains yet.
 
 Draws leave in blocks. A run with a checkpoint writes its whole state after every stage of its plan
@@ -93,10 +93,12 @@ def anneal(
     """
     target = posterior(mixtures.repeat_interleave(settings.chains, 0))
     saved = None if checkpoint is None else checkpoint.load()
-    size = len(target.mixture) * len(target.priors) * target.frame
-    total = size * settings.gradients(len(target.priors), target.may_be_silent, average)
-    with Progress(total, progress) as shown:
+    with Progress(progress) as shown:
         walk = _Walk(target, settings, Evaluator(generator, shown), average)
+        kind = (len(target.priors), target.may_be_silent, average)
+        overlap = len(walk.starts) * walk.length / target.frame
+        shown.total = len(target.mixture) * len(target.priors) * target.frame
+        shown.total *= settings.gradients(*kind, overlap)
         plan = walk.plan()
         if checkpoint is not None and saved:
             with checkpoint.readable():
@@ -283,7 +285,9 @@ class _Walk:
             state, acceptance_rate = self._step(state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
             if self.settings.adjusted:
-                self.adaptation.step(self.settings.target_acceptance - float(acceptance_rate.mean()))
+                self.adaptation.step(
+                    self.settings.target_acceptance - float(acceptance_rate.mean())
+                )
                 self.step_size = exp(self.adaptation.get_state()[0])
             if step % RESCALE_EVERY == 0:
                 state = self._rescale(state, shares, sigma)

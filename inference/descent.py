@@ -120,6 +120,4 @@ def descend(
         recent.append(evaluation.log_density)
         if i + 1 < len(sigmas):
             position = clean[-1] + sigmas[i + 1] * evaluator.noise(target, position)
-    return Found(
-        target, torch.stack(clean).mean(0), torch.stack(recent[-averaged:]).mean(0)
-    )
+    return Found(target, torch.stack(clean).mean(0), torch.stack(recent[-averaged:]).mean(0))

@@ -54,7 +54,7 @@ class Evaluator:
         sigma: float,
         noise: bool,
     ) -> tuple[AnnealedPosterior, Evaluation]:
-        """Update unknown gains and, if asked, noise; see :func:`~pyro_sep.inference.gains.follow`."""
+        """Update unknown gains and, if asked, noise: :func:`~pyro_sep.inference.gains.follow`."""
         return follow(target, position, evaluation, sigma, self.generator, noise)
 
     def noise(self, target: AnnealedPosterior, like: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ time, with the best taken instead of a draw: a search, no sampler.
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.descent import Found, best_lanes, descend, repeat
+from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing, frame_time
 

@@ -14,6 +14,7 @@ has heard a tone knows how it goes on.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_sep.inference.descent import Given
@@ -122,7 +123,9 @@ def grow(
         if not len(lanes):
             continue
         neighbour = [sections[j][lanes] for j in pair]
-        clean, sure = _grown(target.take(lanes), neighbour, pair, beside, starts, settings, evaluator)
+        clean, sure = _grown(
+            target.take(lanes), neighbour, pair, beside, starts, settings, evaluator
+        )
         sections[i] = sections[i].index_copy(0, lanes, clean)
         known[lanes, i] = sure
     return sections, known
@@ -137,24 +140,25 @@ def _grown(
     settings: Annealing,
     evaluator: Evaluator,
 ) -> tuple[Tensor, Tensor]:
-    """A section of some lanes, searched with half of its neighbour held, and whether it is known."""
+    """A section of some lanes, searched with its neighbour held, and whether it is known."""
     length = neighbour[0].shape[-1]
-    begin, end = starts[pair[0]], starts[pair[1]] + length
     step = frame_time(target.priors, 1)
-    half = length // 2 // step * step
+    cut = min(length // 2 // step * step, starts[pair[1]] - starts[pair[0]])
     forward = beside == pair[0]
-    begin, end = (begin + half, end) if forward else (begin, end - half)
-    held = torch.zeros(end - begin, dtype=torch.bool, device=neighbour[0].device)
-    audio = neighbour[0].new_zeros(*neighbour[0].shape[:2], end - begin)
-    if forward:
-        held[: length - half], audio[..., : length - half] = True, neighbour[0][..., half:]
-    else:
-        held[-(length - half) :], audio[..., -(length - half) :] = True, neighbour[1][..., : length - half]
+    begin, end = starts[pair[0]], starts[pair[1]] + length
+    begin, end = (begin + cut, end) if forward else (begin, end - cut)
+    heard = neighbour[0][..., cut:] if forward else neighbour[1][..., : length - cut]
+    rest = end - begin - heard.shape[-1]
+    padding = (0, rest) if forward else (rest, 0)
+    held = F.pad(torch.ones_like(heard[0, 0], dtype=torch.bool), padding)
+    audio = F.pad(heard, padding)
     window = target.section(slice(begin, end))
     found = candidates(window, settings, evaluator, False, Given(audio, held))
     found = refine(found, settings, evaluator)
     start = starts[pair[1]] - begin if forward else 0
     clean = found.clean[..., start : start + length]
     part = slice(start, start + length)
-    sure = is_known(found._replace(target=window.section(part), clean=clean), settings.sigma_min, evaluator)
+    sure = is_known(
+        found._replace(target=window.section(part), clean=clean), settings.sigma_min, evaluator
+    )
     return clean, sure

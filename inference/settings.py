@@ -90,7 +90,9 @@ class Annealing:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("swaps", "replicas"), 0)
-        least |= dict.fromkeys(("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin"), 1)
+        least |= dict.fromkeys(
+            ("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin"), 1
+        )
         least |= {"levels": MIN_LEVELS, "section": MIN_SECTION}
         taken: dict[str, Any] = {
             name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
@@ -120,7 +122,7 @@ class Annealing:
 
     @property
     def search_sigmas(self) -> tuple[float, ...]:
-        """Levels of a search: slow until it is settled who explains what, then fast; the last twice."""
+        """Levels of a search, slow until it is settled who explains what; the last one twice."""
         return (*self._ladder(), self.sigma_min)
 
     def _ladder(self) -> tuple[float, ...]:
@@ -167,23 +169,31 @@ class Annealing:
             rounds.append(Round((*sigmas, end), 2, most))
         return rounds
 
-    def gradients(self, count: int, may_be_silent: bool, average: bool) -> float:
+    def gradients(
+        self, count: int, may_be_silent: bool, average: bool, overlap: float = 1.0
+    ) -> float:
         """About how many gradients of a frame a chain takes, if no search fails.
 
         Args:
             count: of sources.
             may_be_silent: whether it is to be decided which are present.
             average: whether a search ends with the mean of its candidates.
+            overlap: length of all sections that are searched, in lengths of the frame.
         """
         chain = self.cooling + self.warmup + self.draws * (self.thin + CLEAN)
         if average:
-            return self.candidates * (self.levels + 1) + chain
+            return overlap * self.candidates * (self.levels + 1) + chain
         left = [self.candidates] * (self.levels + 1)
         for i, sigma in enumerate(self.search_sigmas):
             left[i] = min([n for level, n in self.halving if sigma < level], default=left[i])
-        above = [n for n, sigma in zip(left, self.search_sigmas) if sigma >= self.sigma_freeze]
+        above = [
+            n
+            for n, sigma in zip(left, self.search_sigmas, strict=False)
+            if sigma >= self.sigma_freeze
+        ]
         exchanges = sum(above[::EXCHANGE_EVERY]) * count / 3
         tried = 1 + min(SCREENED, count * (count - 1) // 2) + (count if may_be_silent else 0)
         rounds = sum(len(r.sigmas) * tried + count / 3 for r in self.rounds(count, may_be_silent))
         replicas = self.replicas * REPLICA_LEVELS + (self.replicas + 2) * SPLICED / 3
-        return sum(left) + exchanges + 1 + rounds + bool(self.replicas) * replicas + chain
+        search = sum(left) + exchanges + 1 + rounds + bool(self.replicas) * replicas
+        return overlap * search + chain

@@ -35,7 +35,9 @@ def rank(found: Found, sigma: float, evaluator: Evaluator) -> Candidates:
     """
     target, device = found.target, found.clean.device
     lanes, count = found.clean.shape[:2]
-    pairs = torch.tensor([*combinations(range(count), 2)], device=device, dtype=torch.long).reshape(-1, 2)
+    pairs = torch.tensor([*combinations(range(count), 2)], device=device, dtype=torch.long).reshape(
+        -1, 2
+    )
     noisy = found.clean + sigma * evaluator.noise(target, found.clean)
     cross = evaluator.cross_log_prior(target, noisy, sigma)
     i, j = pairs.unbind(1)
@@ -52,7 +54,9 @@ def rank(found: Found, sigma: float, evaluator: Evaluator) -> Candidates:
     return Candidates(assignment, flipped)
 
 
-def swap(found: Found, held: Round, settings: Annealing, evaluator: Evaluator) -> tuple[Found, Tensor]:
+def swap(
+    found: Found, held: Round, settings: Annealing, evaluator: Evaluator
+) -> tuple[Found, Tensor]:
     """One round in every lane: what is best, and whether it is another explanation ``(lane,)``."""
     tried = rank(found, held.sigmas[-1], evaluator)
     group, device = tried.assignment.shape[1], found.clean.device
@@ -73,7 +77,7 @@ def swap(found: Found, held: Round, settings: Annealing, evaluator: Evaluator) -
 
 
 def mend(found: Found, held: Round, settings: Annealing, evaluator: Evaluator) -> Found:
-    """Rounds, until the sources are best as they are: the first in all lanes, others where it is open."""
+    """Rounds, the first in all lanes, others where the last one has changed something."""
     open_lanes = torch.arange(len(found.clean), device=found.clean.device)
     for _ in range(held.most):
         if not len(open_lanes):

@@ -60,12 +60,11 @@ def estimate_cost(
 
     A few gradients of the very audio are timed, in pieces where it is long, and
 
-    .. math:: \text{seconds} = M C G \, \frac{n L}{T} \cdot K T \cdot r
+    .. math:: \text{seconds} = M C G \cdot K T \cdot r
 
     for M mixtures of T audio samples and K sources, C chains of G gradients each
-    (:meth:`~pyro_sep.inference.settings.Annealing.gradients`), n sections of L samples that
-    overlap, and r seconds per source's audio sample. The draws of a chain are not in sections: they
-    are counted too high by the overlaps, an eighth of a long frame. Searches that fail are begun
+    (:meth:`~pyro_sep.inference.settings.Annealing.gradients`), and r seconds per source's audio
+    sample. Searches that fail are begun
     anew, which is not known beforehand and takes up to ``tries`` times as long. The memory is that
     of the draws, of the sources while they are searched, and of an evaluation.
 
@@ -104,8 +103,8 @@ def estimate_cost(
     frame = frame_time(laws, time)
     length = min(frame_time(laws, frame if whole else settings.section), frame)
     starts = section_starts(frame, length, frame_time(laws, 1))
-    gradients = settings.chains * settings.gradients(len(laws), silent, estimate == "mean")
-    gradients *= len(starts) * length / frame
+    overlap = len(starts) * length / frame
+    gradients = settings.chains * settings.gradients(len(laws), silent, estimate == "mean", overlap)
     lanes = count * settings.chains * settings.candidates
     ends = (settings.sigma_max, settings.sigma_min)
     rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, lanes, ends)

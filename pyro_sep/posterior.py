@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.permutation import reassign
 from pyro_sep.mixing import LinearMixing, frame_time
+from pyro_sep.models.threads import in_threads
 from pyro_sep.presence import SpikeAndSlab
 from pyro_sep.priors import Prior
 
@@ -113,11 +114,17 @@ class AnnealedPosterior:
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         """Log density ``(lane,)``, its gradient, and the log priors ``(lane, source)`` as parts."""
         parts, gradient = sources.new_empty(sources.shape[:2]), torch.empty_like(sources)
-        for k in range(len(self.priors)):
-            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma):
-                parts[lanes, k], gradient[lanes, k] = _value_and_gradient(
-                    log_prob, sources[lanes, k]
-                )
+        jobs = [
+            (k, lanes, log_prob)
+            for k in range(len(self.priors))
+            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma)
+        ]
+
+        def work(job: tuple[int, Tensor, Callable[[Tensor], Tensor]]) -> None:
+            k, lanes, log_prob = job
+            parts[lanes, k], gradient[lanes, k] = _value_and_gradient(log_prob, sources[lanes, k])
+
+        in_threads(work, jobs)
         if self.exact:
             return Evaluation(parts.sum(1), self.project(gradient), parts)
         pull = self.mixing.score(self.mixture, sources, sigma)

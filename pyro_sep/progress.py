@@ -25,12 +25,12 @@ class Progress:
     """Progress of a run, on the standard error.
 
     Args:
-        total: what is to be done, in any unit; more may turn out to be.
         show: whether to say anything.
+        total: what is to be done, in any unit; more may turn out to be.
     """
 
-    def __init__(self, total: float, show: bool) -> None:
-        self.total, self.done, self.show = total, 0.0, show
+    def __init__(self, show: bool, total: float = 1.0) -> None:
+        self.show, self.total, self.done = show, total, 0.0
         self._bar = tqdm(
             total=100,
             disable=not (show and sys.stderr.isatty()),

@@ -216,7 +216,7 @@ def test_rounds_find_who_is_present(start: tuple[bool, ...]) -> None:
     )
     ladder: dict[str, Any] = default_ladder(TONES, TIME)
     settings = Annealing(**ladder)
-    evaluator = Evaluator(torch.Generator().manual_seed(0), Progress(1.0, False))
+    evaluator = Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
     found = Found(target, torch.zeros(lanes, 3, TIME), torch.zeros(lanes))
     for held in settings.rounds(3, may_be_silent=True):
         found = mend(found, held, settings, evaluator)

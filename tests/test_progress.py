@@ -41,7 +41,7 @@ def test_a_duration_in_words(seconds: float, words: str) -> None:
 
 
 def test_without_a_terminal_a_line_comes_every_half_minute(wait: Wait, capsys: Capture) -> None:
-    with Progress(1_000.0, True) as shown:
+    with Progress(True, 1_000.0) as shown:
         said = []
         for _ in range(20):  # 10 seconds each
             wait(10.0)
@@ -56,7 +56,7 @@ def test_without_a_terminal_a_line_comes_every_half_minute(wait: Wait, capsys: C
 
 
 def test_it_says_nothing_unless_it_is_to(wait: Wait, capsys: Capture) -> None:
-    with Progress(10.0, False) as shown:
+    with Progress(False, 10.0) as shown:
         for _ in range(5):
             wait(100.0)
             shown.advance(1.0)
@@ -67,7 +67,7 @@ def test_it_says_nothing_unless_it_is_to(wait: Wait, capsys: Capture) -> None:
 
 
 def test_a_total_may_turn_out_larger(wait: Wait, capsys: Capture) -> None:
-    with Progress(100.0, True) as shown:
+    with Progress(True, 100.0) as shown:
         wait(40.0)
         shown.advance(80.0)
         wait(40.0)
@@ -82,7 +82,7 @@ def test_a_total_may_turn_out_larger(wait: Wait, capsys: Capture) -> None:
 def test_what_an_earlier_run_did_took_no_time_in_this(
     wait: Wait, capsys: Capture, step: float, left: str
 ) -> None:
-    with Progress(100.0, True) as shown:
+    with Progress(True, 100.0) as shown:
         shown.resume(50.0)
         wait(20.0)
         shown.advance(step / 2)
@@ -100,7 +100,7 @@ def test_in_a_terminal_there_is_a_bar(
     wait: Wait, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(10.0, True) as shown:
+    with Progress(True, 10.0) as shown:
         wait(100.0)
         shown.advance(5.0)
         shown.advance(50.0)  # 100 % is for the end
@@ -115,7 +115,7 @@ def test_the_bar_of_a_run_that_goes_on_is_where_it_was(
     capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(10.0, True) as shown:
+    with Progress(True, 10.0) as shown:
         shown.resume(4.0)
         assert shown._bar.n == 40
         shown.advance(2.0)

@@ -35,7 +35,7 @@ class Near(GaussianPrior):
 
 
 def evaluator() -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(0), Progress(1.0, False))
+    return Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
 
 
 def near(time: int, lanes: int, multiple: int = 1, exact: bool = False) -> AnnealedPosterior:

@@ -25,7 +25,7 @@ def annealing(**settings: Any) -> Annealing:
 
 
 def evaluator(seed: int = 0) -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(seed), Progress(1.0, False))
+    return Evaluator(torch.Generator().manual_seed(seed), Progress(False, 1.0))
 
 
 class TwoModes(GaussianPrior):

@@ -150,7 +150,7 @@ def still(lanes: int, frame: int, multiple: int = 1, unheard: int = 0) -> Anneal
 
 
 def evaluator() -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(0), Progress(1.0, False))
+    return Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
 
 
 def signs(rows: Sequence[str], length: int = LENGTH) -> list[Tensor]:

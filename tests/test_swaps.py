@@ -46,7 +46,7 @@ class Placed(GaussianPrior):
 
 
 def evaluator() -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(0), Progress(1.0, False))
+    return Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
 
 
 def placed(orders: Sequence[Sequence[int]]) -> Found:
