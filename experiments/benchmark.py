@@ -1,31 +1,62 @@
-"""How many audio samples a second a prior gives its gradient for: what decides a sampler's cost.
+"""What separations cost: gradient rates of the priors, and whole separations by their size.
 
     OMP_NUM_THREADS=1 python experiments/benchmark.py
+    OMP_NUM_THREADS=1 python experiments/benchmark.py --separations
+    python experiments/benchmark.py --device cuda --out results/benchmark_cuda
 
-Beside it stands a plain WaveNet of 1-d convolutions in the paper's layout (3 blocks of 10 layers,
-kernel 3, every audio sample a step of the trunk) with as many parameters as the toy WaveNet; the
-ratio of the two rates depends less on the machine than they do. The networks take turns, and the
-fastest call of each counts, so that what else the machine does at the time changes little.
+A rate says how many audio samples a second a prior gives its gradient for: what decides a sampler's
+cost. Beside it stands a plain WaveNet of 1-d convolutions in the paper's layout (3 blocks of 10
+layers, kernel 3, every audio sample a step of the trunk) with as many parameters as the toy
+WaveNet; the ratio of the two rates depends less on the machine than they do. The networks take
+turns, and the fastest call of each counts, so that what else the machine does at the time changes
+little.
+
+With ``--separations`` whole separations of toy mixtures are timed on a small budget, which neither
+swaps sources nor searches anew, against the length of the audio, the number of sources (past four,
+the same priors under other names) and the number of chains, the other two being the smallest; the
+slope is that of a line through the logarithms, 1 where time is proportional.
+
+On a GPU the rates are those of float32, TF32, bfloat16 under autocast and float32 compiled, each of
+as many frames as a posterior evaluates at once and of many more. There is also what a second of
+four stems takes at presets, on white noise of the level of music: time does not depend on what is
+heard, but for searches that fail.
 """
 
 import math
 import time as clock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from pyro_sep.cli import run
+from pyro_sep.checkpoints import load_priors
+from pyro_sep.cli import run, torch_device
+from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.files import save_json
 from pyro_sep.models.family import FAMILIES, build
+from pyro_sep.posterior import CHUNK
+from pyro_sep.priors import Prior, Priors
+from pyro_sep.separation import separate_batch
 
 LANES, TIME = 8, 2_048
+LANES_ON_GPU = (CHUNK // TIME, 16 * CHUNK // TIME)
 SIZES = {"toy": ("wavenet", "flow"), "music": ("wavenet",)}  # the families that ship, by size
 PLAIN = "plain conv1d WaveNet"
+PRECISIONS = ("float32", "TF32", "bfloat16", "compiled")
+LENGTHS = (0.064, 0.128, 0.25, 0.5, 1.0, 2.0, 4.0)  # seconds
+SOURCES = (2, 3, 4, 6, 8)
+CHAINS = (1, 2, 4, 8, 16)
+SMALL: dict[str, Any] = {"tries": 1, "candidates": 1, "levels": 12, "swaps": 0, "replicas": 0}
+SMALL |= {"cooling": 2, "warmup": 1, "draws": 2, "thin": 1}
+REPEATS = 2  # of a separation, whose fastest counts
+SONG_SECONDS = 10.0
+SONG_PRESETS = ("quick", "standard")
 
 
 class PlainWaveNet(nn.Module):
@@ -62,27 +93,81 @@ def parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def gradient_rates(networks: Mapping[str, Any], rounds: int) -> dict[str, float]:
+def gradient_rates(
+    networks: Mapping[str, Any],
+    rounds: int,
+    lanes: int | None = None,
+    device: torch.device | None = None,
+) -> dict[str, float]:
     """Audio samples per second whose log density gradient each network computes, by name."""
+    lanes = LANES if lanes is None else lanes
     seconds = dict.fromkeys(networks, math.inf)
     for measured in (False, *[True] * rounds):  # the first round is not counted
         for name, network in networks.items():
-            taken = gradient_seconds(network.log_prob)
+            taken = gradient_seconds(network.log_prob, lanes, device)
             if measured:
                 seconds[name] = min(seconds[name], taken)
-    return {name: LANES * TIME / least for name, least in seconds.items()}
+    return {name: lanes * TIME / least for name, least in seconds.items()}
 
 
-def gradient_seconds(log_prob: Callable[[Tensor, Tensor], Tensor]) -> float:
+def gradient_seconds(
+    log_prob: Callable[[Tensor, Tensor], Tensor], lanes: int, device: torch.device | None
+) -> float:
     """Seconds that one call takes for a log density and its gradient."""
-    x = torch.randn(LANES, TIME, requires_grad=True)
-    sigma = torch.full((LANES,), 0.3)
+    x = torch.randn(lanes, TIME, device=device, requires_grad=True)
+    sigma = torch.full((lanes,), 0.3, device=device)
+    float(x.detach().sum())  # waits for a GPU, as below
     started = clock.perf_counter()
-    torch.autograd.grad(log_prob(x, sigma).sum(), x)
+    (gradient,) = torch.autograd.grad(log_prob(x, sigma).sum(), x)
+    float(gradient.sum())
     return clock.perf_counter() - started
 
 
-def build_networks() -> dict[str, nn.Module]:
+class Compiled:
+    """A network whose density torch.compile has made one program of, at its first call."""
+
+    def __init__(self, network: Any) -> None:
+        self.log_prob = torch.compile(network.log_prob, dynamic=False)
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Products of matrices and convolutions in one of :data:`PRECISIONS`, then as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    is_tf32 = precision == "TF32"
+    torch.set_float32_matmul_precision("high" if is_tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = is_tf32
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    try:
+        with autocast:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def precision_rates(
+    networks: Mapping[str, Any], rounds: int, device: torch.device
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Gradient rates by network, precision and number of frames; None where it does not run."""
+    rates: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name, network in networks.items():
+        rates[name] = {precision: {} for precision in PRECISIONS}
+        for precision in PRECISIONS:
+            timed = Compiled(network) if precision == "compiled" else network
+            for lanes in LANES_ON_GPU:
+                rate = None
+                try:
+                    with arithmetic(precision, device):
+                        rate = gradient_rates({name: timed}, rounds, lanes, device)[name]
+                except Exception as error:  # compilers fail in ways of their own
+                    reason = str(error).strip().partition("\n")[0]
+                    print(f"{name}, {precision}, {lanes} frames: {reason}")
+                rates[name][precision][str(lanes)] = rate
+    return rates
+
+
+def build_networks(device: torch.device | None = None) -> dict[str, nn.Module]:
     """Untrained networks by what they are called; the plain one last."""
     networks: dict[str, nn.Module] = {
         f"pyro_sep {size} {family}": build(FAMILIES[family].sizes[size]).eval()
@@ -91,16 +176,87 @@ def build_networks() -> dict[str, nn.Module]:
     }
     width = math.sqrt(parameters(networks["pyro_sep toy wavenet"]) / 240)
     networks[PLAIN] = PlainWaveNet(round(width), 8)
-    return {name: network.requires_grad_(False) for name, network in networks.items()}
+    return {name: network.requires_grad_(False).to(device) for name, network in networks.items()}
 
 
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turns.")] = 20,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/benchmark"),
-) -> None:
-    """Print the rates, and write them to OUT/summary.json."""
-    torch.set_flush_denormal(True)
-    torch.manual_seed(0)
+def repeated(priors: Priors, count: int) -> dict[str, Prior]:
+    """So many of the priors, past the last from the first again, under other names."""
+    names = list(priors)
+    return {
+        names[i % len(names)] + (f"_{i // len(names) + 1}" if i >= len(names) else ""): priors[
+            names[i % len(names)]
+        ]
+        for i in range(count)
+    }
+
+
+def toy_mixture_of(names: Sequence[str], count: int, time: int) -> Tensor:
+    """The mean of so many test tones ``(time,)``, those of a prior's other names being others."""
+    tones: list[Tensor] = []
+    while len(tones) < count:
+        tones += toy_mixture("test", len(tones) // len(names), names, time).sources
+    return torch.stack(tones[:count]).mean(0)
+
+
+def separation_seconds(priors: Priors, mixture: Tensor, chains: int) -> float:
+    """Seconds of one whole separation on a small budget, the fastest of some."""
+    seconds = []
+    for _ in range(REPEATS):
+        started = clock.perf_counter()
+        separate_batch(mixture[None], priors, chains=chains, **SMALL)
+        seconds.append(clock.perf_counter() - started)
+    return min(seconds)
+
+
+def separation_times(priors: Priors) -> dict[str, dict[str, Any]]:
+    """Time of separations against length, sources and chains: values, seconds and slope of each."""
+    names = list(priors)
+    smallest = (LENGTHS[0], SOURCES[0], CHAINS[0])
+    sweeps = {
+        "length": [(length, *smallest[1:]) for length in LENGTHS],
+        "sources": [(smallest[0], count, smallest[2]) for count in SOURCES],
+        "chains": [(*smallest[:2], chains) for chains in CHAINS],
+    }
+    seconds: dict[tuple[float, int, int], float] = {}
+    times = {}
+    for column, (sweep, sizes) in enumerate(sweeps.items()):
+        for size in sizes:
+            if size not in seconds:
+                length, count, chains = size
+                mixture = toy_mixture_of(names, count, round(length * SAMPLE_RATE))
+                seconds[size] = separation_seconds(repeated(priors, count), mixture, chains)
+        values = [size[column] for size in sizes]
+        taken = [seconds[size] for size in sizes]
+        times[sweep] = {"values": values, "seconds": taken, "slope": slope(values, taken)}
+        print(f"{sweep}: time grows as its power {times[sweep]['slope']:.2f}")
+        print("  ".join(f"{x:g}: {y:.2f} s" for x, y in zip(values, taken, strict=True)))
+    return times
+
+
+def slope(values: Sequence[float], seconds: Sequence[float]) -> float:
+    """Of the line that is nearest to the logarithms."""
+    return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
+
+
+def song_times(priors: Priors, device: torch.device) -> dict[str, float]:
+    """Seconds that a second of audio takes, by preset."""
+    rate = next(iter(priors.values())).sample_rate
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.tensor([prior.level for prior in priors.values()])
+    noise = torch.randn(1, round(SONG_SECONDS * rate), generator=generator)
+    mixture = (levels.square().sum().sqrt() * noise).to(device)
+    times = {}
+    for preset in SONG_PRESETS:
+        started = clock.perf_counter()
+        gains = (1.0,) * len(priors)
+        separate_batch(mixture, priors, gains=gains, estimate="mean", preset=preset)
+        times[preset] = (clock.perf_counter() - started) / SONG_SECONDS
+        print(f"{len(priors)} stems, {preset}: {times[preset]:.1f} s a second of audio")
+    return times
+
+
+def measure_networks(rounds: int) -> dict[str, Any]:
+    """Parameters and rates of every network on the CPU, beside the plain one."""
     networks = build_networks()
     print(f"{torch.get_num_threads()} threads, {LANES} frames of {TIME} samples, float32")
     rates = gradient_rates(networks, rounds)
@@ -117,10 +273,46 @@ def main(
             f"{name}: {figure['parameters']:9,} parameters, {rates[name]:9,.0f} gradient samples "
             f"a second, {figure['ratio_to_plain']:.1f} times the plain one"
         )
+    return {"frames": LANES, "time": TIME, "dtype": "float32", "networks": figures}
+
+
+def measure_device(rounds: int, device: torch.device) -> dict[str, Any]:
+    """Rates by precision of every network there, and what music takes."""
+    networks = build_networks(device)
+    rates = precision_rates(networks, rounds, device)
+    for name, precisions in rates.items():
+        for precision, by_lanes in precisions.items():
+            said = [f"{rate:,.0f} of {lanes} frames" for lanes, rate in by_lanes.items() if rate]
+            print(f"{name}, {precision}: gradient samples a second: {', '.join(said) or 'none'}")
+    figures = {
+        name: {"parameters": parameters(networks[name]), "gradient_samples_per_second": found}
+        for name, found in rates.items()
+    }
+    songs = song_times(load_priors("music", device), device)
+    return {"time": TIME, "networks": figures, "seconds_per_second": songs}
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turns.")] = 20,
+    separations: Annotated[bool, typer.Option(help="Time whole separations too.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda, of which precisions are told.")] = (
+        "cpu"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/benchmark"),
+) -> None:
+    """Print the figures, and write them to OUT/summary.json."""
+    place = torch_device(device)
+    torch.set_flush_denormal(True)
+    torch.manual_seed(0)
+    is_cpu = place.type == "cpu"
+    found = measure_networks(rounds) if is_cpu else measure_device(rounds, place)
+    if separations:
+        found["separations"] = separation_times(load_priors("toy", place))
     out.mkdir(parents=True, exist_ok=True)
     settings = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds}
-    frames = {"frames": LANES, "time": TIME, "dtype": "float32"}
-    save_json(settings | frames | {"networks": figures}, out / "summary.json")
+    if not is_cpu:
+        settings["device"] = torch.cuda.get_device_name(place)
+    save_json(settings | found, out / "summary.json")
     print(f"Results: {out}")
 
 

@@ -10,7 +10,7 @@ the law that they claim to draw from. Tones s of the toy prior, noisy sources x 
 and a mixture m of the annealed likelihood (or, where the constraint is exact, of x itself) have the
 joint law whose posterior p(x | m) is that of the last noise level, so that the ranks of functions
 of x among the draws are uniform where prior and sampler are right. With the oracle the prior is
-right, and the test is of the sampler. Chains are not selected: a search has one candidate.
+right, and the test is of the sampler, its search included: each draw is of another search.
 
 ``separate`` is given clean mixtures of clean tones, and the truth is sought among the clean draws
 of its trace: how far a user can trust their intervals. Draws of one chain depend on each other, and
@@ -58,7 +58,6 @@ from pyro_sep.separation import (
 )
 from pyro_sep.trace import centroid, level
 
-UNSELECTED = {"tries": 1, "candidates": 1, "swaps": 0, "replicas": 0}
 SIGMAS = ("sigma_max", "sigma_freeze", "sigma_min")
 PARTICLES = 4  # per draw that is kept: survivors side by side may be siblings
 SIGNIFICANCE = 0.05  # of all ranks together
@@ -77,7 +76,7 @@ class Task(NamedTuple):
 
 def langevin(task: Task, mixtures: Tensor, seed: int, **annealing: Any) -> Tensor:
     """The annealed driver, a draw of each chain: chains share nothing."""
-    chains = UNSELECTED | {"chains": task.draws, "draws": 1} | warmup(task)
+    chains = {"chains": task.draws, "draws": 1} | warmup(task)
     settings = Annealing(**(task.ladder | chains | annealing))
     sink = Collected()
     anneal(

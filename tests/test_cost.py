@@ -59,7 +59,7 @@ def test_time_is_linear_in_what_is_done(priors: Priors) -> None:
     chains = estimate_cost(noise(1_000), priors, **SMALL | {"chains": 3})
     assert chains.seconds == pytest.approx(3 * one.seconds)
     long = estimate_cost(noise(90_000), priors, **SMALL)
-    assert long.seconds == pytest.approx(90 * 8 / 7 * one.seconds, rel=0.02)  # sections overlap
+    assert 90 < long.seconds / one.seconds < 90 * 8 / 7  # sections overlap, chains do not
     costs = [estimate_cost(noise(1_000), priors, preset=p).seconds for p in ("quick", "thorough")]
     assert costs[0] < costs[1]
 
