@@ -43,7 +43,7 @@ from pyro_sep.inference.gains import RESCALE_EVERY, rescale
 from pyro_sep.inference.ghmc import adjusted_step
 from pyro_sep.inference.langevin import Evaluation
 from pyro_sep.inference.search import search
-from pyro_sep.inference.sections import grow, join, section_starts
+from pyro_sep.inference.sections import grow, join, split
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.inference.underdamped import UnderdampedState, underdamped_step
 from pyro_sep.latent_mixing import LatentMixing
@@ -145,9 +145,8 @@ class _Walk:
         self.adaptation = DualAveraging(prox_center=log(settings.step_size))
         # Gains, noise and presence are those of the whole frame.
         whole = target.may_be_silent or not isinstance(target.mixing, Mixing)
-        length = frame_time(target.priors, target.frame if whole else settings.section)
-        self.length = min(length, target.frame)
-        self.starts = section_starts(target.frame, self.length, frame_time(target.priors, 1))
+        section = target.frame if whole else settings.section
+        self.starts, self.length = split(target.frame, section, frame_time(target.priors, 1))
         self.clean: list[Tensor] = []  # of every section, (lane, source, length)
         self.tries: list[Tensor] = []
         self.found: list[Tensor] = []

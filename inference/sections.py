@@ -11,6 +11,7 @@ it held (as known pixels are in inpainting, Lugmayr et al. 2022, arXiv 2201.0986
 has heard a tone knows how it goes on.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -26,24 +27,27 @@ from pyro_sep.mixing import frame_time
 from pyro_sep.posterior import AnnealedPosterior
 
 OVERLAP_SHARE = 8  # sections overlap by their length divided by this
+LONGER = 0.25  # sections may be longer by this share, where one fewer will do
 AGREEMENT = 0.5  # of the power of an overlap, that sections which agree differ by at most
 
 
-def section_starts(frame: int, length: int, multiple: int) -> list[int]:
-    """Where sections of a frame start; they overlap and cover it.
+def split(frame: int, section: int, multiple: int) -> tuple[list[int], int]:
+    """Where sections of a frame start, and their length; they overlap and cover it.
 
     Args:
         frame: audio samples.
-        length: of a section; one as long as the frame where it is longer.
-        multiple: of which the starts are.
+        section: about as many in a section; the frame is one where it is little longer.
+        multiple: of which starts and length are.
 
-    >>> section_starts(4096, 2048, 1)
-    [0, 1024, 2048]
+    >>> split(4000, 2048, 1)
+    ([0, 1872], 2128)
     """
+    overlap = section // OVERLAP_SHARE
+    count = max(1, math.ceil((frame - overlap) / (section - overlap) - LONGER))
+    length = -(-(math.ceil((frame - overlap) / count) + overlap) // multiple) * multiple
     last = max(0, frame - length)
-    count = -(-last // (length - length // OVERLAP_SHARE))
-    starts = [last * i // count // multiple * multiple for i in range(count)]
-    return [*starts, last]
+    starts = [last * i // (count - 1) // multiple * multiple for i in range(count - 1)]
+    return [*starts, last], min(length, frame)
 
 
 def join(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_sep.arguments import audio, known_options
 from pyro_sep.inference.annealed import GROUP
-from pyro_sep.inference.sections import section_starts
+from pyro_sep.inference.sections import split
 from pyro_sep.latent_mixing import known_mixing
 from pyro_sep.mixing import NOISE_SCALE, Mixing, frame_time
 from pyro_sep.models.arithmetic import sampling_arithmetic
@@ -101,8 +101,8 @@ def estimate_cost(
         laws = [SpikeAndSlab(prior) for prior in priors.values()]
     whole = silent or isinstance(gains, str) or isinstance(noise_scale, str)
     frame = frame_time(laws, time)
-    length = min(frame_time(laws, frame if whole else settings.section), frame)
-    starts = section_starts(frame, length, frame_time(laws, 1))
+    section = frame if whole else settings.section
+    starts, length = split(frame, section, frame_time(laws, 1))
     overlap = len(starts) * length / frame
     gradients = settings.chains * settings.gradients(len(laws), silent, estimate == "mean", overlap)
     lanes = count * settings.chains * settings.candidates

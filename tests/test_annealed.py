@@ -18,7 +18,7 @@ from pyro_sep.inference.annealed import Descent, anneal
 from pyro_sep.inference.checkpoint import Checkpoint
 from pyro_sep.inference.draws import Collected, Statistics
 from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.sections import section_starts
+from pyro_sep.inference.sections import split
 from pyro_sep.inference.settings import (
     MOST,
     REPLICA_LEVELS,
@@ -524,7 +524,7 @@ def test_of_a_long_frame_sections_are_told() -> None:
     mixture = torch.cat([torch.full((1, 500), 0.5), torch.full((1, 500), -0.5)], 1)
     settings: dict[str, Any] = {"tries": 2, "chains": 2, "section": 256}
     draws, _ = walk(mixture, [Surprised(0.5), Surprised(0.25)], Mixing.mean(2), **settings)
-    assert section_starts(1_000, 256, 1) == [0, 186, 372, 558, 744]
+    assert split(1_000, 256, 1) == ([0, 193, 387, 580, 774], 226)
     assert (draws.tries == 2).all()
     share = float(draws.found[0, 0])
     assert share in (pytest.approx(2 / 5), pytest.approx(3 / 5))  # the middle one is of both
@@ -546,7 +546,7 @@ LONG: dict[str, Any] = {
     "mixtures": WAVES,
     "priors": [GaussianPrior(level) for level in (0.5, 0.25, 0.7)],
     "mixing": Mixing((0.7, 1.2, 0.4)),
-    "section": 256,  # three of them
+    "section": 224,  # three of them
     "candidates": 3,
     "swaps": 2,
     "replicas": 2,

@@ -9,29 +9,35 @@ from torch import Tensor
 from pyro_sep.inference.descent import Given
 from pyro_sep.inference.evaluator import Evaluator
 from pyro_sep.inference.search import candidates
-from pyro_sep.inference.sections import OVERLAP_SHARE, agree, grow, join, section_starts, surest
+from pyro_sep.inference.sections import OVERLAP_SHARE, agree, grow, join, split, surest
 from pyro_sep.inference.settings import Annealing
 from pyro_sep.mixing import Mixing, frame_time
 from pyro_sep.posterior import AnnealedPosterior
 from pyro_sep.progress import Progress
 
 
-@pytest.mark.parametrize("length", [256, 300, 2_048])
+def even_starts(frame: int, length: int, multiple: int) -> list[int]:
+    """Starts of sections of one length that cover a frame and overlap by an eighth or more."""
+    last = max(0, frame - length)
+    count = -(-last // (length - length // OVERLAP_SHARE))
+    return [*(last * i // count // multiple * multiple for i in range(count)), last]
+
+
+@pytest.mark.parametrize("section", [256, 300, 2_048])
 @pytest.mark.parametrize("multiple", [1, 4, 32])
-@pytest.mark.parametrize("frames", [0.2, 1.0, 1.01, 1.5, 2.0, 3.3, 10.0])
-def test_sections_cover_a_frame_and_overlap(length: int, multiple: int, frames: float) -> None:
-    length = -(-length // multiple) * multiple
-    frame = -(-round(frames * length) // multiple) * multiple
-    starts = section_starts(frame, min(length, frame), multiple)
-    ends = [start + min(length, frame) for start in starts]
+@pytest.mark.parametrize("frames", [0.2, 1.0, 1.01, 1.2, 1.5, 2.0, 3.3, 10.0])
+def test_sections_cover_a_frame_and_overlap(section: int, multiple: int, frames: float) -> None:
+    frame = -(-round(frames * section) // multiple) * multiple
+    starts, length = split(frame, section, multiple)
+    ends = [start + length for start in starts]
     assert (starts[0], ends[-1]) == (0, frame)
+    assert length % multiple == 0
     assert all(start % multiple == 0 for start in starts)
     overlaps = [end - start for end, start in zip(ends, starts[1:], strict=False)]
-    assert min(overlaps, default=length) >= length // OVERLAP_SHARE - multiple
-    assert starts == sorted(set(starts))
-    # One section less would not overlap by as much.
-    step = length - length // OVERLAP_SHARE
-    assert max(0, len(starts) - 2) * step < max(1, frame - length)
+    assert min(overlaps, default=section) >= section // OVERLAP_SHARE - multiple
+    assert max(overlaps, default=0) <= section // OVERLAP_SHARE + 2 * multiple
+    assert length <= 1.25 * section + multiple
+    assert len(starts) == 1 or length >= section // 2
 
 
 def parts(audio: Tensor, starts: Sequence[int], length: int) -> list[Tensor]:
@@ -41,7 +47,7 @@ def parts(audio: Tensor, starts: Sequence[int], length: int) -> list[Tensor]:
 @pytest.mark.parametrize("frame", [256, 300, 700, 1_000])
 def test_audio_is_joined_as_it_was_cut(frame: int) -> None:
     audio = torch.randn(2, 3, frame, generator=torch.Generator().manual_seed(0))
-    starts = section_starts(frame, 256, 1)
+    starts = even_starts(frame, 256, 1)
     assert torch.allclose(join(parts(audio, starts, 256), starts), audio, atol=1e-6)
 
 
@@ -61,7 +67,7 @@ def test_what_is_joined_adds_up_to_the_mixture() -> None:
     frame, length = 900, 256
     generator = torch.Generator().manual_seed(0)
     mixture = torch.randn(2, frame, generator=generator)
-    starts = section_starts(frame, length, 1)
+    starts = even_starts(frame, length, 1)
     sections = []
     for start in starts:
         free = torch.randn(2, 2, length, generator=generator)
@@ -170,7 +176,7 @@ def test_a_section_that_failed_grows_from_those_beside_it() -> None:
     rows = ["+++", "+?+", "?--", "++?", "-?", "?+?", "+??"]
     rows = [row.ljust(3, "?") for row in rows]
     frame = 640
-    starts = section_starts(frame, LENGTH, 1)
+    starts = even_starts(frame, LENGTH, 1)
     assert len(starts) == 3
     known = torch.tensor([[mark != "?" for mark in row] for row in rows])
     sections = signs(rows)
@@ -189,7 +195,7 @@ def test_a_section_that_failed_grows_from_those_beside_it() -> None:
 
 
 def test_sections_that_are_known_but_do_not_agree_grow_too() -> None:
-    rows, starts = ["++-", "-++", "+-+"], section_starts(640, LENGTH, 1)
+    rows, starts = ["++-", "-++", "+-+"], even_starts(640, LENGTH, 1)
     known = torch.ones(3, 3, dtype=torch.bool)
     grown, sure = grow(still(3, 640), signs(rows), known, starts, SETTINGS, evaluator())
     # The longest run is right: the first two, the last two, and of three alone the first.
@@ -198,7 +204,7 @@ def test_sections_that_are_known_but_do_not_agree_grow_too() -> None:
 
 
 def test_where_all_agree_nothing_is_evaluated() -> None:
-    work, starts = evaluator(), section_starts(640, LENGTH, 1)
+    work, starts = evaluator(), even_starts(640, LENGTH, 1)
     sections = signs(["+++", "---"])
     known = torch.ones(2, 3, dtype=torch.bool)
     grown, sure = grow(still(2, 640), sections, known, starts, SETTINGS, work)
@@ -221,7 +227,7 @@ def test_what_grows_to_nothing_known_is_said() -> None:
     target = AnnealedPosterior(
         torch.zeros(1, 640), [Never("a", 1.0), Never("b", 1.0)], Mixing.mean(2), True
     )
-    starts = section_starts(640, LENGTH, 1)
+    starts = even_starts(640, LENGTH, 1)
     known = torch.tensor([[True, False, True]])
     _, sure = grow(target, signs(["+?+"]), known, starts, SETTINGS, evaluator())
     assert sure.tolist() == [[True, False, True]] or sure.tolist() == [[True, False, False]]
@@ -245,7 +251,7 @@ def test_what_is_held_decides_the_rest(sign: float, late: bool) -> None:
 def test_frames_are_multiples_of_what_the_priors_take(multiple: int, unheard: int) -> None:
     length = frame_time([Held("one", 1.0, multiple, multiple=multiple)], LENGTH)
     frame = -(-640 // multiple) * multiple
-    starts = section_starts(frame, length, multiple)
+    starts = even_starts(frame, length, multiple)
     rows = ["+" + "?" * (len(starts) - 1), "?" * (len(starts) - 1) + "-"]
     known = torch.tensor([[mark != "?" for mark in row] for row in rows])
     target = still(2, frame, multiple, unheard)
