@@ -52,13 +52,16 @@ def main(
     levels: Annotated[
         int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
     ] = None,
+    tries: Annotated[
+        int | None, typer.Option(min=1, help="Searches at most; else the preset's.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/presence"),
 ) -> None:
     """Separate mixtures of some of the waveforms and say which are there."""
     loaded = load_priors(priors)
     names, time = tuple(loaded), round(seconds * SAMPLE_RATE)
     one_of("preset", preset, PRESETS)
-    given = {"chains": chains, "candidates": candidates, "levels": levels}
+    given = {"chains": chains, "candidates": candidates, "levels": levels, "tries": tries}
     own = {name: value for name, value in given.items() if value is not None}
     budget = PRESETS[preset]["best"] | own
     settings = budget | {"seconds": seconds, "priors": priors, "seed": seed}

@@ -156,6 +156,7 @@ def score(index: int, item: ToyMixture, result: Separation) -> dict[str, Any]:
         "residual_db": float(residual_db(result.sources, item.mixture, gains)),
         "r_hat": float(agreement["r_hat"].max()),
         "ess_bulk": float(agreement["ess_bulk"].min()),
+        "gradients": int(result.trace.attrs["gradients"]),
     }
 
 
@@ -184,12 +185,14 @@ def summarise(
         "quartiles_improvement_db": np.percentile(gain, [25, 75]).tolist(),
         "median_si_sdr_db": float(np.median(sdr)),
         "share_above_10_db": float((sdr > 10).mean()),
+        "share_above_20_db": float((sdr > 20).mean()),
         "median_improvement_per_source_db": dict(
             zip(names, np.median(gain, 0).tolist(), strict=True)
         ),
         "worst_residual_db": max(row["residual_db"] for row in rows),
         "seconds": seconds,
         "seconds_per_mixture": seconds / len(rows),
+        "cpu_seconds_per_mixture": clock.process_time() / len(rows),
         "mixtures": rows,
     }
     save_json(summary, path)
@@ -199,7 +202,8 @@ def summarise(
         f"{summary['median_improvement_db']:.1f} dB (quartiles {low:.1f}, {high:.1f}), mean "
         f"{summary['mean_improvement_db']:.1f} dB; SI-SDR median "
         f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in "
-        f"{summary['share_above_10_db']:.0%} of the sources; worst residual "
+        f"{summary['share_above_10_db']:.0%} of the sources, above 20 dB in "
+        f"{summary['share_above_20_db']:.0%}; worst residual "
         f"{summary['worst_residual_db']:.0f} dB. "
         "Paper (2011.01761): separation failed, no figure.\n"
         f"Results: {path.parent}"

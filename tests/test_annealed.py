@@ -546,7 +546,7 @@ LONG: dict[str, Any] = {
     "mixtures": WAVES,
     "priors": [GaussianPrior(level) for level in (0.5, 0.25, 0.7)],
     "mixing": Mixing((0.7, 1.2, 0.4)),
-    "section": 224,  # three of them
+    "section": 256,  # three of them
     "candidates": 3,
     "swaps": 2,
     "replicas": 2,
