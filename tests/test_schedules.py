@@ -26,14 +26,14 @@ def test_a_geometric_ladder_falls_by_a_constant_factor(levels: int) -> None:
     assert ratios(ladder) == pytest.approx([(0.03 / 4.7) ** (1 / (levels - 1))] * (levels - 1))
 
 
-def test_a_ladder_of_two_rates_has_two_thirds_of_its_levels_down_to_the_turn() -> None:
+def test_a_ladder_of_two_rates_has_five_sixths_of_its_levels_down_to_the_turn() -> None:
     ladder = two_rate_ladder(4.0, 0.5, 0.05, 24)
     assert len(ladder) == 24
     assert ladder[0] == 4.0
-    assert ladder[15] == 0.5
+    assert ladder[19] == 0.5
     assert ladder[-1] == 0.05
-    assert ratios(ladder[:16]) == pytest.approx([0.125 ** (1 / 15)] * 15)
-    assert ratios(ladder[15:]) == pytest.approx([0.1 ** (1 / 8)] * 8)
+    assert ratios(ladder[:20]) == pytest.approx([0.125 ** (1 / 19)] * 19)
+    assert ratios(ladder[19:]) == pytest.approx([0.1 ** (1 / 4)] * 4)
     for levels in range(6, 20):
         assert len(two_rate_ladder(4.0, 0.5, 0.05, levels)) == levels
 
