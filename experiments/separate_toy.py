@@ -57,7 +57,7 @@ def main(
     sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = ",".join(WAVEFORMS),
     first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
     seed: int = 0,
-    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "quick",
+    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "standard",
     chains: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Of a search; else the preset's.")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from pyro_sep.arguments import flag, number, whole
 from pyro_sep.inference.mala import OPTIMAL_ACCEPTANCE
 from pyro_sep.inference.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
+from pyro_sep.posterior import TANGENTS
 
 PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
 MOST = 1_000_000  # of levels, steps and the like: more would never end
@@ -25,7 +26,6 @@ RESTART = 3.5  # in units of sigma_min: from there a chain goes down from what w
 MIN_SECTION = 256  # audio samples
 EXCHANGE_EVERY = 4  # levels of a search
 SCREENED = 2  # exchanges that are tried in a round, of all pairs
-CLEAN = 2  # gradients of a clean draw
 SPLICED = 8  # lengths of a frame, whose densities say which moments are best
 
 
@@ -180,7 +180,7 @@ class Annealing:
             average: whether a search ends with the mean of its candidates.
             overlap: length of all sections that are searched, in lengths of the frame.
         """
-        chain = self.cooling + self.warmup + self.draws * (self.thin + CLEAN)
+        chain = self.cooling + self.warmup + self.draws * (self.thin + TANGENTS)
         if average:
             return overlap * self.candidates * (self.levels + 1) + chain
         left = [self.candidates] * (self.levels + 1)
