@@ -11,7 +11,7 @@ import pyro_sep
 checkout = Path(__file__).resolve().parent.parent
 assert checkout not in Path(pyro_sep.__file__).resolve().parents, pyro_sep.__file__
 names = [module.name for module in pkgutil.walk_packages(pyro_sep.__path__, "pyro_sep.")]
-assert {"pyro_sep.models.wavenet", "pyro_sep.inference.langevin"} <= set(names), names
+assert {"pyro_sep.models.wavenet", "pyro_sep.inference.kernels.sgld"} <= set(names), names
 for name in names:
     importlib.import_module(name)
 for generic in ("models", "inference"):

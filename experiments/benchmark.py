@@ -35,14 +35,14 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor, nn
 
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import run, torch_device
+from pyro_sep.cli.app import run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
-from pyro_sep.files import save_json
-from pyro_sep.models.family import FAMILIES, build
-from pyro_sep.posterior import CHUNK
-from pyro_sep.priors import Prior, Priors
-from pyro_sep.separation import separate_batch
+from pyro_sep.inference.posterior import CHUNK
+from pyro_sep.models.registry import FAMILIES, build
+from pyro_sep.priors.base import Prior, Priors
+from pyro_sep.priors.io import load_priors
+from pyro_sep.separation.api import separate_batch
+from pyro_sep.storage.files import save_json
 
 LANES, TIME = 8, 2_048
 LANES_ON_GPU = (CHUNK // TIME, 16 * CHUNK // TIME)

@@ -36,27 +36,27 @@ import typer
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.calibration import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
-from pyro_sep.files import save_json, write_whole
-from pyro_sep.inference.annealed import anneal
-from pyro_sep.inference.annealed_smc import anneal_particles
-from pyro_sep.inference.draws import Collected
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.inference.smc import systematic
-from pyro_sep.mixing import Mixing, frame_time
-from pyro_sep.plots import plot_calibration, save_figure
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
-from pyro_sep.separation import (
+from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
+from pyro_sep.inference.annealing.draws import Collected
+from pyro_sep.inference.annealing.driver import anneal
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.smc.annealed import anneal_particles
+from pyro_sep.inference.smc.core import systematic
+from pyro_sep.mixing.known import Mixing, frame_time
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import (
     CONSTRAINTS,
     default_constraint,
     default_ladder,
     separate_batch,
 )
-from pyro_sep.trace import centroid, level
+from pyro_sep.storage.files import save_json, write_whole
+from pyro_sep.trace.dataset import centroid, level
+from pyro_sep.viz.plots import plot_calibration, save_figure
 
 SIGMAS = ("sigma_max", "sigma_freeze", "sigma_min")
 PARTICLES = 4  # per draw that is kept: survivors side by side may be siblings
@@ -114,7 +114,7 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
 
 
 def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
-    """Clean draws of all chains of :func:`pyro_sep.separation.separate_batch`."""
+    """Clean draws of all chains of :func:`pyro_sep.separate_batch`."""
     constraint = "exact" if task.exact else "gaussian"
     options = {"constraint": constraint} | task.ladder | warmup(task)
     results = separate_batch(mixtures, task.priors, seed=seed, **options)

@@ -35,19 +35,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
-from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import load_figures, save_json
-from pyro_sep.inference.annealed_smc import anneal_particles
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.smc import systematic
-from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Counted, Mixing, frame_time, model
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import FloWaveNetPrior, Priors, WaveformPrior
-from pyro_sep.separation import Separation, default_ladder, describe, separate_batch
+from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.smc.annealed import anneal_particles
+from pyro_sep.inference.smc.core import systematic
+from pyro_sep.mixing.known import Counted, Mixing, frame_time, model
+from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveformPrior
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import Separation, default_ladder, describe, separate_batch
+from pyro_sep.storage.files import load_figures, save_json
 
 Sampler = Callable[[list[ToyMixture], Priors, int], list[Separation]]
 

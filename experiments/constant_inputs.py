@@ -36,13 +36,13 @@ import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import MusdbRoot, run
+from pyro_sep.cli.app import MusdbRoot, run
 from pyro_sep.data.source import held_out_audio
 from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.files import save_json, written_whole
-from pyro_sep.plots import save_figure
-from pyro_sep.priors import Prior
+from pyro_sep.priors.base import Prior
+from pyro_sep.priors.io import load_priors
+from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.viz.plots import save_figure
 
 HIGH = 0.359  # the paper's highest noise level
 NOISE = 0.5  # std

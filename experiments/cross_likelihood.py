@@ -27,12 +27,12 @@ import typer
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_sep.audit import log_likelihoods
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run
+from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run
 from pyro_sep.data.source import held_out_audio
-from pyro_sep.files import save_json, written_whole
-from pyro_sep.plots import plot_audit, save_figure
+from pyro_sep.priors.auditing import log_likelihoods
+from pyro_sep.priors.io import load_priors
+from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.viz.plots import plot_audit, save_figure
 
 PAPER_NAMES = ("sine", "square", "saw", "triangle")
 PAPER = {  # rows are priors

@@ -17,15 +17,15 @@ from typing import Annotated
 
 import typer
 
-from pyro_sep.audit import audit
-from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, run
+from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, run
 from pyro_sep.data.source import open_source, training_level
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
-from pyro_sep.files import save_json
-from pyro_sep.models.family import FAMILIES, family_of
 from pyro_sep.models.flowavenet import CONFIGS
+from pyro_sep.models.registry import FAMILIES, family_of
 from pyro_sep.models.train import TrainConfig, fit
-from pyro_sep.priors import PRIORS
+from pyro_sep.priors.auditing import audit
+from pyro_sep.priors.base import PRIORS
+from pyro_sep.storage.files import save_json
 
 TOY, PAPER = CONFIGS["toy"], CONFIGS["paper"]
 HALVES = replace(PAPER, flows=2, layers=6)

@@ -4,7 +4,7 @@
     python experiments/frontier.py --methods search,isdm-1 --mixtures 4 --seconds 0.032
 
 All methods separate the same mixtures under the same priors. ``search-1`` to ``search-5`` are
-``pyro_sep.separation.separate_batch``, from one candidate at twelve levels to the preset
+``pyro_sep.separation.api.separate_batch``, from one candidate at twelve levels to the preset
 "thorough". ``sgld`` is annealed overdamped Langevin dynamics with a Gaussian mixture. ``isdm`` is
 the Dirac sampler of Mariani et al. 2023 (arXiv 2302.02257) with the authors' schedule and churn,
 the last source being the one that explains the rest. ``ode`` and ``sde`` are Euler's method for the
@@ -32,18 +32,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
-from pyro_sep.files import load_figures, save_json
-from pyro_sep.inference.langevin import langevin_step
-from pyro_sep.inference.schedules import geometric_ladder
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Mixing
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.schedules import geometric_ladder
+from pyro_sep.inference.kernels.sgld import langevin_step
+from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
-from pyro_sep.plots import save_figure
-from pyro_sep.priors import Priors
-from pyro_sep.separation import PRESETS, default_ladder, separate_batch
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import PRESETS, default_ladder, separate_batch
+from pyro_sep.storage.files import load_figures, save_json
+from pyro_sep.viz.plots import save_figure
 
 BATCH = 5  # mixtures separated at once
 LEVELS = 22  # of SGLD

@@ -6,7 +6,7 @@
 Clean mixtures of clean tones of the toy waveforms are separated as ``pyro_sep.separate`` does it by
 default. Judged are two kinds of intervals of 50, 80 and 95 %: those between quantiles of the draws,
 of all chains, and those that the errors on the first mixtures give the others,
-:mod:`pyro_sep.conformal`. These errors are written to calibration.json in --out, for
+:mod:`pyro_sep.diagnostics.conformal`. These errors are written to calibration.json in --out, for
 ``pyro-sep diagnose --calibration``. The tones are drawn with --seed; none is of the test split.
 A run that was stopped goes on where it was.
 """
@@ -24,14 +24,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.calibration import NOMINAL, coverage, coverage_error
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
-from pyro_sep.conformal import FUNCTIONS, Calibration, actual, draws_of, expected, kind_of
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
-from pyro_sep.files import load_figures, save_json
-from pyro_sep.priors import Priors
-from pyro_sep.separation import separate_batch
+from pyro_sep.diagnostics.conformal import (
+    FUNCTIONS,
+    Calibration,
+    actual,
+    draws_of,
+    expected,
+    kind_of,
+)
+from pyro_sep.diagnostics.sbc import NOMINAL, coverage, coverage_error
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import separate_batch
+from pyro_sep.storage.files import load_figures, save_json
 
 BATCH = 5  # mixtures separated at once
 

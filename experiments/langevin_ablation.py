@@ -34,21 +34,21 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import one_of, run
+from pyro_sep.cli.app import one_of, run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
-from pyro_sep.files import save_json, written_whole
-from pyro_sep.inference.annealed import anneal
-from pyro_sep.inference.draws import Collected
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.metrics import si_sdr_improvement
-from pyro_sep.mixing import Mixing
-from pyro_sep.plots import save_figure
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import FloWaveNetPrior, Priors
-from pyro_sep.separation import PRESETS, default_ladder
+from pyro_sep.evaluation.metrics import si_sdr_improvement
+from pyro_sep.inference.annealing.draws import Collected
+from pyro_sep.inference.annealing.driver import anneal
+from pyro_sep.inference.annealing.schedules import MIN_LEVELS
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import FloWaveNetPrior, Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import PRESETS, default_ladder
+from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.viz.plots import save_figure
 
 FAULTS = (
     "no fault",

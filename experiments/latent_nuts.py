@@ -23,18 +23,18 @@ from pyro.infer import MCMC, NUTS
 from pyro.infer.reparam import TransformReparam
 from torch import Tensor
 
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
-from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.files import save_json
-from pyro_sep.inference.langevin import SGLD
-from pyro_sep.metrics import si_sdr
-from pyro_sep.mixing import Counted, Mixing, frame_time, model
-from pyro_sep.plots import plot_separation, save_figure
-from pyro_sep.priors import FloWaveNetPrior, NetworkPrior
-from pyro_sep.separation import default_ladder, describe, separate
-from pyro_sep.trace import save_trace
+from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.evaluation.metrics import si_sdr
+from pyro_sep.inference.kernels.sgld import SGLD
+from pyro_sep.mixing.known import Counted, Mixing, frame_time, model
+from pyro_sep.priors.base import FloWaveNetPrior, NetworkPrior
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.separation.api import default_ladder, describe, separate
+from pyro_sep.storage.files import save_json
+from pyro_sep.trace.dataset import save_trace
+from pyro_sep.viz.plots import plot_separation, save_figure
 
 CHAINS = 2  # of each sampler, to compare
 

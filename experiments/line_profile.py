@@ -10,8 +10,8 @@ smooth and non-discriminative", in words. This is the picture: with two tones of
 .. math:: s(t) = (1 - t) \, s_a + t \, s_b, \qquad x = s(t) + \sigma n
 
 and what the priors of a and of b give to x at the level sigma, as excess over the noise (see
-:mod:`pyro_sep.audit`), in nats per audio sample: 0 is the ceiling. The noise n is the same all
-along the line. Curves are means over frames, bands hold all frames.
+:mod:`pyro_sep.priors.auditing`), in nats per audio sample: 0 is the ceiling. The noise n is the
+same all along the line. Curves are means over frames, bands hold all frames.
 
 Three levels have a panel of their own: the lowest, where a density is peaked; the highest, where it
 is smooth; and one in between. The last panel is the ladder that a sampler walks down, dashed where
@@ -39,13 +39,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.audit import SIGMAS, discriminative, noise_entropy
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import AUDIT_TIME, run
+from pyro_sep.cli.app import AUDIT_TIME, run
 from pyro_sep.data.source import ToySource
-from pyro_sep.files import save_json, written_whole
-from pyro_sep.plots import save_figure
-from pyro_sep.priors import Prior, Priors
+from pyro_sep.priors.auditing import SIGMAS, discriminative, noise_entropy
+from pyro_sep.priors.base import Prior, Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.viz.plots import save_figure
 
 PANELS = (0.01, 0.129, 2.0)  # peaked, in between, smooth
 FALL = 0.5  # nats per audio sample: a displacement of sigma costs d^2 / (2 sigma^2)

@@ -25,12 +25,12 @@ import typer
 import xarray as xr
 from matplotlib.figure import Figure
 
-from pyro_sep.audit import log_likelihoods, noise_entropy, own_wins
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import AUDIT_TIME, MusdbRoot, run
+from pyro_sep.cli.app import AUDIT_TIME, MusdbRoot, run
 from pyro_sep.data.source import held_out_audio
-from pyro_sep.files import save_json, written_whole
-from pyro_sep.plots import save_figure
+from pyro_sep.priors.auditing import log_likelihoods, noise_entropy, own_wins
+from pyro_sep.priors.io import load_priors
+from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.viz.plots import save_figure
 
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359)
 #: Of four: priors that give their own source most, and sources likeliest under their own prior.

@@ -24,15 +24,15 @@ import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import one_of, run
+from pyro_sep.cli.app import one_of, run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
-from pyro_sep.files import load_figures, save_json
-from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.plots import save_figure
-from pyro_sep.priors import Priors
-from pyro_sep.separation import PRESETS, separate_batch
-from pyro_sep.trace import best_chain
+from pyro_sep.inference.annealing.schedules import MIN_LEVELS
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import load_priors
+from pyro_sep.separation.api import PRESETS, separate_batch
+from pyro_sep.storage.files import load_figures, save_json
+from pyro_sep.trace.dataset import best_chain
+from pyro_sep.viz.plots import save_figure
 
 BATCH = 5  # mixtures separated at once
 PRESENT = (2, 3)  # how many sources a mixture holds

@@ -38,10 +38,10 @@ from rendering.seeds import generator
 from rendering.singing import LANGUAGES, RATE, import_pyworld, recordings, sing, voice
 from tqdm import tqdm
 
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
+from pyro_sep.cli.program import one_of
 from pyro_sep.data.tracks import SUBSETS
-from pyro_sep.files import TEMPORARY, load_figures, only_run, save_json
-from pyro_sep.program import one_of
+from pyro_sep.storage.files import TEMPORARY, load_figures, only_run, save_json
 
 VOCALS = ("mix", "sing", "choir")
 CHOIRS = (52, 53)  # General MIDI programs, from 0

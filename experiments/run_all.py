@@ -22,8 +22,8 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from pyro_sep.cli import run
-from pyro_sep.files import save_json
+from pyro_sep.cli.app import run
+from pyro_sep.storage.files import save_json
 
 FOLDER = Path(__file__).resolve().parent
 

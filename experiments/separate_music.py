@@ -16,7 +16,7 @@ the track's name, whatever the seed. It is mono, at 16 kHz, and the mixture is t
     posterior   ``pyro_sep.separate`` with gains of 1, several excerpts at once: the mean of all
                 chains, and of several the best one's too, by log posterior
 
-All but the last are ``pyro_sep.baselines``. Printed are improvements of SI-SDR over the mixture in
+All but the last are ``baselines``. Printed are improvements of SI-SDR over the mixture in
 dB: the median of each stem, median and mean of all, and the share above 5 dB; the median SI-SDR;
 and the median seconds of the CPU, without those in which an NMF learns. OUT/METHOD.json keeps the
 figures of every excerpt, and a run that was cut off goes on; OUT/TRACK has stems, trace and picture
@@ -37,11 +37,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
-from torch import Tensor
-from tqdm import tqdm
-
-from pyro_sep.audio import active_frames
-from pyro_sep.baselines import (
+from baselines import (
     applies,
     check_stems,
     hpss,
@@ -50,18 +46,22 @@ from pyro_sep.baselines import (
     low_pass,
     nmf,
 )
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import one_of, run
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_sep.audio.io import active_frames
+from pyro_sep.cli.app import one_of, run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.files import load_figures, save_json, written_whole
-from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.outputs import write_separation
-from pyro_sep.priors import Priors
-from pyro_sep.separation import PRESETS, Separation, separate_batch
-from pyro_sep.trace import best_chain
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.schedules import MIN_LEVELS
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.results.writer import write_separation
+from pyro_sep.separation.api import PRESETS, Separation, separate_batch
+from pyro_sep.storage.files import load_figures, save_json, written_whole
+from pyro_sep.trace.dataset import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
 BATCH = 5  # excerpts whose posterior is drawn from at once

@@ -27,20 +27,20 @@ import typer
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.checkpoints import choose_priors, load_priors
-from pyro_sep.cli import one_of, run, torch_device
+from pyro_sep.cli.app import one_of, run, torch_device
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
-from pyro_sep.diagnostics import chain_agreement, diagnose, format_verdict
-from pyro_sep.files import save_json
-from pyro_sep.inference.langevin import langevin_step
-from pyro_sep.inference.schedules import MIN_LEVELS
-from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Mixing
-from pyro_sep.outputs import REPORT, write_separation
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
-from pyro_sep.report import write_report
-from pyro_sep.separation import PRESETS, Separation, describe, separate_batch
+from pyro_sep.diagnostics.convergence import chain_agreement, diagnose, format_verdict
+from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.schedules import MIN_LEVELS
+from pyro_sep.inference.kernels.sgld import langevin_step
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.results.writer import REPORT, write_separation
+from pyro_sep.separation.api import PRESETS, Separation, describe, separate_batch
+from pyro_sep.storage.files import save_json
+from pyro_sep.viz.report import write_report
 
 BATCH = 5  # mixtures separated at once
 PAPER_SIGMAS = (0.359, 0.129, 0.077, 0.027, 0.01)

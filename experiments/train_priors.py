@@ -26,15 +26,15 @@ from typing import Annotated
 import torch
 import typer
 
-from pyro_sep.cli import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run, torch_device
+from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run, torch_device
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.source import SourceAudio, open_source, training_level
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
-from pyro_sep.model_card import save_with_card
-from pyro_sep.models.family import FAMILIES, Network
 from pyro_sep.models.parallel import Ranks, start_ranks
+from pyro_sep.models.registry import FAMILIES, Network
 from pyro_sep.models.train import SERIAL_SIGMAS, TUNING_SHARE, TrainConfig, fit_serially
-from pyro_sep.priors import PRIORS
+from pyro_sep.priors.base import PRIORS
+from pyro_sep.priors.model_card import save_with_card
 
 MUSDB_RATE = 14_700  # Hz: every third audio sample of 44,100
 BATCH = {"flow": 5, "wavenet": 2}  # the paper's

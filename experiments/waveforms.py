@@ -19,12 +19,12 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from pyro_sep.cli import MusdbRoot, run
+from pyro_sep.cli.app import MusdbRoot, run
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, waveform
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.files import written_whole
-from pyro_sep.plots import save_figure
+from pyro_sep.storage.files import written_whole
+from pyro_sep.viz.plots import save_figure
 
 POINTS = 1_000  # per period
 

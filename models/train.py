@@ -39,13 +39,13 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from pyro_sep.arguments import number, whole
-from pyro_sep.files import check_space
+from pyro_sep.checks.arguments import number, whole
 from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic
-from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.parallel import Ranks
+from pyro_sep.models.registry import Network, NetworkConfig, build
 from pyro_sep.models.soundness import WEIGHT_MAX, Losses, unsound_weight
-from pyro_sep.states import check_like, load_state, readable, save_state
+from pyro_sep.storage.files import check_space
+from pyro_sep.storage.states import check_like, load_state, readable, save_state
 
 CHECKPOINT = "checkpoint.pt"
 KIND = "training"

@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_sep.audio import mu_law_bins
+from pyro_sep.audio.io import mu_law_bins
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
 from pyro_sep.models.sizes import (
     WINDOW_MAX,

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_sep.mixing import Mixing
+from pyro_sep.mixing.known import Mixing
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start

@@ -14,23 +14,23 @@ from torch import Size, Tensor
 
 from pyro_sep import progress
 from pyro_sep.inference import annealed, checkpoint
-from pyro_sep.inference.annealed import Descent, anneal
-from pyro_sep.inference.checkpoint import Checkpoint
-from pyro_sep.inference.draws import Collected, Statistics
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.sections import split
-from pyro_sep.inference.settings import (
+from pyro_sep.inference.annealing.checkpoint import Checkpoint
+from pyro_sep.inference.annealing.draws import Collected, Statistics
+from pyro_sep.inference.annealing.driver import Descent, anneal
+from pyro_sep.inference.annealing.sections import split
+from pyro_sep.inference.annealing.settings import (
     MOST,
     REPLICA_LEVELS,
     RESTART,
     SCREENED,
     Annealing,
 )
-from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, start_mixing
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import TANGENTS, AnnealedPosterior
-from pyro_sep.presence import SpikeAndSlab
-from pyro_sep.separation import separate_batch
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import TANGENTS, AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.mixing.latent import GAIN_RANGE, NOISE_SPREAD, start_mixing
+from pyro_sep.priors.spike_slab import SpikeAndSlab
+from pyro_sep.separation.api import separate_batch
 
 SIGMA = 0.1  # last noise level of the settings here
 LADDER: dict[str, Any] = {"sigma_max": 1.5, "sigma_freeze": 0.3, "sigma_min": SIGMA, "levels": 6}
@@ -954,7 +954,7 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three sources, so that rounds exchange gains too; killed at several places."""
-    monkeypatch.setattr("pyro_sep.inference.checkpoint.SECONDS", -1.0)
+    monkeypatch.setattr("pyro_sep.inference.annealing.checkpoint.SECONDS", -1.0)
     priors = {name: Band(0.5, name) for name in ("first", "second", "third")}
     mixture = torch.randn(2, 60, generator=torch.Generator().manual_seed(4))
     settings = Annealing(**LADDER, candidates=3, replicas=2, draws=25)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal, Normal
 
-from pyro_sep.inference.annealed_smc import BRIDGE, _Path, anneal_particles
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.smc.annealed import BRIDGE, _Path, anneal_particles
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
 
 GAINS, LEVELS, TIME = (0.6, -0.9), (0.8, 0.3), 6
 SIGMA_MAX, SIGMA_MIN = 3.0, 0.1

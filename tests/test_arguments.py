@@ -11,7 +11,16 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_sep.arguments import audio, choice, flag, known_options, number, positive, shown, whole
+from pyro_sep.checks.arguments import (
+    audio,
+    choice,
+    flag,
+    known_options,
+    number,
+    positive,
+    shown,
+    whole,
+)
 
 WAVE = np.sin(np.arange(300) / 9)
 TAKEN = {

@@ -15,14 +15,14 @@ import soundfile
 import torch
 import torchaudio.functional
 
-from pyro_sep.audio import (
+from pyro_sep.audio.io import (
     active_frames,
     load_audio,
     mu_law_bins,
     read_audio,
     save_audio,
 )
-from pyro_sep.files import written_whole
+from pyro_sep.storage.files import written_whole
 
 
 def tone(frequency: float, rate: int, time: int) -> torch.Tensor:
@@ -255,7 +255,7 @@ def test_an_excerpt_takes_the_memory_of_an_excerpt(tmp_path: Path) -> None:
         for _ in range(30):
             file.write(np.full((441_000, 2), 0.1))
     code = (
-        "import resource as r, sys; from pyro_sep.audio import load_audio\n"
+        "import resource as r, sys; from pyro_sep.audio.io import load_audio\n"
         "before = r.getrusage(r.RUSAGE_SELF).ru_maxrss\n"
         "assert len(load_audio(sys.argv[1], 44_100, 290.0, 1.0).samples) == 44_100\n"
         "sys.exit(r.getrusage(r.RUSAGE_SELF).ru_maxrss - before > 30_000)"
@@ -287,7 +287,7 @@ def test_pipes_that_are_cut_off_or_without_end(
         (b"", 10**6, "got no readable audio"),
         (content, 10_000, "got a pipe of more than 0 GiB, expected less"),
     ):
-        monkeypatch.setattr("pyro_sep.inputs.MAX_PIPE", limit)
+        monkeypatch.setattr("pyro_sep.audio.inputs.MAX_PIPE", limit)
         out, into = os.pipe()
         with open(into, "wb") as file:
             file.write(sent)
@@ -547,7 +547,7 @@ def test_written_whole_leaves_nothing_behind(
 
 
 def test_files_imports_without_torch() -> None:
-    code = "import sys, pyro_sep.files; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_sep.storage.files; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

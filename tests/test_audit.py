@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audit import (
+from pyro_sep.priors.auditing import (
     SIGMAS,
     audit,
     discriminative,

@@ -5,9 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
-from pyro_sep.baselines import (
+from baselines import (
     HOP,
     SIZE,
     check_stems,
@@ -17,7 +15,9 @@ from pyro_sep.baselines import (
     low_pass,
     nmf,
 )
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
+from torch import Tensor
+
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
 
 RATE, TIME = 16_000, 32_000
 STEMS = ("bass", "drums")

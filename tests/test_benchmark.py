@@ -11,8 +11,8 @@ from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.models.family import FAMILIES, build
-from pyro_sep.priors import Priors
+from pyro_sep.models.registry import FAMILIES, build
+from pyro_sep.priors.base import Priors
 
 benchmark = load("benchmark")
 CPU = torch.device("cpu")

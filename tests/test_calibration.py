@@ -15,11 +15,11 @@ from scipy.stats import binom, norm
 from scripts import load
 from torch import Tensor
 
-from pyro_sep.calibration import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
 from pyro_sep.data.toy import draw_sources
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import Mixing
-from pyro_sep.priors import Priors
+from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
 
 SIMULATIONS, DRAWS, CELLS = 400, 15, 6
 MIXING = Mixing((0.6, -0.9), 0.05)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pyro_sep.inference import checkpoint
-from pyro_sep.inference.checkpoint import Checkpoint
-from pyro_sep.states import save_state
+from pyro_sep.inference.annealing.checkpoint import Checkpoint
+from pyro_sep.storage.states import save_state
 
 RUN = {"seed": 3, "step_size": 0.7, "gains": (0.5, 0.5), "prior of oboe": -1234.5, "stores": False}
 STATE = {

@@ -12,8 +12,11 @@ from networks import HALVES, NESTED, WAVENET, randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pyro_sep import checkpoints
-from pyro_sep.checkpoints import (
+from pyro_sep.data.toy import WAVEFORMS
+from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, empty_weights, family_of
+from pyro_sep.priors import io as checkpoints
+from pyro_sep.priors.base import PRIORS, FloWaveNetPrior, NetworkPrior, WaveformPrior, WaveNetPrior
+from pyro_sep.priors.io import (
     FORMATS,
     ORDER_FILE,
     SHIPPED,
@@ -22,9 +25,6 @@ from pyro_sep.checkpoints import (
     load_priors,
     save_prior,
 )
-from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.models.family import FAMILIES, NetworkConfig, build, empty_weights, family_of
-from pyro_sep.priors import PRIORS, FloWaveNetPrior, NetworkPrior, WaveformPrior, WaveNetPrior
 
 CONFIG = WAVENET
 CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")

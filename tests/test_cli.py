@@ -21,20 +21,23 @@ import xarray as xr
 from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
 
-from pyro_sep import cli, cost, recordings, report
-from pyro_sep.audio import read_audio
-from pyro_sep.checkpoints import load_prior, load_priors, save_prior
-from pyro_sep.diagnostics import diagnose, format_diagnosis
-from pyro_sep.files import only_run
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.models.family import FAMILIES
+from pyro_sep.audio.io import read_audio
+from pyro_sep.cli import app as cli
+from pyro_sep.diagnostics.convergence import diagnose, format_diagnosis
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
+from pyro_sep.models.registry import FAMILIES
 from pyro_sep.models.train import SERIAL_SIGMAS
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import PRIORS, FloWaveNetPrior, WaveNetPrior
-from pyro_sep.separation import PRESETS
-from pyro_sep.trace import load_trace, save_trace
+from pyro_sep.priors.base import PRIORS, FloWaveNetPrior, WaveNetPrior
+from pyro_sep.priors.io import load_prior, load_priors, save_prior
+from pyro_sep.results import recordings
+from pyro_sep.separation import cost
+from pyro_sep.separation.api import PRESETS
+from pyro_sep.storage.files import only_run
+from pyro_sep.trace.dataset import load_trace, save_trace
+from pyro_sep.viz import report
 
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -863,7 +866,7 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
 def test_an_audit_needs_a_level_that_all_know(
     call, priors: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyro_sep.audit.SIGMAS", (7.0, 9.0))
+    monkeypatch.setattr("pyro_sep.priors.auditing.SIGMAS", (7.0, 9.0))
     message = "priors: got none that all know of the levels 7.0, 9.0, expected one"
     refused(call("audit", "--priors", priors), message)
 
@@ -1087,7 +1090,7 @@ def last_save(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
 
 train.save_state, train.CHECKPOINT_SECONDS = last_save, 0.0
-from pyro_sep.cli import main
+from pyro_sep.cli.app import main
 main()
 """
 

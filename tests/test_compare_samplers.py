@@ -15,10 +15,10 @@ from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import ToyMixture, toy_mixture
-from pyro_sep.mixing import Mixing
-from pyro_sep.models.family import build
-from pyro_sep.priors import FloWaveNetPrior, Priors
-from pyro_sep.separation import Separation, default_ladder, describe
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.models.registry import build
+from pyro_sep.priors.base import FloWaveNetPrior, Priors
+from pyro_sep.separation.api import Separation, default_ladder, describe
 
 compare = load("compare_samplers")
 MakePriors = Callable[..., Priors]

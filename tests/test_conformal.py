@@ -9,10 +9,11 @@ import torch
 import xarray as xr
 from scripts import load
 
-from pyro_sep import load_priors, report
-from pyro_sep.audio import save_audio
-from pyro_sep.cli import main, run
-from pyro_sep.conformal import (
+from pyro_sep import load_priors
+from pyro_sep.audio.io import save_audio
+from pyro_sep.cli.app import main, run
+from pyro_sep.data.tracks import Track
+from pyro_sep.diagnostics.conformal import (
     FUNCTIONS,
     Calibration,
     actual,
@@ -21,11 +22,11 @@ from pyro_sep.conformal import (
     format_intervals,
     kind_of,
 )
-from pyro_sep.data.tracks import Track
-from pyro_sep.evaluation import with_truth
-from pyro_sep.metrics import si_sdr
-from pyro_sep.separation import separate_batch
-from pyro_sep.trace import FINGERPRINT, build_trace, centroid, level, load_trace, save_trace
+from pyro_sep.evaluation.metrics import si_sdr
+from pyro_sep.evaluation.tracks import with_truth
+from pyro_sep.separation.api import separate_batch
+from pyro_sep.trace.dataset import FINGERPRINT, build_trace, centroid, level, load_trace, save_trace
+from pyro_sep.viz import report
 
 RATE, TIME = 8_000, 800
 NAMES = ["oboe", "flute"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import pyro_sep
-from pyro_sep import cost
-from pyro_sep.cost import Cost, estimate_cost
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
-from pyro_sep.separation import separate
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.priors.base import Priors
+from pyro_sep.separation import cost
+from pyro_sep.separation.api import separate
+from pyro_sep.separation.cost import Cost, estimate_cost
 
 SMALL: dict[str, Any] = {
     "candidates": 1,

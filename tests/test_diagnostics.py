@@ -9,9 +9,8 @@ import pytest
 import torch
 import xarray as xr
 
-from pyro_sep.checkpoints import load_priors
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.diagnostics import (
+from pyro_sep.diagnostics.convergence import (
     MISFIT_MAX,
     SUMMARIES,
     Diagnosis,
@@ -20,7 +19,8 @@ from pyro_sep.diagnostics import (
     diagnose,
     format_diagnosis,
 )
-from pyro_sep.trace import build_trace, load_trace, save_trace
+from pyro_sep.priors.io import load_priors
+from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
 
 
 def trace(values: np.ndarray) -> xr.DataTree:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.tracks import MIXTURE, Track, stems_folder
-from pyro_sep.evaluation import evaluate, summarise, traces_with_truth, write_windows
-from pyro_sep.metrics import si_sdr
+from pyro_sep.evaluation.metrics import si_sdr
+from pyro_sep.evaluation.tracks import evaluate, summarise, traces_with_truth, write_windows
 
 RATE, TIME = 8_000, 12_000
 

@@ -14,16 +14,16 @@ import torch
 from scripts import EXPERIMENTS, load
 from torch import Tensor
 
-from pyro_sep.checkpoints import save_prior
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.toy import WAVEFORMS, toy_mixture
-from pyro_sep.diagnostics import chain_agreement
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Mixing
+from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import FloWaveNetPrior, Priors, WaveNetPrior
-from pyro_sep.trace import load_trace
+from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveNetPrior
+from pyro_sep.priors.io import save_prior
+from pyro_sep.trace.dataset import load_trace
 
 NAMES = ("square", "saw")
 TIME = 480  # 0.03 s

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from pyro_sep.extras import import_extra
+from pyro_sep.checks.optional import import_extra
 
 
 def test_a_module_that_is_there() -> None:

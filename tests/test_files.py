@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pyro_sep.files import LOCK, TEMPORARY, only_run, save_json, write_whole, written_whole
+from pyro_sep.storage.files import LOCK, TEMPORARY, only_run, save_json, write_whole, written_whole
 
 WRITES_AND_WAITS = """
 import sys, time
 from pathlib import Path
-from pyro_sep.files import written_whole
+from pyro_sep.storage.files import written_whole
 with written_whole(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     print("writing", flush=True)
@@ -20,7 +20,7 @@ with written_whole(Path(sys.argv[1])) as temporary:
 HOLDS_AND_WAITS = """
 import sys, time
 from pathlib import Path
-from pyro_sep.files import only_run
+from pyro_sep.storage.files import only_run
 with only_run(Path(sys.argv[1])):
     print("holding", flush=True)
     time.sleep(600)

@@ -16,9 +16,9 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import TransformReparam
 from torch import Tensor
 
-from pyro_sep.mixing import Mixing, model
+from pyro_sep.mixing.known import Mixing, model
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
-from pyro_sep.priors import FloWaveNetPrior, FlowTransform
+from pyro_sep.priors.base import FloWaveNetPrior, FlowTransform
 
 TIME = 8
 CONFIGS = {

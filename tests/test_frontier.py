@@ -14,11 +14,11 @@ from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import ToyMixture
-from pyro_sep.files import load_figures
-from pyro_sep.inference.schedules import geometric_ladder
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.priors import Priors
-from pyro_sep.separation import default_ladder, resolve_settings
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.schedules import geometric_ladder
+from pyro_sep.priors.base import Priors
+from pyro_sep.separation.api import default_ladder, resolve_settings
+from pyro_sep.storage.files import load_figures
 
 frontier = load("frontier")
 MakePriors = Callable[..., Priors]

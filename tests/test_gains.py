@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_sep.inference.gains import rescale, update
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.underdamped import UnderdampedState
-from pyro_sep.latent_mixing import GAIN_RANGE, NOISE_SPREAD, LatentMixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.steps.gains import rescale, update
+from pyro_sep.inference.steps.underdamped import UnderdampedState
+from pyro_sep.mixing.latent import GAIN_RANGE, NOISE_SPREAD, LatentMixing
+from pyro_sep.priors.base import Priors
 
 LANES, TIME, SIGMA, LEVEL = 2_000, 6, 0.3, 0.6
 MakePriors = Callable[..., Priors]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.ghmc import adjusted_step
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.steps.ghmc import adjusted_step
+from pyro_sep.inference.steps.underdamped import UnderdampedState, init, underdamped_step
 
 LANES = 20_000
 # Of the density exp(-z^4 / 4): E z^2 = 2 Gamma(3/4) / Gamma(1/4), and E z^4 = 1.

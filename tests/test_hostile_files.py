@@ -17,18 +17,18 @@ import soundfile
 import torch
 from conftest import GaussianPrior
 
-from pyro_sep.audio import read_audio
-from pyro_sep.checkpoints import load_prior, save_prior
-from pyro_sep.conformal import FUNCTIONS, Calibration
+from pyro_sep.audio.io import read_audio
 from pyro_sep.data.toy import draw_sources
-from pyro_sep.files import save_json
+from pyro_sep.diagnostics.conformal import FUNCTIONS, Calibration
 from pyro_sep.models.train import TrainConfig, fit
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import WaveNetPrior
-from pyro_sep.seals import seal_length, sealed
-from pyro_sep.separation import separate
-from pyro_sep.store import TraceStore
-from pyro_sep.trace import build_trace, load_trace, save_trace
+from pyro_sep.priors.base import WaveNetPrior
+from pyro_sep.priors.io import load_prior, save_prior
+from pyro_sep.separation.api import separate
+from pyro_sep.storage.files import save_json
+from pyro_sep.storage.seals import seal_length, sealed
+from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.zarr_store import TraceStore
 
 HARDER = int(os.environ.get("HARDER", "1"))
 NETWORK = WaveNetConfig(

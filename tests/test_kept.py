@@ -12,13 +12,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep import separate, separation
+from pyro_sep import separate
 from pyro_sep.inference import checkpoint
-from pyro_sep.inference.draws import Draws
-from pyro_sep.kept import Kept, TraceInMemory, TraceOnDisk
-from pyro_sep.separation import Separation, default_ladder, separate_batch
-from pyro_sep.states import load_state, save_state
-from pyro_sep.trace import load_trace
+from pyro_sep.inference.annealing.draws import Draws
+from pyro_sep.separation import api as separation
+from pyro_sep.separation.api import Separation, default_ladder, separate_batch
+from pyro_sep.separation.recorder import Kept, TraceInMemory, TraceOnDisk
+from pyro_sep.storage.states import load_state, save_state
+from pyro_sep.trace.dataset import load_trace
 
 BUDGET: dict[str, Any] = {"levels": 6, "cooling": 3, "chains": 2, "draws": 25, "thin": 1}
 Where = Callable[[str], dict[str, Any]]

@@ -19,10 +19,10 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_sep.inference.kernel import LangevinKernel, Point
-from pyro_sep.inference.langevin import SGLD
-from pyro_sep.inference.mala import MALA, mala_step
-from pyro_sep.inference.preconditioned import PreconditionedSGLD
+from pyro_sep.inference.kernels.base import LangevinKernel, Point
+from pyro_sep.inference.kernels.mala import MALA, mala_step
+from pyro_sep.inference.kernels.preconditioned import PreconditionedSGLD
+from pyro_sep.inference.kernels.sgld import SGLD
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pyro_sep.files import LOCK, TEMPORARY
+from pyro_sep.storage.files import LOCK, TEMPORARY
 
 SCRIPT = Path(sys.executable).with_name("pyro-sep")
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -14,11 +14,11 @@ from pyro.infer import MCMC, Predictive
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
-from pyro_sep.inference.langevin import SGLD, STABLE_SHARE, langevin_step, largest_curvature
-from pyro_sep.inference.schedules import polynomial_decay
-from pyro_sep.mixing import Mixing
-from pyro_sep.mixing import model as mixture_model
-from pyro_sep.priors import Priors
+from pyro_sep.inference.annealing.schedules import polynomial_decay
+from pyro_sep.inference.kernels.sgld import SGLD, STABLE_SHARE, langevin_step, largest_curvature
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.mixing.known import model as mixture_model
+from pyro_sep.priors.base import Priors
 
 MakePriors = Callable[..., Priors]
 GaussianLaw = Callable[..., tuple[Tensor, Tensor]]

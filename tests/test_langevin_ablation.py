@@ -12,10 +12,10 @@ from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import ToyMixture
-from pyro_sep.mixing import Mixing
-from pyro_sep.models.family import build
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import FloWaveNetPrior, Priors
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.models.registry import build
+from pyro_sep.priors.base import FloWaveNetPrior, Priors
 
 ablation = load("langevin_ablation")
 MakePriors = Callable[..., Priors]

@@ -12,8 +12,10 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_sep.inference.mala import MALA
-from pyro_sep.latent_mixing import (
+from pyro_sep.inference.kernels.mala import MALA
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import NOISE_SCALE, Mixing, model
+from pyro_sep.mixing.latent import (
     GAIN_RANGE,
     NOISE_SPREAD,
     LatentMixing,
@@ -22,9 +24,7 @@ from pyro_sep.latent_mixing import (
     known_mixing,
     start_mixing,
 )
-from pyro_sep.mixing import NOISE_SCALE, Mixing, model
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.priors.base import Priors
 
 MakePriors = Callable[..., Priors]
 GAINS = torch.tensor([[0.3, 1.5], [0.8, 0.4], [2.0, 1.9]]).double()

@@ -3,10 +3,10 @@ import torch
 from music import excerpt, needs_ffmpeg
 from torch import Tensor
 
+from pyro_sep.audio.resampling import resample
+from pyro_sep.audio.wiener import lift
 from pyro_sep.data.musdb import STEMS, musdb_tracks
-from pyro_sep.lifting import lift
-from pyro_sep.metrics import si_sdr
-from pyro_sep.resampling import resample
+from pyro_sep.evaluation.metrics import si_sdr
 
 RATE, TO_RATE, TIME = 16_000, 44_100, 44_100
 

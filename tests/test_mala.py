@@ -13,9 +13,9 @@ from pyro.infer import MCMC
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_sep.inference.kernel import Params, Point
-from pyro_sep.inference.langevin import STABLE_SHARE, langevin_step
-from pyro_sep.inference.mala import MALA, MalaInfo, log_ratio, mala_step
+from pyro_sep.inference.kernels.base import Params, Point
+from pyro_sep.inference.kernels.mala import MALA, MalaInfo, log_ratio, mala_step
+from pyro_sep.inference.kernels.sgld import STABLE_SHARE, langevin_step
 
 LANES = 20_000
 OFFSET = 4e8  # in float32, neighbours there are 32 apart

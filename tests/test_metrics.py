@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pyro_sep.metrics import residual_db, si_sdr, si_sdr_improvement
+from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 
 TIME = torch.arange(1600, dtype=torch.float64)
 SINE = torch.sin(2 * torch.pi * 10 * TIME / 1600)

@@ -16,8 +16,8 @@ from pyro.infer.autoguide import AutoDelta
 from pyro.infer.inspect import get_model_relations
 from torch import Tensor
 
-from pyro_sep.latent_mixing import draw_mixing
-from pyro_sep.mixing import (
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import (
     NOISE_SCALE,
     Mixing,
     check_count,
@@ -25,10 +25,10 @@ from pyro_sep.mixing import (
     model,
     usual_gains,
 )
+from pyro_sep.mixing.latent import draw_mixing
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import FloWaveNetPrior, Priors, WaveNetPrior
+from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveNetPrior
 
 UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
 MakePriors = Callable[..., Priors]

@@ -8,7 +8,7 @@ import soundfile
 import torch
 from music import RATE, excerpt, needs_ffmpeg, write_tracks
 
-from pyro_sep.audio import load_audio
+from pyro_sep.audio.io import load_audio
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.source import open_source
 from pyro_sep.data.tracks import MIXTURE, stem_frames

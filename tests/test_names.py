@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from pyro_sep.names import cell, literal, printable
-from pyro_sep.plots import save_figure
+from pyro_sep.checks.names import cell, literal, printable
+from pyro_sep.viz.plots import save_figure
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from pyro_sep.outputs import is_finished, own_files, write_separation
-from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles
-from pyro_sep.trace import build_trace, load_trace
+from pyro_sep.results.stems import StemFiles
+from pyro_sep.results.writer import is_finished, own_files, write_separation
+from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import build_trace, load_trace
 
 RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
 FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]

@@ -20,13 +20,13 @@ from networks import NESTED, WAVENET, randomise
 from scripts import load
 from torch import Tensor
 
-from pyro_sep.checkpoints import load_priors, save_prior
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.musdb import MusdbSource, musdb_tracks
 from pyro_sep.data.toy import toy_mixture
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.models.family import build, family_of
-from pyro_sep.priors import PRIORS
+from pyro_sep.models.registry import build, family_of
+from pyro_sep.priors.base import PRIORS
+from pyro_sep.priors.io import load_priors, save_prior
 
 NAMES = ("square", "saw")
 FRAMES, TIME = 3, 64

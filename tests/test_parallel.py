@@ -13,9 +13,9 @@ from scripts import EXPERIMENTS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from pyro_sep.checkpoints import load_priors
 from pyro_sep.models.parallel import Ranks, start_ranks
 from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS
+from pyro_sep.priors.io import load_priors
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parent

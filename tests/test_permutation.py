@@ -7,10 +7,10 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.permutation import draw_assignment, reassign
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.steps.permutation import draw_assignment, reassign
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
 
 MakePriors = Callable[..., Priors]
 ORDERS = list(permutations(range(3)))

@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pyro_sep.calibration import RankTest
-from pyro_sep.plots import (
+from pyro_sep.diagnostics.sbc import RankTest
+from pyro_sep.trace.dataset import build_trace
+from pyro_sep.viz.plots import (
     plot_audit,
     plot_calibration,
     plot_separation,
@@ -19,7 +20,6 @@ from pyro_sep.plots import (
     plot_waveform,
     save_figure,
 )
-from pyro_sep.trace import build_trace
 
 RATE = 16_000
 TIME = np.arange(4000) / RATE
@@ -174,7 +174,7 @@ def test_save_figure(tmp_path: Path) -> None:
 
 def test_imports_without_torch_and_pyplot() -> None:
     code = (
-        "import sys, pyro_sep.plots;"
+        "import sys, pyro_sep.viz.plots;"
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

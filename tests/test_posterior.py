@@ -9,11 +9,11 @@ from conftest import GaussianPrior
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from pyro_sep import posterior
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.presence import SpikeAndSlab
-from pyro_sep.priors import Priors
+from pyro_sep.inference import posterior
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.spike_slab import SpikeAndSlab
 
 GAINS = (0.3, 1.5, -0.8)
 LEVELS = (0.2, 0.9, 0.5)

@@ -9,9 +9,9 @@ import torch
 from pyro.infer import MCMC
 from torch import Tensor
 
-from pyro_sep.inference.kernel import LangevinKernel
-from pyro_sep.inference.langevin import SGLD
-from pyro_sep.inference.preconditioned import PreconditionedSGLD, preconditioned_step
+from pyro_sep.inference.kernels.base import LangevinKernel
+from pyro_sep.inference.kernels.preconditioned import PreconditionedSGLD, preconditioned_step
+from pyro_sep.inference.kernels.sgld import SGLD
 
 LANES = 400
 SCALES = torch.tensor([1.0, 100.0])

@@ -10,15 +10,15 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_sep import Separation, load_priors, separate
-from pyro_sep.inference.descent import Found
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.inference.swaps import mend
-from pyro_sep.mixing import Mixing, model
-from pyro_sep.posterior import AnnealedPosterior, at_draws
-from pyro_sep.presence import ABSENCE, SpikeAndSlab
+from pyro_sep.inference.annealing.descent import Found
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.annealing.swaps import mend
+from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
+from pyro_sep.mixing.known import Mixing, model
+from pyro_sep.priors.spike_slab import ABSENCE, SpikeAndSlab
 from pyro_sep.progress import Progress
-from pyro_sep.separation import default_ladder
+from pyro_sep.separation.api import default_ladder
 
 LEVEL, SIGMA, ABSENT = 0.5, 0.2, 0.3
 

@@ -22,17 +22,17 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine import trace
 from torch import Tensor
 
-from pyro_sep.checkpoints import load_prior, save_prior
-from pyro_sep.models.family import FAMILIES, Network, NetworkConfig, build, family_of
+from pyro_sep.models.registry import FAMILIES, Network, NetworkConfig, build, family_of
 from pyro_sep.models.waveform import Waveform, WaveformConfig
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors import (
+from pyro_sep.priors.base import (
     PRIORS,
     FloWaveNetPrior,
     NetworkPrior,
     WaveformPrior,
     WaveNetPrior,
 )
+from pyro_sep.priors.io import load_prior, save_prior
 
 TIME = 8
 CONFIGS: dict[str, NetworkConfig] = {"wavenet": WAVENET, "nested": NESTED, "halves": HALVES}

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_sep.cli.program import listed, mixing_options, report, run, torch_device
 from pyro_sep.models.train import TrainingDivergedError
-from pyro_sep.program import listed, mixing_options, report, run, torch_device
 
 
 @pytest.mark.parametrize(

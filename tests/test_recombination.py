@@ -5,13 +5,13 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
-from pyro_sep.inference.descent import Found
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.inference.recombination import WINDOW, recombine, refine
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.latent_mixing import start_mixing
-from pyro_sep.mixing import Mixing, frame_time
-from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.inference.annealing.descent import Found
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.annealing.recombination import WINDOW, recombine, refine
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing, frame_time
+from pyro_sep.mixing.latent import start_mixing
 from pyro_sep.progress import Progress
 
 SIGMA = 0.1
@@ -143,7 +143,7 @@ def test_where_gains_are_unknown_the_best_replica_is_taken_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows of replicas with other gains would not add up to the mixture."""
-    monkeypatch.delattr("pyro_sep.inference.recombination.recombine")
+    monkeypatch.delattr("pyro_sep.inference.annealing.recombination.recombine")
     priors = {"up": Near("up", 1.0), "down": Near("down", -0.5)}
     mixture = torch.full((2, 300), 0.25)
     latent = start_mixing(mixture, priors, Mixing.mean(2), True, False)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_sep import recordings
-from pyro_sep.audio import load_audio, read_audio, save_audio
-from pyro_sep.recordings import separate_recording, track_folders
-from pyro_sep.stems import StemFiles
+from pyro_sep.audio.io import load_audio, read_audio, save_audio
+from pyro_sep.results import recordings
+from pyro_sep.results.recordings import separate_recording, track_folders
+from pyro_sep.results.stems import StemFiles
 
 BUDGET = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "cooling": 1, "draws": 3}
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import render_music as script
 import soundfile
 from rendering import levels, parts, scores, singing
 
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.tracks import stems_folder
 
 mido = pytest.importorskip("mido")

@@ -16,12 +16,12 @@ import torch
 import xarray as xr
 from PIL import Image
 
-from pyro_sep import report
-from pyro_sep.cli import main
-from pyro_sep.diagnostics import MEANING, Verdict
-from pyro_sep.metrics import si_sdr
-from pyro_sep.report import render_report, write_report
-from pyro_sep.trace import build_trace, save_trace
+from pyro_sep.cli.app import main
+from pyro_sep.diagnostics.convergence import MEANING, Verdict
+from pyro_sep.evaluation.metrics import si_sdr
+from pyro_sep.trace.dataset import build_trace, save_trace
+from pyro_sep.viz import report
+from pyro_sep.viz.report import render_report, write_report
 
 RATE, TIME, CHAINS, DRAWS = 8_000, 2_400, 2, 8
 NAMES = ["oboe", "flute"]
@@ -247,7 +247,7 @@ def test_one_trace_gives_one_page(tree: xr.DataTree, html: str, tmp_path: Path) 
 
 def test_imports_without_torch_and_pyplot() -> None:
     code = (
-        "import sys, pyro_sep.report;"
+        "import sys, pyro_sep.viz.report;"
         "sys.exit('torch' in sys.modules or 'matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchaudio.functional
 
-from pyro_sep.resampling import RATES, resample
+from pyro_sep.audio.resampling import RATES, resample
 
 
 def tone(frequency: float, rate: int, time: int) -> torch.Tensor:

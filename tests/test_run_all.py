@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripts import EXPERIMENTS, load
 
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 
 SCRIPTS = {
     "first": "import sys; print('first:', *sys.argv[1:])",

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_sep.scanning import audio_files, files_below
+from pyro_sep.audio.scanning import audio_files, files_below
 
 
 def found(folder: Path) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pyro_sep.inference.schedules import (
+from pyro_sep.inference.annealing.schedules import (
     START_NATS,
     geometric_ladder,
     polynomial_decay,

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pyro_sep.seals import check_seal, seal_length, sealed
+from pyro_sep.storage.seals import check_seal, seal_length, sealed
 
 CONTENT = bytes(range(256)) * 3
 

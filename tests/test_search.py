@@ -7,13 +7,13 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
-from pyro_sep.inference.descent import Found, best_lanes, descend, repeat
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.search import MISFIT, Result, candidates, is_known, search
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.inference.annealing.descent import Found, best_lanes, descend, repeat
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.annealing.search import MISFIT, Result, candidates, is_known, search
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
 from pyro_sep.progress import Progress
 
 TIME, LANES = 4, 300
@@ -192,7 +192,7 @@ def test_of_searches_that_all_fail_the_likeliest_is_kept(monkeypatch: pytest.Mon
         clean = log_density[:, None, None].expand(-1, 2, TIME)
         return Found(target, -clean.abs(), log_density)
 
-    monkeypatch.setattr("pyro_sep.inference.search.attempt", attempt)
+    monkeypatch.setattr("pyro_sep.inference.annealing.search.attempt", attempt)
     target = posterior(Knowing, 2)
     result = search(target, annealing(tries=3), evaluator(), False)
     assert result.clean[:, 0, 0].tolist() == [-2.0, -7.0]

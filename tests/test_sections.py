@@ -6,13 +6,13 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
-from pyro_sep.inference.descent import Given
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.inference.search import candidates
-from pyro_sep.inference.sections import OVERLAP_SHARE, agree, grow, join, split, surest
-from pyro_sep.inference.settings import Annealing
-from pyro_sep.mixing import Mixing, frame_time
-from pyro_sep.posterior import AnnealedPosterior
+from pyro_sep.inference.annealing.descent import Given
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.annealing.search import candidates
+from pyro_sep.inference.annealing.sections import OVERLAP_SHARE, agree, grow, join, split, surest
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing, frame_time
 from pyro_sep.progress import Progress
 
 

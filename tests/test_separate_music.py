@@ -11,18 +11,18 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from baselines import ideal_ratio_mask
 from music import RATE, needs_ffmpeg
 from networks import WAVENET, randomise
 from scripts import load
 
-from pyro_sep.baselines import ideal_ratio_mask
-from pyro_sep.checkpoints import save_prior
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.models.family import build
-from pyro_sep.priors import WaveNetPrior
-from pyro_sep.trace import load_trace
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.models.registry import build
+from pyro_sep.priors.base import WaveNetPrior
+from pyro_sep.priors.io import save_prior
+from pyro_sep.trace.dataset import load_trace
 
 pytestmark = needs_ffmpeg
 SECONDS = 0.064

@@ -16,17 +16,16 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.diagnostics import diagnose
-from pyro_sep.inference.draws import Draws
-from pyro_sep.inference.schedules import start_level
-from pyro_sep.inference.settings import RESTART, Annealing
-from pyro_sep.kept import Kept
-from pyro_sep.metrics import si_sdr, si_sdr_improvement
-from pyro_sep.mixing import Mixing
+from pyro_sep.diagnostics.convergence import diagnose
+from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.draws import Draws
+from pyro_sep.inference.annealing.schedules import start_level
+from pyro_sep.inference.annealing.settings import RESTART, Annealing
+from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors import FloWaveNetPrior, NetworkPrior, WaveNetPrior
-from pyro_sep.separation import (
+from pyro_sep.priors.base import FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from pyro_sep.separation.api import (
     MIN_TIME,
     PRESETS,
     Separation,
@@ -37,7 +36,8 @@ from pyro_sep.separation import (
     resolve_settings,
     separate_batch,
 )
-from pyro_sep.trace import save_trace, to_arviz
+from pyro_sep.separation.recorder import Kept
+from pyro_sep.trace.dataset import save_trace, to_arviz
 
 TIME = 300
 BUDGET = {"levels": 6, "candidates": 2, "tries": 1, "swaps": 0, "replicas": 2, "chains": 2}
@@ -117,7 +117,7 @@ def nearest_chain(result: Separation) -> int:
 
 
 def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_sep import separation
+    from pyro_sep.separation import api as separation
 
     class Rigged(Kept):
         def add(self, draws: Draws, first: int) -> None:
@@ -132,7 +132,7 @@ def test_the_best_chain_is_by_mean_not_by_maximum(monkeypatch: pytest.MonkeyPatc
 def test_the_mean_over_all_chains_leaves_out_one_that_diverged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pyro_sep import separation
+    from pyro_sep.separation import api as separation
 
     both = separate(tones().mean(0), PRIORS, estimate="mean", **BUDGET)
     means = torch.from_numpy(both.trace["posterior"]["sources"].values.mean((0, 1)))
@@ -522,7 +522,7 @@ def test_the_ends_of_a_range_belong_to_it(options: dict[str, Any]) -> None:
 
 
 def test_denormals_are_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_sep import separation
+    from pyro_sep.separation import api as separation
 
     def fail(*_: Any) -> None:
         assert sys.float_info.min / 2 == 0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.smc import effective_sample_size, smc, systematic
+from pyro_sep.inference.smc.core import effective_sample_size, smc, systematic
 
 LogDensity = Callable[[Tensor, float], Tensor]
 START = 3.0  # std at t = 0

@@ -6,7 +6,7 @@ import soundfile
 import torch
 from music import needs_ffmpeg, write_tracks
 
-from pyro_sep.audio import load_audio
+from pyro_sep.audio.io import load_audio
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
 from pyro_sep.data.source import RecordingFolder, ToySource, held_out_audio, open_source

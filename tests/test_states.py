@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_sep.seals import seal_length, sealed
-from pyro_sep.states import check_like, check_shapes, load_state, readable, save_state
+from pyro_sep.storage.seals import seal_length, sealed
+from pyro_sep.storage.states import check_like, check_shapes, load_state, readable, save_state
 
 STATE = {"number": 7, "name": "a", "parts": [torch.arange(5.0), {"b": torch.ones(2, dtype=bool)}]}
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import read_audio
+from pyro_sep.audio.io import read_audio
+from pyro_sep.audio.resampling import resample
 from pyro_sep.data.tracks import Audio, stems_folder
-from pyro_sep.resampling import resample
-from pyro_sep.separation import Separation
-from pyro_sep.stems import StemFiles, drawn_shares, write_stems
-from pyro_sep.trace import build_trace
+from pyro_sep.results.stems import StemFiles, drawn_shares, write_stems
+from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import build_trace
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
 BEST = 1  # chain

@@ -14,8 +14,8 @@ import pytest
 import xarray as xr
 import zarr
 
-from pyro_sep.store import DRAWN, TraceStore
-from pyro_sep.trace import build_trace, load_trace, save_trace, to_arviz
+from pyro_sep.trace.dataset import build_trace, load_trace, save_trace, to_arviz
+from pyro_sep.trace.zarr_store import DRAWN, TraceStore
 
 RATE, DRAWS = 8000, 30
 RNG = np.random.default_rng(0)
@@ -253,7 +253,7 @@ def test_only_the_draws_grow(tmp_path: Path) -> None:
 
 
 def test_imports_without_torch() -> None:
-    code = "import sys, pyro_sep.store; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_sep.trace.zarr_store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

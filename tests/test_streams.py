@@ -9,8 +9,8 @@ import soundfile
 import torch
 from music import RATE, excerpt, needs_ffmpeg
 
-from pyro_sep.audio import load_audio, read_audio
-from pyro_sep.streams import read_stream
+from pyro_sep.audio.io import load_audio, read_audio
+from pyro_sep.audio.streams import read_stream
 
 pytestmark = needs_ffmpeg
 

@@ -7,14 +7,14 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
-from pyro_sep.inference.descent import Found
-from pyro_sep.inference.evaluator import Evaluator
-from pyro_sep.inference.settings import SCREENED, Annealing, Round
-from pyro_sep.inference.swaps import mend, rank, swap
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.presence import SpikeAndSlab
-from pyro_sep.priors import Priors
+from pyro_sep.inference.annealing.descent import Found
+from pyro_sep.inference.annealing.evaluator import Evaluator
+from pyro_sep.inference.annealing.settings import SCREENED, Annealing, Round
+from pyro_sep.inference.annealing.swaps import mend, rank, swap
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import Progress
 
 MakePriors = Callable[..., Priors]
@@ -202,7 +202,7 @@ def test_silence_for_silence_is_no_change(gaussian_priors: MakePriors) -> None:
     work = evaluator()
     tried = rank(found, held().sigmas[-1], evaluator())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_sep.inference.swaps.best_lanes", best)
+        patch.setattr("pyro_sep.inference.annealing.swaps.best_lanes", best)
         result, changed = swap(found, held(), SETTINGS, work)
     assert len(kept[0]) == 3 * tried.assignment.shape[1]
     expected = []

@@ -15,9 +15,9 @@ import pytest
 import scipy.stats
 import xarray as xr
 
-from pyro_sep import layout
-from pyro_sep.seals import sealed
-from pyro_sep.trace import (
+from pyro_sep.storage.seals import sealed
+from pyro_sep.trace import layout
+from pyro_sep.trace.dataset import (
     FORMAT,
     best_chain,
     build_trace,
@@ -404,7 +404,7 @@ def test_other_readers_of_netcdf_read_it(tmp_path: Path) -> None:
 def test_imports_without_torch(tmp_path: Path) -> None:
     save_trace(build_trace(**arguments()), tmp_path / "a.nc")
     code = (
-        "import sys; from pyro_sep.trace import load_trace; load_trace(sys.argv[1]);"
+        "import sys; from pyro_sep.trace.dataset import load_trace; load_trace(sys.argv[1]);"
         "sys.exit('torch' in sys.modules or 'arviz' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, tmp_path / "a.nc"]).returncode == 0
@@ -482,7 +482,7 @@ def test_a_trace_is_left_as_it_was_for_arviz() -> None:
 
 
 def test_from_version_1_on_arviz_takes_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_sep.trace.version", lambda _: "1.0.0")
+    monkeypatch.setattr("pyro_sep.trace.dataset.version", lambda _: "1.0.0")
     tree = build_trace(**arguments(attrs={"noise_scale": 0.1}))
     data = to_arviz(tree)
     assert isinstance(data, xr.DataTree)

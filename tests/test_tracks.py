@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from pyro_sep.audio import load_audio
+from pyro_sep.audio.io import load_audio
 from pyro_sep.data.tracks import FRAMES, Track, reference_of, stem_frames, stems_folder
 
 RATE, TIME = 8_000, 4_000

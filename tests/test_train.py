@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pyro_sep.data.toy import draw_sources
 from pyro_sep.models import train
-from pyro_sep.models.family import Network, NetworkConfig, build
 from pyro_sep.models.flowavenet import FloWaveNetConfig
+from pyro_sep.models.registry import Network, NetworkConfig, build
 from pyro_sep.models.soundness import TOLERATED, Losses
 from pyro_sep.models.train import (
     CHECKPOINT,
@@ -31,7 +31,7 @@ from pyro_sep.models.train import (
     score_loss,
 )
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.states import load_state, save_state
+from pyro_sep.storage.states import load_state, save_state
 
 NETWORK = WaveNetConfig(
     width=8, layers=2, hop=16, past=16, spectra=(32,), components=4, head_width=8, head_past=4

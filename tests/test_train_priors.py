@@ -11,12 +11,12 @@ from music import needs_ffmpeg, write_tracks
 from networks import HALVES, WAVENET
 from scripts import load
 
-from pyro_sep.checkpoints import load_priors
-from pyro_sep.cli import run
+from pyro_sep.cli.app import run
 from pyro_sep.data.musdb import STEMS
 from pyro_sep.data.source import ToySource
-from pyro_sep.models.family import FAMILIES, Family, build
+from pyro_sep.models.registry import FAMILIES, Family, build
 from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, schedule
+from pyro_sep.priors.io import load_priors
 
 script = load("train_priors")
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.langevin import Evaluation
-from pyro_sep.inference.underdamped import UnderdampedState, init, underdamped_step
-from pyro_sep.mixing import Mixing
-from pyro_sep.posterior import AnnealedPosterior
-from pyro_sep.priors import Priors
+from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.steps.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
 
 MakePriors = Callable[..., Priors]
 GaussianLaw = Callable[..., tuple[Tensor, Tensor]]

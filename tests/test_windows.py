@@ -11,7 +11,7 @@ from test_flowavenet import tiny as tiny_flow
 from test_wavenet import VARIANTS, levels, noise, tiny
 from torch import Tensor
 
-from pyro_sep.models.family import Network, NetworkConfig, build
+from pyro_sep.models.registry import Network, NetworkConfig, build
 from pyro_sep.models.windows import in_windows
 
 PAST, FUTURE = 3, 2

@@ -1,1 +1,5 @@
-"""Audio of isolated sources: synthetic waveforms and folders of recordings."""
+"""Isolated recordings of sources, and mixtures of them: toy tones, musdb18, folders."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import active_frames
+from pyro_sep.audio.io import active_frames
+from pyro_sep.audio.scanning import files_below
+from pyro_sep.audio.streams import STEM_MP4, read_stream
+from pyro_sep.checks.names import printable
 from pyro_sep.data.tracks import (
     MIXTURE,
     SUBSETS,
@@ -22,9 +25,6 @@ from pyro_sep.data.tracks import (
     track_names,
     tracks_of,
 )
-from pyro_sep.names import printable
-from pyro_sep.scanning import files_below
-from pyro_sep.streams import STEM_MP4, read_stream
 
 STEMS = ("bass", "drums", "vocals", "other")
 

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import active_frames, load_audio
+from pyro_sep.audio.io import active_frames, load_audio
+from pyro_sep.audio.scanning import audio_files
+from pyro_sep.checks.names import printable
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
 from pyro_sep.data.tracks import DRAWS, left_out, stem_name
-from pyro_sep.names import printable
-from pyro_sep.scanning import audio_files
 
 LEVEL_FRAMES = 64
 ROUNDED = 1 << 10  # steps of full scale

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from pyro_sep.audio import read_audio
-from pyro_sep.names import printable
-from pyro_sep.resampling import resample
-from pyro_sep.scanning import audio_files
+from pyro_sep.audio.io import read_audio
+from pyro_sep.audio.resampling import resample
+from pyro_sep.audio.scanning import audio_files
+from pyro_sep.checks.names import printable
 
 MIXTURE = "mixture"
 RESIDUAL = "residual"  # of a mixture, what none of the stems explains

@@ -1,0 +1,69 @@
+r"""From the posterior, mono and at the priors' rate, to stems as the recording has them.
+
+The shares S_k and what they leave of the mixture, R, are resampled. They add up to the recording
+as far as the posterior knows it; the rest of each channel c, which is how it differs from the mono
+mixture and all above the priors' band, is divided by a Wiener filter: with short-time Fourier
+transforms, at each frequency and frame,
+
+.. math:: \hat X_{kc} = S_k + \frac{|S_k|^2}{\sum_j |S_j|^2 + |R|^2}
+          \Bigl(X_c - \sum_j S_j - R\Bigr)
+
+Liutkus & Badeau 2015 (ICASSP, "Generalized Wiener filtering with fractional power spectrograms"),
+at the exponent 2. So stems that are mixed down again are the posterior itself, and only panorama
+and treble are the filter's; filtering the whole recording would give away the phases that the
+posterior knows.
+
+Above the band the posterior says nothing. There each frame's ratios are those of the energies in
+the topmost octave of the band: what is brightest below goes on above.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pyro_sep.audio.resampling import resample
+
+FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
+BAND = 0.95  # of the lower Nyquist frequency: above, resampling leaves little
+
+
+def lift(shares: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate: int) -> Tensor:
+    """Stems of every channel of a recording, by the equation above.
+
+    With the residual, ``recording - stems.sum(0)``, which is R and its part of the rest, they add
+    up to the recording.
+
+    Args:
+        shares: what each source adds to the mixture, ``(source, time)``.
+        mixture: ``(time,)``; the recording, mixed down.
+        rate: of shares and mixture, in Hz.
+        recording: ``(channel, recording time)``.
+        to_rate: of the recording, in Hz.
+
+    Returns:
+        ``(source, channel, recording time)``.
+    """
+    time = recording.shape[-1]
+    size = 2 ** round(math.log2(FRAME * to_rate))
+    window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)
+
+    def transform(audio: Tensor) -> Tensor:
+        # Padded by silence: a recording may be shorter than a window.
+        return torch.stft(
+            audio, size, size // 4, window=window, pad_mode="constant", return_complex=True
+        )
+
+    parts = resample(torch.cat([shares, (mixture - shares.sum(0))[None]]), rate, to_rate, time)
+    powers = [transform(part).abs().square() for part in parts]
+    if rate != to_rate:
+        known = int(BAND * min(rate, to_rate) / to_rate * (size // 2))
+        for power in powers:
+            power[known:] = power[known // 2 : known].mean(0)
+    total = sum(powers[1:], powers[0]).clamp(min=torch.finfo(recording.dtype).tiny)
+    rest = transform(recording - parts.sum(0))
+    filtered = [
+        torch.istft(power / total * rest, size, size // 4, window=window, length=time)
+        for power in powers[:-1]
+    ]
+    return parts[:-1, None] + torch.stack(filtered)

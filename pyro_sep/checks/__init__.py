@@ -1,0 +1,1 @@
+"""Arguments, names of files, and optional packages: one line that says what is wrong."""

@@ -1,0 +1,318 @@
+"""How good separated tracks are, where their stems are known: SI-SDR and BSS Eval, per stem.
+
+SI-SDR (:mod:`pyro_sep.evaluation.metrics`) takes the channels of a stem as one signal. BSS Eval v4
+(Stöter, Liutkus & Ito 2018, arXiv 1804.06267) is museval's: medians over windows of a second. It is
+slow, one to three seconds for each second of four stereo stems, so it is made on request.
+
+Estimates and references are shares, which add up to the mixture, as ``pyro-sep separate`` writes
+them. SI-SDR does not depend on their gain, BSS Eval does.
+
+Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
+mono estimates. Where a reference is silent there is no score.
+
+Where posterior draws of a stem lie beside it, they say what its SI-SDR might be without knowing the
+truth: the lowest and highest SI-SDR of the estimate against a draw, as if that were the true stem.
+Draws are of one chain, so of one mode, and what lifts them to the recording's rate and channels
+errs alike in all of them: a true score below the lowest says that there is more to the error.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_sep.audio.resampling import resample
+from pyro_sep.audio.scanning import files_below
+from pyro_sep.checks.names import printable
+from pyro_sep.checks.optional import import_extra
+from pyro_sep.data.tracks import (
+    RESIDUAL,
+    Audio,
+    Track,
+    reference_of,
+    stem_name,
+    track_names,
+)
+from pyro_sep.evaluation.metrics import si_sdr, silent
+from pyro_sep.results.writer import TRACE
+from pyro_sep.storage.files import written_whole
+from pyro_sep.trace.dataset import load_trace
+
+EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
+SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
+BSS_METRICS = ("SDR", "ISR", "SIR", "SAR")
+
+
+class TrackScores(NamedTuple):
+    """Scores of one track."""
+
+    name: str
+    subset: str
+    table: pd.DataFrame  # a row per stem, dB
+    bss_eval: str | None  # museval's JSON of the track, with every window
+    notes: tuple[str, ...] = ()  # estimates that were not judged, a line
+
+
+class _Judged(NamedTuple):
+    """Estimates and references of one length, rate and number of channels."""
+
+    stems: list[str]
+    estimates: Tensor  # (stem, channel, time)
+    references: Tensor  # (stem, channel, time)
+    mixture: Tensor  # (channel, time)
+    rate: int
+    draws: Mapping[str, Sequence[Callable[[], Audio]]]  # of a stem
+
+
+def evaluate(
+    estimates: Sequence[Track],
+    references: Sequence[Track],
+    stems: Sequence[str] = (),
+    bss_eval: bool = False,
+) -> Iterator[TrackScores]:
+    """Judge every track that there are estimates of.
+
+    Args:
+        estimates: tracks by the references' names, see
+            :func:`~pyro_sep.data.tracks.reference_of`.
+        references: tracks with their stems.
+        stems: those that were mixed: improvement is over their sum. If none are named, it is over
+            the references' own mixture, and those stems are judged that both know.
+        bss_eval: also run BSS Eval.
+
+    Returns:
+        The scores of one track after the other, made as they are asked for: they raise ValueError
+        for a stem that is missing, another length, or audio that cannot be read.
+
+    Raises:
+        ValueError: an estimate without a reference, or no museval.
+    """
+    remedy = "it and ffmpeg; pip install 'pyro-sep[music]', apt-get install ffmpeg"
+    museval = import_extra("museval", "bss-eval", "museval", remedy) if bss_eval else None
+    check_references(estimates, references)
+    truths = [reference_of(track, references) for track in estimates]
+    return (
+        _score(track, truth, stems, museval)
+        for track, truth in zip(estimates, truths, strict=True)
+        if truth is not None
+    )
+
+
+def check_references(estimates: Sequence[Track], references: Sequence[Track]) -> None:
+    """Raise ValueError, in which they are named, for estimates without a reference."""
+    unknown = [track.name for track in estimates if reference_of(track, references) is None]
+    if unknown:
+        named = ", ".join(repr(name) for name in unknown)
+        known = ", ".join(track.name for track in references)
+        raise ValueError(
+            printable(f"estimates: got track {named} without a reference, expected some of {known}")
+        )
+
+
+def traces_with_truth(
+    estimates: Path,
+    references: Sequence[Track],
+    attempt: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[xr.DataTree]:
+    """Every TRACK/trace.nc below a folder, with the true sources of its track.
+
+    Args:
+        estimates: what ``pyro-sep separate`` wrote.
+        references: tracks with their stems.
+        attempt: what is to be done about the errors of a trace; they are raised by default.
+
+    Raises:
+        ValueError: no trace, one without a reference, or as :func:`with_truth`.
+        OSError: a folder that may not be read.
+    """
+    paths = [path for path in files_below(estimates) if path.name == TRACE]
+    if not paths:
+        raise ValueError(f"{printable(estimates)}: got no {TRACE} in it, expected TRACK/{TRACE}")
+    folders = [path.parent for path in paths]
+    named = track_names(folders, estimates)
+    tracks = [Track(named[folder][0], "", {}, path=named[folder][1]) for folder in folders]
+    check_references(tracks, references)
+    truths = [reference_of(track, references) for track in tracks]
+    return _loaded(paths, truths, attempt)
+
+
+def _loaded(
+    paths: Sequence[Path],
+    truths: Sequence[Track | None],
+    attempt: Callable[[Path], AbstractContextManager[object]],
+) -> Iterator[xr.DataTree]:
+    for path, truth in zip(paths, truths, strict=True):
+        tree = None
+        with attempt(path):
+            tree = None if truth is None else with_truth(load_trace(path), truth)
+        if tree is not None:
+            yield tree
+
+
+def summarise(scores: Sequence[TrackScores]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All scores by (track, stem), and per stem the median and the number of tracks judged."""
+    table = pd.concat({track.name: track.table for track in scores}, names=["track", "stem"])
+    by_stem = table.groupby("stem", sort=False)
+    summary = by_stem.median()
+    summary.insert(0, "tracks", by_stem["SI-SDR"].count())
+    return table, summary
+
+
+def write_windows(scores: TrackScores, folder: Path) -> None:
+    """Write museval's JSON of a track where museval looks for it: SUBSET/TRACK.json, else test.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    if scores.bss_eval is not None:
+        path = folder / (scores.subset or "test") / f"{scores.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            partial.write_text(scores.bss_eval)
+
+
+def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
+    """The trace with the true sources, from the stems of its track: the shares by their gains.
+
+    Args:
+        trace: of a separation of the whole track.
+        track: with the stems that were mixed; they are resampled, and mixed down.
+
+    Raises:
+        ValueError: a stem that is missing or of another length, or gains that were inferred: then
+            the mixture tells the shares alone.
+    """
+    posterior, constant = trace["posterior"].to_dataset(), trace["constant_data"].to_dataset()
+    if "gains" in posterior:
+        raise ValueError(f"{track.name}: got inferred gains, expected known ones; give --gains")
+    rate, time = int(constant["sample_rate"]), posterior.sizes["time"]
+    sources = []
+    for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
+        samples, own_rate = track.read(str(name))
+        if abs(samples.shape[-1] / own_rate - time / rate) > SLACK:
+            raise ValueError(
+                f"{track.name}: got {name} of {samples.shape[-1] / own_rate:.2f} s, expected the "
+                f"{time / rate:.2f} s that were separated; separate the whole track"
+            )
+        mono = resample(samples.mean(0), own_rate, rate, time)
+        sources.append(mono.numpy() / gain)
+    known = constant.assign(true_sources=(("source", "time"), np.stack(sources)))
+    return trace.assign({"constant_data": xr.DataTree(known)})
+
+
+def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any) -> TrackScores:
+    judged = _judged(estimate, reference, stems)
+    table = _si_sdr_table(judged)
+    known = {RESIDUAL, *reference.stems}
+    unknown = [stem for stem in estimate.stems if stem not in known]
+    said = f"no reference of {', '.join(unknown)}, expected some of {', '.join(reference.stems)}"
+    notes = (printable(said),) if unknown else ()
+    if museval is None:
+        return TrackScores(estimate.name, reference.subset, table, None, notes)
+    store = _bss_eval(museval, estimate.name, judged)
+    if store.scores["targets"]:
+        windows = store.df.groupby(["target", "metric"])["score"].median().unstack()
+        table = table.join(windows[list(BSS_METRICS)])
+    return TrackScores(estimate.name, reference.subset, table, store.json, notes)
+
+
+def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
+    names = [stem_name(stem) for stem in stems] or [
+        stem for stem in reference.stems if stem in estimate.stems
+    ]
+    if not names:
+        raise ValueError(
+            f"{estimate.name}: got estimates {', '.join(estimate.stems)}, expected some of "
+            f"{', '.join(reference.stems)}"
+        )
+    found = [estimate.read(stem) for stem in names]
+    kinds = {(*samples.shape, rate) for samples, rate in found}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{estimate.name}: got estimates of {sorted(kinds)} channels, samples and Hz, expected "
+            "one kind; write them alike"
+        )
+    samples, rate = torch.stack([samples for samples, _ in found]), found[0][1]
+    channels, time = samples.shape[1:]
+
+    def like_estimates(audio: Audio) -> Tensor:
+        true, true_rate = audio
+        if abs(true.shape[-1] / true_rate - time / rate) > SLACK:
+            raise ValueError(
+                f"{estimate.name}: got {time / rate:.2f} s, expected the reference's "
+                f"{true.shape[-1] / true_rate:.2f} s; separate the whole track"
+            )
+        if channels not in (1, len(true)):
+            raise ValueError(
+                f"{estimate.name}: got {channels} channels, expected 1 or the reference's "
+                f"{len(true)}; mix the estimates down"
+            )
+        true = true.mean(0, keepdim=True) if channels == 1 else true
+        return resample(true, true_rate, rate, time)
+
+    references = torch.stack([like_estimates(reference.read(stem)) for stem in names])
+    mixture = like_estimates(reference.mixture(stems))
+    return _Judged(names, samples, references, mixture, rate, estimate.draws)
+
+
+def _si_sdr_table(judged: _Judged) -> pd.DataFrame:
+    """SI-SDR, its improvement over the mixture, and where there are draws what they expect.
+
+    NaN where the reference is silent.
+    """
+    expected = EXPECTED if judged.draws else []
+    table = pd.DataFrame(
+        index=pd.Index(judged.stems, name="stem"),
+        columns=["SI-SDR", "improvement", *expected],
+        dtype=float,
+    )
+    mixture = judged.mixture.reshape(-1)
+    for stem, estimate, reference in zip(
+        judged.stems, judged.estimates.flatten(1), judged.references.flatten(1), strict=True
+    ):
+        if not silent(reference):
+            score = float(si_sdr(estimate, reference))
+            gain = score - float(si_sdr(mixture, reference))
+            table.loc[stem, ["SI-SDR", "improvement"]] = [score, gain]
+            own = [_against(estimate, read()[0], stem) for read in judged.draws.get(stem, ())]
+            if own:
+                table.loc[stem, EXPECTED] = [min(own), max(own)]
+    return table
+
+
+def _against(estimate: Tensor, draw: Tensor, stem: str) -> float:
+    """SI-SDR of an estimate ``(value,)`` if this draw were the truth."""
+    if draw.numel() != len(estimate):
+        raise ValueError(
+            f"{stem}: got a draw of {draw.numel()} values, expected the {len(estimate)} of its "
+            "stem; separate the track again"
+        )
+    draw = draw.reshape(-1)
+    return math.nan if silent(draw) else float(si_sdr(estimate, draw))
+
+
+def _bss_eval(museval: Any, name: str, judged: _Judged) -> Any:
+    """Museval's scores of a track; it takes no stem that is silent, estimated or true."""
+    heard = [
+        bool((estimate.sum(0) != 0).any() and (reference.sum(0) != 0).any())
+        for estimate, reference in zip(judged.estimates, judged.references, strict=True)
+    ]
+    store = museval.TrackStore(track_name=name)
+    if any(heard):
+        scores = museval.evaluate(
+            judged.references[heard].mT.double().numpy(),
+            judged.estimates[heard].mT.double().numpy(),
+            win=judged.rate,
+            hop=judged.rate,
+        )
+        stems = [stem for stem, kept in zip(judged.stems, heard, strict=True) if kept]
+        for stem, *values in zip(stems, *scores, strict=True):
+            store.add_target(stem, dict(zip(BSS_METRICS, values, strict=True)))
+    return store

@@ -1,0 +1,131 @@
+"""Stems as audio files.
+
+A stem is a share: a_k s_k, what its source adds to the mixture, not the source s_k as its prior
+knows it, which the trace holds. It has the recording's rate and channels, see
+:mod:`pyro_sep.audio.wiener`. Stems and residual add up to the recording: to rounding as 32-bit
+floats, more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_sep.audio.io import check_peak, encoded, save_audio
+from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
+from pyro_sep.audio.wiener import lift
+from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import estimate_chains
+
+
+@dataclass(frozen=True)
+class StemFiles:
+    """Which files to write.
+
+    Attributes:
+        suffix: ``"wav"`` or ``"flac"``.
+        native: the plain posterior, mono and at the priors' rate, whatever the recording.
+        residual: also what no prior explains, the recording less its stems.
+        draws: of the estimate's chains, evenly spaced, as many as one has at most; each is written
+            beside the mean, which errs less than any.
+    """
+
+    suffix: str = "wav"
+    native: bool = False
+    residual: bool = False
+    draws: int = 0
+
+    def names(self, sources: Iterable[str]) -> list[str]:
+        """Of the files of these sources, those of draws with their folder."""
+        sources = list(sources)
+        stems = [*sources, RESIDUAL] if self.residual else sources
+        drawn = [draw_name(name, i) for i in range(1, self.draws + 1) for name in sources]
+        return [f"{name}.{self.suffix}" for name in (*stems, *drawn)]
+
+    def check(self, recording: Audio) -> None:
+        """Raise ValueError where a recording, and so its stems, do not fit into such files."""
+        samples, rate = recording
+        encoded(samples[:, :1].clamp(-1, 1), rate, self.suffix)
+        peak = float(samples.abs().max())
+        if self.suffix == "flac" and peak > 1:
+            raise ValueError(
+                f"format: got a recording with a peak of {peak:.3g} for FLAC, which ends at full "
+                "scale, 1, expected wav; use --format wav"
+            )
+
+
+def write_stems(
+    result: Separation, folder: Path, files: StemFiles, recording: Audio | None = None
+) -> tuple[list[str], int]:
+    """Write NAME.wav per source, residual.wav and draws/NAME_01.wav, each whole or not at all.
+
+    Args:
+        result: whose stems.
+        folder: that is there.
+        files: which.
+        recording: whose rate and channels they are to have; those of the mixture where None.
+
+    Returns:
+        Names of the files, those of draws with their folder, and the stems' rate in Hz.
+
+    Raises:
+        ValueError: a FLAC beyond full scale; then nothing is written.
+        OSError: the folder cannot be written to.
+    """
+    mixture = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
+    recording = None if files.native else recording
+    rate = result.sample_rate if recording is None else recording[1]
+    stems = partial(_stems, result, files, mixture, recording)
+    if files.suffix == "flac":  # all of them are looked at before the first is written
+        for name, samples in stems():
+            check_peak(folder / name, samples)
+    if files.draws:
+        (folder / DRAWS).mkdir(exist_ok=True)
+    written = []
+    for name, samples in stems():
+        save_audio(folder / name, samples, rate)
+        written.append(name)
+    return written, rate
+
+
+def draw_name(source: str, number: int) -> str:
+    """Of a draw of a source, counted from 1: its folder and file, without suffix."""
+    return f"{DRAWS}/{source}_{number:02d}"
+
+
+def _stems(
+    result: Separation, files: StemFiles, mixture: Tensor, recording: Audio | None
+) -> Iterator[tuple[str, Tensor]]:
+    """Names of files and what goes into each, ``(channel, time)``."""
+    original = mixture[None] if recording is None else recording[0]
+
+    def as_recorded(shares: Tensor) -> Tensor:
+        if recording is None:
+            return shares[:, None]
+        return lift(shares, mixture, result.sample_rate, *recording)
+
+    stems = as_recorded(result.shares)
+    for name, stem in zip(result.names, stems, strict=True):
+        yield f"{name}.{files.suffix}", stem
+    if files.residual:
+        yield f"{RESIDUAL}.{files.suffix}", original - stems.sum(0)
+    for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
+        for name, stem in zip(result.names, as_recorded(shares), strict=True):
+            yield f"{draw_name(name, i)}.{files.suffix}", stem
+
+
+def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
+    """Shares ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
+    posterior, chains = trace["posterior"].to_dataset(), estimate_chains(trace)
+    last = len(chains) * posterior.sizes["draw"] - 1
+    for number in np.unique(np.linspace(0, last, count).round().astype(int)):
+        chain, draw = divmod(int(number), posterior.sizes["draw"])
+        drawn = posterior.isel(chain=chains[chain], draw=draw)
+        known = trace["constant_data"].to_dataset()
+        gains = (drawn if "gains" in drawn else known)["gains"].values
+        yield torch.from_numpy(gains[:, None] * drawn["sources"].values)

@@ -1,0 +1,143 @@
+"""What a separation leaves on disk: stems, trace, picture, summary."""
+
+import json
+import math
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePath
+from typing import Any
+
+import xarray as xr
+
+from pyro_sep.audio.io import FORMATS
+from pyro_sep.data.tracks import DRAWS, Audio
+from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.storage.files import save_json
+from pyro_sep.inference.annealing.checkpoint import same_run
+from pyro_sep.viz.plots import plot_separation, save_figure
+from pyro_sep.separation.api import Separation
+from pyro_sep.results.stems import StemFiles, write_stems
+from pyro_sep.trace.dataset import best_chain, save_trace
+
+TRACE = "trace.nc"
+PICTURE = "separation.png"
+SUMMARY = "summary.json"
+REPORT = "report.html"  # of a run, written after all else if it is asked for
+RESULTS = (TRACE, PICTURE, SUMMARY, REPORT)
+
+
+def write_separation(
+    result: Separation,
+    folder: Path,
+    files: StemFiles | None = None,
+    recording: Audio | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
+
+    What a former run left in the folder and this one does not write goes, and no other file: its
+    summary.json tells which files are its own.
+
+    Args:
+        result: what to write.
+        folder: made where it is missing.
+        files: which stems, see :mod:`pyro_sep.results.stems`; a WAV per source where None.
+        recording: whose rate and channels they are to have; those of the mixture where None.
+        run: by what the run is known again, see :func:`is_finished`.
+
+    Returns:
+        Names of what was written, of files and the folder of draws.
+
+    Raises:
+        ValueError: a FLAC beyond full scale.
+        OSError: the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stems, rate = write_stems(result, folder, files or StemFiles(), recording)
+    save_trace(result.trace, folder / TRACE)
+    save_figure(plot_separation(result.trace), folder / PICTURE)
+    agreement = chain_agreement(result.trace)
+    mean_lp = result.trace["sample_stats"].to_dataset()["lp"].mean("draw").values
+    written = [*stems, TRACE, PICTURE, SUMMARY]
+    summary = {
+        "sources": list(result.names),
+        "sample_rate": rate,
+        "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
+        "best_chain": best_chain(result.trace),
+        "r_hat": _by_source(agreement["r_hat"]),
+        "ess_bulk": _by_source(agreement["ess_bulk"]),
+        "settings": dict(result.trace.attrs),
+        "files": {name: (folder / name).stat().st_size for name in written if name != SUMMARY},
+        "run": dict(run or {}),
+    }
+    if result.presence is not None:
+        summary["presence"] = {
+            name: round(float(value), 3)
+            for name, value in zip(result.names, result.presence, strict=True)
+        }
+    _remove(folder, set(own_files(folder)) - set(written))
+    save_json(summary, folder / SUMMARY)
+    return [*dict.fromkeys(Path(name).parts[0] for name in stems), TRACE, PICTURE, SUMMARY]
+
+
+def own_files(folder: Path) -> list[str]:
+    """Names of the files that runs of this package left in a folder, by their summary.json.
+
+    Only names that results can have: a summary that names others, or that is none, does not make
+    them ours.
+    """
+    listed = _summary(folder).get("files")
+    if not isinstance(listed, dict):
+        return []
+    return [*filter(_is_stem, listed), *RESULTS]
+
+
+def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
+    """Whether a run, known again by these plain values, has left all its files, of their sizes."""
+    summary = _summary(folder)
+    sizes = summary.get("files")
+    if not run or not same_run(summary.get("run"), run) or not isinstance(sizes, dict):
+        return False
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size
+        for name, size in sizes.items()
+    )
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """The summary in a folder; nothing where there is no such thing."""
+    try:
+        content = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_stem(name: str) -> bool:
+    path = PurePath(name)
+    inside = path.parts[:-1] in ((), (DRAWS,)) and path.as_posix() == name
+    return inside and path.suffix[1:] in FORMATS
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+    """Remove files of a former run, and its folder of draws where that is empty then."""
+    for name in names:
+        if (folder / name).is_file():
+            (folder / name).unlink()
+    with suppress(OSError):  # not there, or something else in it
+        (folder / DRAWS).rmdir()
+
+
+def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:
+    """``{source: {summary: value}}`` of a (summary, source) table; None where it is not finite."""
+    return {
+        str(source): {
+            str(summary): _rounded(float(table.sel(source=source, summary=summary)))
+            for summary in table["summary"].values
+        }
+        for source in table["source"].values
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 3) if math.isfinite(value) else None

@@ -1,0 +1,5 @@
+"""Posterior draws as an xarray DataTree, in memory, netCDF or Zarr; read without torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,407 @@
+"""Posterior draws as an ``xarray.DataTree``, in ArviZ's groups, and their files.
+
+Needs NumPy and xarray only: a trace is read without torch. One seed gives one file, byte for byte:
+no time of day is written.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from pyro_sep.storage.files import write_whole
+from pyro_sep.storage.seals import check_seal, sealed
+from pyro_sep.trace import hdf5
+from pyro_sep.trace import zarr_store as store
+from pyro_sep.trace.layout import TraceError, check, choose
+
+PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
+FORMAT = "trace.1"  # of a netCDF file
+NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attributes
+NAME_MAX = 1_000  # characters
+TINY = float(np.finfo(np.float32).tiny)
+ESTIMATES = ("best", "mean")  # of which chains an estimate is the mean: the best one, or all
+FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
+
+
+def build_trace(
+    *,
+    sources: ArrayLike,
+    lp: ArrayLike,
+    log_prior: ArrayLike,
+    stats: Mapping[str, ArrayLike],
+    warmup_stats: Mapping[str, ArrayLike],
+    mixture: ArrayLike,
+    gains: ArrayLike,
+    source_names: Sequence[str],
+    sample_rate: int,
+    true_sources: ArrayLike | None,
+    attrs: Mapping[str, Any],
+    misfit: ArrayLike | None = None,
+    presence: ArrayLike | None = None,
+    noise_scale: ArrayLike | None = None,
+) -> xr.DataTree:
+    r"""Gather the draws of all chains, what is known of the mixture, and how it was run.
+
+    The posterior holds, beside the draws :math:`s_k`, three scalars per source: ``log_prior`` and
+
+    .. math:: \mathrm{level} = 10 \log_{10} \frac{1}{T} \sum_t s_t^2, \qquad
+              \mathrm{centroid} = \frac{\sum_f f \, |S_f|}{\sum_f |S_f|}
+
+    in dB re full scale and in Hz, S the discrete Fourier transform of s. The posterior predictive
+    is the noiseless :math:`\sum_k a_k s_k`.
+
+    Args:
+        sources: draws ``(chain, draw, source, time)``.
+        lp: unnormalised log posterior ``(chain, draw)``, in nats.
+        log_prior: log density of each source under its prior ``(chain, draw, source)``, in nats.
+        stats: further statistics of the sampler, each ``(chain, draw)``.
+        warmup_stats: the same before the first draw, each ``(chain, warm-up draw)``.
+        mixture: the audio that was separated, ``(time,)``.
+        gains: a_k, ``(source,)``; or, where they were inferred, draws ``(chain, draw, source)``,
+            which go to the posterior too, and their means to the constants.
+        source_names: a name per source.
+        sample_rate: in Hz.
+        true_sources: ``(source, time)``, or None where unknown.
+        attrs: settings of the run; what is no string or number is kept as JSON.
+        misfit: how much each noisy source surprises its prior ``(chain, draw, source)``, see
+            :meth:`pyro_sep.priors.NetworkPrior.misfit`; a variable of the posterior where known.
+        presence: probability that each source is present ``(chain, draw, source)``; a variable of
+            the posterior where it was inferred.
+        noise_scale: draws of gamma ``(chain, draw)``, or None where it is known.
+
+    Returns:
+        Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
+        ``observed_data`` and ``constant_data``; floats in float32, ``time`` in seconds.
+
+    Raises:
+        ValueError: a shape that does not fit the others.
+    """
+    draws = _array("sources", sources, (None, None, len(source_names), None))
+    chain, draw, source, time = draws.shape
+    observed = _array("mixture", mixture, (time,))
+    inferred = np.ndim(gains) == 3
+    weights = _array("gains", gains, (chain, draw, source) if inferred else (source,))
+    coords = {
+        "chain": np.arange(chain),
+        "draw": np.arange(draw),
+        "source": np.array(source_names, dtype=str),
+        "time": xr.Variable("time", np.arange(time) / sample_rate, {"units": "s"}),
+    }
+    posterior: dict[str, Any] = {
+        "sources": (("chain", "draw", "source", "time"), draws),
+        "level": (("chain", "draw", "source"), level(draws), {"units": "dB"}),
+        "centroid": (("chain", "draw", "source"), centroid(draws, sample_rate), {"units": "Hz"}),
+        "log_prior": (
+            ("chain", "draw", "source"),
+            _array("log_prior", log_prior, (chain, draw, source)),
+        ),
+    }
+    for name, values in (("misfit", misfit), ("presence", presence)):
+        if values is not None:
+            posterior[name] = (
+                ("chain", "draw", "source"),
+                _array(name, values, (chain, draw, source)),
+            )
+    if inferred:
+        posterior["gains"] = (("chain", "draw", "source"), weights)
+    if noise_scale is not None:
+        gamma = _array("noise_scale", noise_scale, (chain, draw))
+        posterior["noise_scale"] = (("chain", "draw"), gamma)
+    predictive = np.einsum("...k,...kt->...t", weights, draws)
+    expected = weights.mean((0, 1)) if inferred else weights
+    constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
+    if true_sources is not None:
+        constant["true_sources"] = (
+            ("source", "time"),
+            _array("true_sources", true_sources, (source, time)),
+        )
+    groups = {
+        "posterior": _group(posterior, coords),
+        "sample_stats": _stats({**stats, "lp": lp}, (chain, draw)),
+        "posterior_predictive": _group(
+            {"mixture": (("chain", "draw", "time"), predictive)}, coords
+        ),
+        "observed_data": _group({"mixture": ("time", observed)}, coords),
+        "constant_data": _group(constant, coords),
+    }
+    if warmup_stats:
+        groups["warmup_sample_stats"] = _stats(warmup_stats, (chain, None))
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {**plain_attrs(attrs), **_versions()}
+    return tree
+
+
+def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
+    """Write a trace as compressed netCDF with a checksum at its end, whole or not at all.
+
+    Args:
+        tree: the trace.
+        path: where to; ``.nc`` is the usual suffix.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    encoding = {
+        node.path: {
+            name: {"zlib": True, "shuffle": True}
+            for name, variable in node.to_dataset().variables.items()
+            if variable.ndim and variable.dtype.kind in "fiu"
+        }
+        for node in tree.subtree
+    }
+    # Into memory first: where the disk fills up under it, HDF5 ends the whole process.
+    content = tree.to_netcdf(engine="h5netcdf", encoding=encoding)
+    write_whole(path, sealed(content, FORMAT))
+
+
+def load_trace(path: str | PathLike[str]) -> xr.DataTree:
+    """Read a netCDF trace into memory and close its file, or open a Zarr store.
+
+    What a store holds is read where it is used.
+
+    Args:
+        path: a file of :func:`save_trace`, or a store of :mod:`pyro_sep.trace.zarr_store`,
+            ``.zarr``.
+
+    Raises:
+        FileNotFoundError: no such file or store.
+        ValueError: neither netCDF nor Zarr, damaged, unfinished, or no trace of this package; one
+            that refers to other files, or claims more memory than a file of its size can hold.
+    """
+    path = Path(path)
+    stored = path.suffix == ".zarr"
+    if not (path.is_dir() if stored else path.is_file()):
+        if path.exists():
+            got, expected = ("a file", "a store") if stored else ("a folder or device", "trace.nc")
+            raise ValueError(f"{path}: got {got}, expected {expected}; check the path")
+        raise FileNotFoundError(f"{path}: no such {'store' if stored else 'file'}; check the path")
+    try:
+        tree = _open_store(path) if stored else _read_file(path)
+        check(tree)
+    except TraceError as error:
+        raise ValueError(f"{path}: {error}; separate the mixture again") from error
+    except Exception as error:  # there is no end to what foreign bytes raise
+        kind = "Zarr store" if stored else "netCDF file"
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: got no readable {kind} ({reason:.200}), expected a trace; separate the "
+            "mixture again"
+        ) from error
+    return tree
+
+
+def _read_file(path: Path) -> xr.DataTree:
+    """A netCDF file, in memory."""
+    check_seal(path, FORMAT)  # of damaged files HDF5 may read for ever
+    chosen = choose(hdf5.stored_variables(path), path.stat().st_size)
+    return hdf5.read(path, chosen)
+
+
+def _open_store(path: Path) -> xr.DataTree:
+    """A Zarr store, of which nothing is in memory."""
+    attrs = store.stored_attributes(path)
+    if attrs is None:
+        raise TraceError("got a trace that is not finished, expected all draws")
+    there = store.stored_variables(path)
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    opened = {"/": xr.Dataset(attrs=attrs)}
+    for group, names in choose(there, size).items():
+        others = list(there[group].keys() - names)
+        opened[group] = xr.open_dataset(
+            path, engine="zarr", group=group, consolidated=False, drop_variables=others
+        )
+    return xr.DataTree.from_dict(opened)
+
+
+def to_arviz(tree: xr.DataTree) -> Any:
+    """The trace as ArviZ takes it: a ``DataTree`` from 1.0 on, ``InferenceData`` before.
+
+    It has a group more, ``log_likelihood``, for ``arviz.loo`` and ``waic``; see
+    :func:`log_likelihood`. Where sources add up to their mixture exactly (attribute ``constraint``
+    of the trace) there is no likelihood and no such group, and ArviZ says that it misses it.
+
+    Args:
+        tree: the trace.
+    """
+    groups = {path: node.to_dataset(inherit=False) for path, node in tree.subtree_with_keys}
+    likelihood = log_likelihood(tree)
+    if likelihood is not None:
+        groups["log_likelihood"] = likelihood
+    full = xr.DataTree.from_dict(groups)
+    if not version("arviz").startswith("0."):
+        return full
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
+        import arviz
+    return arviz.InferenceData.from_datatree(full)
+
+
+def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
+    r"""Log likelihood of every audio sample of the mixture given every draw, in nats.
+
+    .. math:: \log \mathcal{N}\bigl(m_t; \textstyle\sum_k a_k s_{k,t}, \gamma^2\bigr)
+
+    Draws of clean sources are conditioned on their mixture, so it is higher than the noise alone
+    would have it.
+
+    Args:
+        tree: the trace.
+
+    Returns:
+        ``mixture`` with dims ``(chain, draw, time)``; None where the trace has no noise level, or
+        sources that add up to their mixture exactly.
+    """
+    gamma = tree.attrs.get("noise_scale")
+    if "noise_scale" in tree["posterior"]:
+        gamma = tree["posterior"].to_dataset()["noise_scale"]
+    if tree.attrs.get("constraint") == "exact" or gamma is None or isinstance(gamma, str):
+        return None
+    heard = tree["posterior_predictive"].to_dataset()["mixture"]
+    off = (tree["observed_data"].to_dataset()["mixture"] - heard) / gamma
+    density = -(off**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
+    return density.transpose("chain", "draw", "time").rename("mixture").to_dataset()
+
+
+def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
+    """Numbers of the chains that an estimate is the mean of.
+
+    Args:
+        lp: mean log posterior of every chain ``(chain,)``; NaN of one that diverged.
+        estimate: ``"best"``, the chain of the highest, or ``"mean"``, all that did not diverge.
+    """
+    sound = np.flatnonzero(np.isfinite(lp)).tolist()
+    if estimate == "mean" and sound:
+        return sound
+    return [int(np.where(np.isnan(lp), -np.inf, lp).argmax())]
+
+
+def best_chain(tree: xr.DataTree) -> int:
+    """Number of the chain of the highest mean log posterior; one with a NaN is the lowest."""
+    return chosen_chains(_mean_lp(tree), "best")[0]
+
+
+def estimate_chains(tree: xr.DataTree) -> list[int]:
+    """Those that the estimate is the mean of, as the attribute ``estimate`` says, or the best."""
+    return chosen_chains(_mean_lp(tree), tree.attrs.get("estimate", "best"))
+
+
+def _mean_lp(tree: xr.DataTree) -> NDArray[Any]:
+    lp = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
+    return lp.transpose("chain").values
+
+
+def level(sources: NDArray[Any]) -> NDArray[Any]:
+    """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
+    power = np.square(sources).mean(-1)
+    return (10 * np.log10(np.maximum(power, TINY))).astype(np.float32)
+
+
+def centroid(sources: NDArray[Any], sample_rate: int) -> NDArray[Any]:
+    """Spectral centroid of audio ``(..., time)`` in Hz, as in :func:`build_trace`."""
+    magnitude = np.abs(np.fft.rfft(sources))
+    frequency = np.fft.rfftfreq(sources.shape[-1], 1 / sample_rate)
+    mean = magnitude @ frequency / np.maximum(magnitude.sum(-1), TINY)
+    return np.asarray(mean, dtype=np.float32)
+
+
+def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Values in float32 (integers and truths as they are), checked against a shape (None: any)."""
+    array = np.asarray(values)
+    fits = array.ndim == len(shape) and all(
+        want in (None, got) for got, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: got shape {array.shape}, expected ({wanted})")
+    return array.astype(np.float32) if array.dtype.kind == "f" else array
+
+
+def _group(variables: Mapping[str, Any], coords: Mapping[str, Any]) -> xr.Dataset:
+    """A group with those coordinates that its variables use."""
+    dataset = xr.Dataset(dict(variables))
+    return dataset.assign_coords({name: coords[str(name)] for name in dataset.dims})
+
+
+def _stats(stats: Mapping[str, ArrayLike], shape: tuple[int | None, ...]) -> xr.Dataset:
+    """A group of sampler statistics, all of one shape (chain, draw)."""
+    variables: dict[str, NDArray[Any]] = {}
+    for name, values in stats.items():
+        variables[name] = _array(name, values, shape)
+        shape = variables[name].shape
+    chain, draw = shape
+    return _group(
+        {name: (("chain", "draw"), array) for name, array in variables.items()},
+        {"chain": np.arange(chain or 0), "draw": np.arange(draw or 0)},
+    )
+
+
+def plain_attrs(attrs: Any) -> dict[str, str | int | float]:
+    """Attributes as netCDF stores them; JSON where one is no string or number.
+
+    Raises:
+        ValueError: no mapping of names to values, or a value that JSON cannot hold either.
+    """
+    if not isinstance(attrs, Mapping):
+        raise ValueError(f"attrs: got a {type(attrs).__name__}, expected a mapping of names")
+    plain = {}
+    for name, value in attrs.items():
+        if not isinstance(name, str) or not _is_name(name):
+            raise ValueError(
+                f"attrs: got the name {name!r:.80}, expected a word without a slash, and none that "
+                "netCDF uses itself"
+            )
+        try:
+            plain[name] = _plain(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"attrs: got a {type(value).__name__} as {name!r} ({reason}), expected a string, a "
+                "number, or what JSON can hold"
+            ) from None
+    return plain
+
+
+def _plain(value: Any) -> str | int | float:
+    """A value that netCDF stores as an attribute; JSON where it is no string or number."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError("no text in UTF-8")
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if whole or isinstance(value, str | float):
+        return value
+    return json.dumps(value, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v))
+
+
+def _is_name(name: str) -> bool:
+    """Whether an attribute may have a name."""
+    reserved = name in NETCDF_NAMES or name.startswith("_")
+    return 0 < len(name) <= NAME_MAX and "/" not in name and _is_text(name) and not reserved
+
+
+def _is_text(text: str) -> bool:
+    """Whether netCDF can hold a text: UTF-8 without NUL."""
+    try:
+        return "\0" not in text and bool(text.encode() or True)
+    except UnicodeEncodeError:
+        return False
+
+
+def _versions() -> dict[str, str]:
+    """The library that made the trace and the packages that it stands on."""
+    versions = {"inference_library": "pyro_sep", "inference_library_version": _version("pyro-sep")}
+    return versions | {f"{name.replace('-', '_')}_version": _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a source checkout, or a reader's machine without torch
+        return "not installed"

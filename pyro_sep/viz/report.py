@@ -1,0 +1,295 @@
+"""One page to listen to a separation, see its uncertainty, and judge whether it may be trusted.
+
+The page needs no other file and no script: sounds are FLAC and pictures PNG, all within it.
+"""
+
+import json
+from base64 import b64encode
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import chain as joined
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import soundfile
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from pyro_sep.diagnostics.conformal import FUNCTIONS, Calibration, expected
+from pyro_sep.diagnostics.convergence import (
+    AGREEMENT_MIN,
+    ESS_PER_CHAIN,
+    EXCESS_MIN,
+    MEANING,
+    MISFIT_MAX,
+    R_HAT_MAX,
+    RESIDUAL_MAX,
+    Verdict,
+    diagnose,
+)
+from pyro_sep.storage.files import written_whole
+from pyro_sep.trace.dataset import FINGERPRINT, estimate_chains
+from pyro_sep.viz.plots import ZOOM, plot_spectrogram, plot_waveform
+
+REPORT_MARK = "pyro_sep</title>"  # by which a page is known
+DRAWS = 3  # heard of each source, as far apart as the chain has them
+EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
+LOOP = 2.0  # seconds: what is shorter is heard again and again
+DPI = 130
+TAILS = (0.05, 0.95)  # where intervals end
+SCALARS = {  # of the trace: names, and how they are written
+    "level": ("level / dB", ".2f"),
+    "centroid": ("centroid / Hz", ".0f"),
+    "gains": ("gain", ".2f"),
+    "presence": ("presence", ".2f"),
+}
+INK = {"light": "#3a3a3a", "dark": "#c9c9c9"}  # of axes and their text
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the page has of the mixture, or of a source.
+
+    Attributes:
+        name: of it.
+        color: of its waveform.
+        waveform: of all of it, and of an instant.
+        spectrogram: of all of it.
+        sounds: by their labels, each ``(time,)``.
+        draws: the same, of those that show how far the first are uncertain; shorter if need be.
+        facts: names of figures: that of the row, the interval of the draws, and, where there is a
+            calibration, the one that it gives.
+    """
+
+    name: str
+    color: str
+    waveform: Figure
+    spectrogram: Figure
+    sounds: dict[str, NDArray[Any]]
+    draws: dict[str, NDArray[Any]] = field(default_factory=dict)
+    facts: dict[str, list[str]] = field(default_factory=dict)
+
+
+def write_report(
+    tree: xr.DataTree, path: str | PathLike[str], calibration: Calibration | None = None
+) -> None:
+    """Write the page of a separation, whole or not at all.
+
+    An estimate is the mean of the draws of the best chain, the one with the highest mean ``lp``;
+    intervals hold 90 % of these draws; those of a calibration, the truth of 90 % of the mixtures of
+    its kind. Sounds have 16 bits; where one of them is beyond full scale
+    all are turned down alike. One trace gives one page, byte for byte.
+
+    Args:
+        tree: a trace of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.
+        path: where to; ``.html`` is the usual suffix.
+        calibration: of mixtures of this kind, where there is one.
+
+    Raises:
+        ValueError: a tree that lacks what such a trace holds, or is of another kind.
+        OSError: the page cannot be written.
+    """
+    page = render_report(tree, calibration)
+    with written_whole(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def render_report(tree: xr.DataTree, calibration: Calibration | None = None) -> str:
+    """The page of :func:`write_report`, as HTML."""
+    diagnosis = diagnose(tree)
+    rate = int(tree["constant_data"].to_dataset()["sample_rate"])
+    rows = [_mixture_row(tree, rate), *_source_rows(tree, rate)]
+    if calibration is not None:
+        _calibrate(rows[1:], tree, calibration)
+    sounds = joined.from_iterable((*row.sounds.values(), *row.draws.values()) for row in rows)
+    scale = 1 / max(1.0, *(float(np.abs(sound).max()) for sound in sounds))
+    sizes = tree["posterior"].sizes
+    environment = Environment(
+        loader=PackageLoader("pyro_sep.viz", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters["flac"] = lambda sound: _flac(scale * sound, rate)
+    environment.filters["png"] = _png
+    return environment.get_template("report.html").render(
+        title=str(tree.attrs.get("mixture", "Separation")),
+        rows=rows,
+        rate=rate,
+        seconds=sizes["time"] / rate,
+        sizes=sizes,
+        heard=[chain + 1 for chain in estimate_chains(tree)],
+        excerpt=_excerpt(sizes["time"], rate),
+        repeat=sizes["time"] < LOOP * rate,
+        turned_down=-20 * np.log10(scale),
+        zoom=1000 * ZOOM,
+        calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
+        truth="true_sources" in tree["constant_data"],
+        diagnosis=diagnosis,
+        converged=diagnosis.verdict is Verdict.CONVERGED,
+        meaning=MEANING[diagnosis.verdict],
+        r_hat_max=R_HAT_MAX,
+        ess_min=ESS_PER_CHAIN * sizes["chain"],
+        agreement_min=AGREEMENT_MIN,
+        excess_min=EXCESS_MIN,
+        misfit_max=MISFIT_MAX,
+        residual_max=RESIDUAL_MAX,
+        made=_made(tree),
+    )
+
+
+def _mixture_row(tree: xr.DataTree, rate: int) -> Row:
+    mixture = tree["observed_data"].to_dataset()["mixture"].values
+    waveform = plot_waveform(mixture, rate, _loudest(mixture, rate), "gray")
+    return Row(
+        "mixture", to_hex("gray"), waveform, plot_spectrogram(mixture, rate), {"recording": mixture}
+    )
+
+
+def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
+    """A row per source; one source's draws are read at a time."""
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    mixture, chains = tree["observed_data"].to_dataset()["mixture"].values, estimate_chains(tree)
+    start, excerpt = _loudest(mixture, rate), slice(*_excerpt(len(mixture), rate))
+
+    def draws_of(k: int, chain: int) -> NDArray[Any]:
+        draws = posterior["sources"].isel(source=k, chain=chain).transpose("draw", "time").values
+        return np.nan_to_num(draws, posinf=0, neginf=0)  # a chain that diverged is silent
+
+    rows = []
+    for k, name in enumerate(posterior["source"].values.tolist()):
+        draws = np.concatenate([draws_of(k, chain) for chain in chains])
+        estimate = draws.mean(0)
+        truth = constant["true_sources"].values[k] if "true_sources" in constant else None
+        waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
+        sounds = {"estimate": estimate}
+        if truth is not None:
+            sounds["true source"] = truth
+        chosen = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
+        heard = {f"draw {i + 1}": draws[i, excerpt] for i in chosen}
+        heard |= {
+            f"mean of chain {c + 1}": draws_of(k, c).mean(0)[excerpt]
+            for c in range(posterior.sizes["chain"])
+            if [c] != chains
+        }
+        facts = _scores(estimate, draws, truth, mixture)
+        facts |= _scalars(posterior.isel(chain=chains, source=k))
+        spectrogram = plot_spectrogram(estimate, rate)
+        rows.append(Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts))
+    return rows
+
+
+def _scores(
+    estimate: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None, mixture: NDArray[Any]
+) -> dict[str, list[str]]:
+    """SI-SDR and its improvement over the mixture, of the estimate and of single draws."""
+    if truth is None:
+        return {}
+    if np.ptp(truth) == 0:
+        return {"SI-SDR / dB": ["true source is silent", ""]}
+    import torch  # here alone, so that a trace without truth is shown without torch
+
+    from pyro_sep.evaluation.metrics import si_sdr
+
+    scores = np.array(
+        [
+            float(si_sdr(torch.from_numpy(signal), torch.from_numpy(truth)))
+            for signal in (mixture, estimate, *draws)
+        ]
+    )
+    return {
+        name: [f"{values[1]:.1f}", _interval(np.quantile(values[2:], TAILS), ".1f")]
+        for name, values in (("SI-SDR / dB", scores), ("improvement / dB", scores - scores[0]))
+    }
+
+
+def _scalars(posterior: xr.Dataset) -> dict[str, list[str]]:
+    """Scalars of one source, those that the trace has."""
+    facts = {}
+    for variable, (name, digits) in SCALARS.items():
+        if variable in posterior:
+            values = posterior[variable].values
+            bounds = np.quantile(values, TAILS)
+            facts[name] = [f"{values.mean():{digits}}", _interval(bounds, digits)]
+    return facts
+
+
+def _calibrate(rows: list[Row], tree: xr.DataTree, calibration: Calibration) -> None:
+    """Give the sources' rows the intervals of a calibration."""
+    found, bounds = expected(tree), calibration.intervals(tree, TAILS[1] - TAILS[0])
+    for k, row in enumerate(rows):
+        for variable, (title, unit, digits) in FUNCTIONS.items():
+            name = f"{title} / {unit}"
+            values = row.facts.setdefault(name, [f"{float(found[variable][k]):{digits}}", ""])
+            values.append(_interval(bounds[variable].isel(source=k).values, digits))
+
+
+def _interval(bounds: NDArray[Any], digits: str) -> str:
+    low, high = bounds
+    return f"{low:{digits}} to {high:{digits}}"
+
+
+def _made(tree: xr.DataTree) -> dict[str, str]:
+    """The attributes of a trace for a reader; the settings, a mapping, have an entry for each."""
+    made: dict[str, str] = {}
+    for key, value in tree.attrs.items():
+        if str(key).startswith(FINGERPRINT):
+            continue
+        try:
+            content = json.loads(value)
+        except (TypeError, ValueError):
+            content = value
+        entries = content if isinstance(content, dict) else {key: value}
+        made |= {str(name): _text(entry) for name, entry in entries.items()}
+    return made
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _loudest(signal: NDArray[Any], rate: int) -> int:
+    """The audio sample at which the loudest stretch of the zoom's length begins."""
+    width = round(ZOOM * rate)
+    if len(signal) <= width:
+        return 0
+    energy = np.concatenate(([0.0], np.cumsum(signal.astype(float) ** 2)))
+    return int((energy[width:] - energy[:-width]).argmax())
+
+
+def _excerpt(time: int, rate: int) -> tuple[int, int]:
+    """First and last audio sample of what is heard of a draw, in the middle."""
+    length = min(time, round(EXCERPT * rate))
+    return (time - length) // 2, (time - length) // 2 + length
+
+
+def _flac(sound: NDArray[Any], rate: int) -> str:
+    """A sound ``(time,)`` within full scale as a data URI."""
+    file = BytesIO()
+    soundfile.write(file, sound, rate, subtype="PCM_16", format="FLAC")
+    return f"data:audio/flac;base64,{b64encode(file.getvalue()).decode()}"
+
+
+def _png(figure: Figure, theme: str) -> str:
+    """A figure as a data URI, its text in the theme's ink on nothing; of 256 colours."""
+    ink = INK[theme]
+    for ax in figure.axes:
+        ax.tick_params(colors=ink, which="both")
+        ax.set_facecolor("none")
+        for part in (ax.xaxis.label, ax.yaxis.label):
+            part.set_color(ink)
+        for spine in ax.spines.values():
+            spine.set_edgecolor(ink)
+        if (legend := ax.get_legend()) is not None:
+            for text in legend.get_texts():
+                text.set_color(ink)
+    drawn, file = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="none")
+    Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(file, format="png")
+    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
