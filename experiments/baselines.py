@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
-from pyro_sep.checks.optional import import_extra
+from pyro_sep.checks.optional import import_optional
 
 # 128 ms and 8 Hz at 16 kHz: on training tracks all do better on average than with half of it.
 SIZE = 2048  # audio samples per frame
@@ -214,4 +214,4 @@ def _below_cutoff(signal: Tensor, sample_rate: int) -> Tensor:
 
 def _import(method: str, module: str) -> Any:
     package = module.partition(".")[0]
-    return import_extra(module, method, package, "it; pip install 'pyro-sep[music]'")
+    return import_optional(module, method, package, "it; pip install 'pyro-sep[music]'")

@@ -242,7 +242,7 @@ def song_times(priors: Priors, device: torch.device) -> dict[str, float]:
     """Seconds that a second of audio takes, by preset."""
     rate = next(iter(priors.values())).sample_rate
     generator = torch.Generator().manual_seed(0)
-    levels = torch.tensor([prior.level for prior in priors.values()])
+    levels = torch.tensor([prior.rms for prior in priors.values()])
     noise = torch.randn(1, round(SONG_SECONDS * rate), generator=generator)
     mixture = (levels.square().sum().sqrt() * noise).to(device)
     times = {}

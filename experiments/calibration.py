@@ -1,11 +1,11 @@
 """Are the draws calibrated? Simulation-based calibration on the toy waveforms.
 
     python experiments/calibration.py                                 # the annealed driver
-    python experiments/calibration.py --sampler corrected             # its steps tested
+    python experiments/calibration.py --sampler adjusted             # its steps tested
     python experiments/calibration.py --sampler smc --sigma-min 0.3
     python experiments/calibration.py --sampler separate              # as a user meets it
 
-``langevin``, ``corrected`` and ``smc``, both of whose steps pass a Metropolis test, are tested on
+``langevin``, ``adjusted`` and ``smc``, both of whose steps pass a Metropolis test, are tested on
 the law that they claim to draw from. Tones s of the toy prior, noisy sources x = s + sigma_min n
 and a mixture m of the annealed likelihood (or, where the constraint is exact, of x itself) have the
 joint law whose posterior p(x | m) is that of the last noise level, so that the ranks of functions
@@ -54,8 +54,8 @@ from pyro_sep.separation.api import (
     default_ladder,
     separate_batch,
 )
-from pyro_sep.storage.files import save_json, write_whole
-from pyro_sep.trace.dataset import centroid, level
+from pyro_sep.storage.files import atomic_write_bytes, save_json
+from pyro_sep.trace.dataset import centroid, level_db
 from pyro_sep.viz.plots import plot_calibration, save_figure
 
 SIGMAS = ("sigma_max", "sigma_freeze", "sigma_min")
@@ -105,9 +105,7 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
         target = AnnealedPosterior(lanes, tuple(task.priors.values()), task.mixing)
         sigmas = {name: value for name, value in task.ladder.items() if name in SIGMAS}
         steps = {} if task.steps is None else {"steps": task.steps}
-        population = anneal_particles(
-            target, **sigmas, **steps, generator=generator, corrected=True
-        )
+        population = anneal_particles(target, **sigmas, **steps, generator=generator, adjusted=True)
         survivors = systematic(population.log_weight, generator)
         kept.append(population.position[survivors[thin(count, task.draws)]])
     return torch.stack(kept)
@@ -126,7 +124,7 @@ def separation(task: Task, mixtures: Tensor, seed: int) -> Tensor:
 #: sigma_min, clean ones of the samplers in CLEAN.
 SAMPLERS: dict[str, Callable[[Task, Tensor, int], Tensor]] = {
     "langevin": langevin,
-    "corrected": partial(langevin, adjusted=True),
+    "adjusted": partial(langevin, adjusted=True),
     "smc": particles,
     "separate": separation,
 }
@@ -249,7 +247,7 @@ def functions(priors: Priors, sources: Tensor, sigma: float | None) -> dict[str,
         sigma: noise level of noisy ones, whose log priors are among the scalars.
     """
     audio, time = sources.numpy(), sources.shape[-1]
-    values: dict[str, Any] = {"level": level(audio), "centroid": centroid(audio, SAMPLE_RATE)}
+    values: dict[str, Any] = {"level_db": level_db(audio), "centroid": centroid(audio, SAMPLE_RATE)}
     if sigma is not None:
         values["log_prior"] = np.stack(
             [
@@ -265,7 +263,7 @@ def functions(priors: Priors, sources: Tensor, sigma: float | None) -> dict[str,
 
 def save_batch(batch: xr.Dataset, settings: dict[str, Any], path: Path) -> None:
     """Write a batch, whole or not at all."""
-    write_whole(
+    atomic_write_bytes(
         path, batch.assign_attrs(settings=json.dumps(settings)).to_netcdf(engine="h5netcdf")
     )
 

@@ -46,7 +46,12 @@ from pyro_sep.inference.smc.core import systematic
 from pyro_sep.mixing.known import Counted, Mixing, frame_time, model
 from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveformPrior
 from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.separation.api import Separation, default_ladder, describe, separate_batch
+from pyro_sep.separation.api import (
+    Separation,
+    default_ladder,
+    separate_batch,
+    separation_from_draws,
+)
 from pyro_sep.storage.files import load_figures, save_json
 
 Sampler = Callable[[list[ToyMixture], Priors, int], list[Separation]]
@@ -201,7 +206,9 @@ def smc(items: list[ToyMixture], priors: Priors, seed: int) -> list[Separation]:
         kept = population.position[systematic(population.log_weight, generator)]
         attrs = {"gradients": sum(target.calls), "log_evidence": population.log_evidence}
         results.append(
-            describe(kept[None], item.mixture, priors, mixing, ladder["sigma_min"], attrs=attrs)
+            separation_from_draws(
+                kept[None], item.mixture, priors, mixing, ladder["sigma_min"], attrs=attrs
+            )
         )
     return results
 
@@ -253,7 +260,7 @@ def run_kernel(
                 for name in priors
             ]
         chains.append(torch.stack(audio, 1))
-    return describe(
+    return separation_from_draws(
         torch.stack(chains), mixture, priors, mixing, sigma, attrs={"gradients": calls.count}
     )
 

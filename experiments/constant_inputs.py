@@ -41,7 +41,7 @@ from pyro_sep.data.source import held_out_audio
 from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.priors.base import Prior
 from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.viz.plots import save_figure
 
 HIGH = 0.359  # the paper's highest noise level
@@ -117,7 +117,7 @@ def main(
         print(f"  likelier than the prior's own source: {likelier(cells)}")
     seconds = clock.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "constant_inputs.csv") as partial:
+    with atomic_write(out / "constant_inputs.csv") as partial:
         table.to_csv(partial)
     save_figure(draw(verdicts), out / "constant_inputs.png")
     settings = {"frames": frames, "start": start, "time": time, "seed": seed, "seconds": seconds}

@@ -31,7 +31,7 @@ from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run
 from pyro_sep.data.source import held_out_audio
 from pyro_sep.priors.auditing import log_likelihoods
 from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.viz.plots import plot_audit, save_figure
 
 PAPER_NAMES = ("sine", "square", "saw", "triangle")
@@ -83,7 +83,7 @@ def main(
         report(f"paper's poster, {family}, clean audio, no noise", paper)
     seconds = clock.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "cross_likelihood.csv") as partial:
+    with atomic_write(out / "cross_likelihood.csv") as partial:
         table.to_series().to_csv(partial)
     save_figure(draw(table), out / "cross_likelihood.png")
     settings = {"sigma": sigma, "frames": frames, "time": time, "seed": seed, "seconds": seconds}

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, run
-from pyro_sep.data.source import open_source, training_level
+from pyro_sep.data.source import open_source, training_rms
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
 from pyro_sep.models.flowavenet import CONFIGS
 from pyro_sep.models.registry import FAMILIES, family_of
@@ -51,7 +51,7 @@ def main(
     """Train every variant and print the table."""
     began = clock.monotonic()
     audio = open_source(f"toy:{source}", SAMPLE_RATE, AUDIT_TIME)
-    sigma_data = training_level(audio, AUDIT_TIME)
+    sigma_data = training_rms(audio, AUDIT_TIME)
     tests = {
         name: open_source(f"toy:{name}", SAMPLE_RATE, AUDIT_TIME).held_out(AUDIT_FRAMES, AUDIT_TIME)
         for name in WAVEFORMS

@@ -28,7 +28,7 @@ from pyro_sep.cli.app import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
 from pyro_sep.diagnostics.conformal import (
     FUNCTIONS,
-    Calibration,
+    ConformalCalibration,
     actual,
     draws_of,
     expected,
@@ -104,14 +104,16 @@ def as_dataset(rows: list[dict[str, Any]], key: str) -> xr.Dataset:
     return xr.Dataset(values)
 
 
-def learned(rows: list[dict[str, Any]]) -> Calibration:
+def learned(rows: list[dict[str, Any]]) -> ConformalCalibration:
     """From the errors of these mixtures."""
     kind = rows[0]["kind"]
     errors = as_dataset(rows, "true") - as_dataset(rows, "expected")
-    return Calibration(kind, errors.assign_coords(source=kind["sources"]))
+    return ConformalCalibration(kind, errors.assign_coords(source=kind["sources"]))
 
 
-def judged(calibration: Calibration, rows: list[dict[str, Any]], seed: int) -> pd.DataFrame:
+def judged(
+    calibration: ConformalCalibration, rows: list[dict[str, Any]], seed: int
+) -> pd.DataFrame:
     """Share of the truths in each interval, and the width of the widest."""
     true, center, below = (as_dataset(rows, key) for key in ("true", "expected", "draws_below"))
     true, center = (

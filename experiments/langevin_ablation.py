@@ -47,7 +47,7 @@ from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import FloWaveNetPrior, Priors
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.separation.api import PRESETS, default_ladder
-from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.viz.plots import save_figure
 
 FAULTS = (
@@ -92,7 +92,7 @@ def main(
         print(f"{fault:24s} {median:6.1f} dB ({low:.1f} to {high:.1f})", flush=True)
     table = pd.DataFrame(gains).melt(var_name="fault", value_name="improvement in dB")
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "langevin_ablation.csv") as partial:
+    with atomic_write(out / "langevin_ablation.csv") as partial:
         table.to_csv(partial, index=False)
     save_figure(draw(gains), out / "langevin_ablation.png")
     took = clock.monotonic() - started

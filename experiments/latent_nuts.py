@@ -31,7 +31,7 @@ from pyro_sep.inference.kernels.sgld import SGLD
 from pyro_sep.mixing.known import Counted, Mixing, frame_time, model
 from pyro_sep.priors.base import FloWaveNetPrior, NetworkPrior
 from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.separation.api import default_ladder, describe, separate
+from pyro_sep.separation.api import default_ladder, separate, separation_from_draws
 from pyro_sep.storage.files import save_json
 from pyro_sep.trace.dataset import save_trace
 from pyro_sep.viz.plots import plot_separation, save_figure
@@ -160,7 +160,7 @@ def report(
     """Write trace and picture; figures of the sampler."""
     attrs = {"sigma": sigma, "gradients": chains.gradients, "divergences": chains.divergences}
     mixing, true = Mixing.mean(len(priors)), item.sources
-    result = describe(
+    result = separation_from_draws(
         chains.noisy, item.mixture, priors, mixing, sigma, true_sources=true, attrs=attrs
     )
     trace = result.trace

@@ -44,7 +44,7 @@ from pyro_sep.data.source import ToySource
 from pyro_sep.priors.auditing import SIGMAS, discriminative, noise_entropy
 from pyro_sep.priors.base import Prior, Priors
 from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.viz.plots import save_figure
 
 PANELS = (0.01, 0.129, 2.0)  # peaked, in between, smooth
@@ -81,7 +81,7 @@ def main(
     print('non-discriminative", no figure.')
     seconds = clock.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "line_profile.csv") as partial:
+    with atomic_write(out / "line_profile.csv") as partial:
         table.to_series().to_csv(partial)
     save_figure(draw(table), out / "line_profile.png")
     settings = {"sources": names, "frames": frames, "time": time, "seed": seed, "seconds": seconds}

@@ -29,7 +29,7 @@ from pyro_sep.cli.app import AUDIT_TIME, MusdbRoot, run
 from pyro_sep.data.source import held_out_audio
 from pyro_sep.priors.auditing import log_likelihoods, noise_entropy, own_wins
 from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import save_json, written_whole
+from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.viz.plots import save_figure
 
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359)
@@ -81,7 +81,7 @@ def main(
         print(f"paper's poster, {family}, clean audio, of 4  {cells}")
     seconds = clock.monotonic() - started
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "noise_conditioning.csv") as partial:
+    with atomic_write(out / "noise_conditioning.csv") as partial:
         table.to_series().to_csv(partial)
     save_figure(draw(table), out / "noise_conditioning.png")
     settings = {"frames": frames, "time": time, "seed": seed, "musdb": musdb, "seconds": seconds}

@@ -100,7 +100,7 @@ def infer(
     names = tuple(priors)
     sources = torch.stack([partial_sources(index, names, time) for index in indices])
     results = separate_batch(
-        sources.mean(1), priors, absent="infer", progress=sys.stderr.isatty(), **options
+        sources.mean(1), priors, presence="infer", progress=sys.stderr.isatty(), **options
     )
     return [
         {

@@ -278,7 +278,7 @@ def synthesise(midi: Any, soundfont: Path, seconds: float, scratch: Path) -> Arr
     wav.unlink(missing_ok=True)
     midi.save(score)
     options = "-ni -q -g 0.3 -R 1 -C 0 -T wav -O float -o synth.cpu-cores=1"
-    options += " -o synth.dynamic-sample-loading=1 -o synth.reverb.level=0.25"
+    options += " -o synth.dynamic-sample-loading=1 -o synth.reverb.rms=0.25"
     command = ["fluidsynth", *options.split(), "-r", str(RATE), "-F", wav, soundfont, score]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not wav.exists():

@@ -60,7 +60,7 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import PRESETS, Separation, separate_batch
-from pyro_sep.storage.files import load_figures, save_json, written_whole
+from pyro_sep.storage.files import atomic_write, load_figures, save_json
 from pyro_sep.trace.dataset import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
@@ -106,7 +106,7 @@ def main(
         int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Kept per chain; else the preset's.")
+        int | None, typer.Option(min=1, help="DrawRecorder per chain; else the preset's.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
         "results/separate_music"
@@ -143,7 +143,7 @@ def main(
                 best = [row | row["best_chain"] for row in figures]
                 rows.append({"method": "best chain"} | summarise(best, names))
     table = pd.DataFrame(rows)
-    with written_whole(out / "summary.csv") as temporary:
+    with atomic_write(out / "summary.csv") as temporary:
         table.to_csv(temporary, index=False)
     spent = clock.monotonic() - started
     tracks = [item.track for item in items]
@@ -297,7 +297,8 @@ def posterior(priors: Priors, seed: int, budget: dict[str, int], out: Path) -> S
         if batch[0].index == 0:
             write_separation(results[0], out / batch[0].track)
         return [
-            score(item, result.shares) | {"best_chain": score(item, best_chains_mean(result))}
+            score(item, result.contributions)
+            | {"best_chain": score(item, best_chains_mean(result))}
             for item, result in zip(batch, results, strict=True)
         ]
 

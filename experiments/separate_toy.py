@@ -38,7 +38,7 @@ from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.results.writer import REPORT, write_separation
-from pyro_sep.separation.api import PRESETS, Separation, describe, separate_batch
+from pyro_sep.separation.api import PRESETS, Separation, separate_batch, separation_from_draws
 from pyro_sep.storage.files import save_json
 from pyro_sep.viz.report import write_report
 
@@ -137,7 +137,7 @@ def algorithm_1(
     noisy = torch.stack(draws, 1)[:, None]  # (mixture, chain, draw, source, time)
     attrs = attrs | {"seed": seed, "gradients": PAPER_STEPS * len(PAPER_SIGMAS)}
     return [
-        describe(
+        separation_from_draws(
             noisy[i], mixture, priors, mixing, sigma, true_sources=true_sources[i], attrs=attrs
         )
         for i, mixture in enumerate(mixtures)

@@ -28,7 +28,7 @@ import typer
 
 from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run, torch_device
 from pyro_sep.data.musdb import STEMS, musdb_tracks
-from pyro_sep.data.source import SourceAudio, open_source, training_level
+from pyro_sep.data.source import SourceAudio, open_source, training_rms
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
 from pyro_sep.models.parallel import Ranks, start_ranks
 from pyro_sep.models.registry import FAMILIES, Network
@@ -137,7 +137,7 @@ def train(
     started, config = clock.monotonic(), training.config
     audio = open_source(training.source, training.sample_rate, config.time, musdb)
     size = FAMILIES[training.family].sizes[training.size]
-    size = replace(size, sigma_data=training_level(audio, config.time, config.seed))
+    size = replace(size, sigma_data=training_rms(audio, config.time, config.seed))
     networks = fit_serially(
         audio.draw, out / f"{training.name}.run", size, config, device, ranks=ranks
     )

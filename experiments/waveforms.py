@@ -23,7 +23,7 @@ from pyro_sep.cli.app import MusdbRoot, run
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, waveform
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.storage.files import written_whole
+from pyro_sep.storage.files import atomic_write
 from pyro_sep.viz.plots import save_figure
 
 POINTS = 1_000  # per period
@@ -37,7 +37,7 @@ def main(
     started = clock.monotonic()
     title, curves = ("", periods()) if musdb is None else second_of_music(musdb)
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "waveforms.csv") as partial:
+    with atomic_write(out / "waveforms.csv") as partial:
         curves.to_csv(partial)
     save_figure(draw(curves, title), out / "waveforms.png")
     for name, curve in curves.items():

@@ -66,31 +66,33 @@ class AnnealedPosterior:
         """Audio samples of a source: those of the mixture, or a few more that are not heard."""
         return frame_time(self.priors, self.mixture.shape[-1])
 
-    def take(self, lanes: Tensor) -> "AnnealedPosterior":
+    def select(self, lanes: Tensor) -> "AnnealedPosterior":
         """The posterior of some lanes."""
         present = None if self.present is None else self.present[lanes]
-        mixing = self.mixing.take(lanes)
+        mixing = self.mixing.select(lanes)
         return replace(self, mixture=self.mixture[lanes], mixing=mixing, present=present)
 
-    def put(self, lanes: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
+    def update(self, lanes: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
         """With what belongs to the lane from another, in some lanes."""
         present = self.present
         if present is not None and other.present is not None:
             present = present.index_copy(0, lanes, other.present)
-        return replace(self, mixing=self.mixing.put(lanes, other.mixing), present=present)
+        return replace(self, mixing=self.mixing.update(lanes, other.mixing), present=present)
 
     def section(self, samples: slice) -> "AnnealedPosterior":
         """The posterior of some audio samples of the frame by themselves."""
         return replace(self, mixture=self.mixture[:, samples])
 
-    def unknown(self) -> dict[str, Tensor]:
+    def latents(self) -> dict[str, Tensor]:
         """What belongs to the lane, by name."""
         present = {} if self.present is None else {"present": self.present}
-        return self.mixing.unknown() | present
+        return self.mixing.latents() | present
 
-    def know(self, unknown: Mapping[str, Tensor]) -> "AnnealedPosterior":
+    def with_latents(self, unknown: Mapping[str, Tensor]) -> "AnnealedPosterior":
         """With these values of :meth:`unknown`."""
-        return replace(self, mixing=self.mixing.know(unknown), present=unknown.get("present"))
+        return replace(
+            self, mixing=self.mixing.with_latents(unknown), present=unknown.get("present")
+        )
 
     def start(self, sigma: float, generator: torch.Generator | None = None) -> Tensor:
         """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
@@ -220,9 +222,9 @@ class AnnealedPosterior:
         present = None if self.present is None else self.present.flatten()
         cross = sources.new_empty(lanes * count, count)
         for k, gain in enumerate(weights[:, 0]):
-            shares = (sources * weights / gain).flatten(0, 1)
-            for rows, log_prob in self._laws(k, shares, present, sigma):
-                cross[rows, k] = log_prob(shares[rows])
+            contributions = (sources * weights / gain).flatten(0, 1)
+            for rows, log_prob in self._laws(k, contributions, present, sigma):
+                cross[rows, k] = log_prob(contributions[rows])
         return cross.reshape(lanes, count, count).mT
 
     def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:

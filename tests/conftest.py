@@ -30,18 +30,18 @@ class GaussianPrior(TorchDistribution):
     ) -> None:
         if time % multiple:
             raise ValueError(f"time: got {time}, expected a multiple of {multiple}")
-        self.name, self.level, self.sigma, self.multiple = name, level, sigma, multiple
+        self.name, self.rms, self.sigma, self.multiple = name, level, sigma, multiple
         super().__init__(Size(), Size((time,)), validate_args=False)
 
     @property
     def variance(self) -> float:
-        return self.level**2 + self.sigma**2
+        return self.rms**2 + self.sigma**2
 
     def condition(self, sigma: float) -> "GaussianPrior":
-        return GaussianPrior(self.name, self.level, self.event_shape[0], sigma, self.multiple)
+        return GaussianPrior(self.name, self.rms, self.event_shape[0], sigma, self.multiple)
 
     def frame(self, time: int) -> "GaussianPrior":
-        return GaussianPrior(self.name, self.level, time, self.sigma, self.multiple)
+        return GaussianPrior(self.name, self.rms, time, self.sigma, self.multiple)
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return math.sqrt(self.variance) * torch.randn(*sample_shape, *self.event_shape)

@@ -21,14 +21,14 @@ class Found(NamedTuple):
     clean: Tensor  # (lane, source, frame)
     log_density: Tensor  # (lane,) of noisy ones at the last level, nats
 
-    def take(self, lanes: Tensor) -> "Found":
+    def select(self, lanes: Tensor) -> "Found":
         """Those of some lanes."""
-        return Found(self.target.take(lanes), self.clean[lanes], self.log_density[lanes])
+        return Found(self.target.select(lanes), self.clean[lanes], self.log_density[lanes])
 
-    def put(self, lanes: Tensor, other: "Found") -> "Found":
+    def update(self, lanes: Tensor, other: "Found") -> "Found":
         """With those of another in some lanes."""
         return Found(
-            self.target.put(lanes, other.target),
+            self.target.update(lanes, other.target),
             self.clean.index_copy(0, lanes, other.clean),
             self.log_density.index_copy(0, lanes, other.log_density),
         )
@@ -44,7 +44,7 @@ class Given(NamedTuple):
         """Clean sources with what is known in its place."""
         return torch.where(self.where, self.clean, clean)
 
-    def take(self, lanes: Tensor) -> "Given":
+    def select(self, lanes: Tensor) -> "Given":
         """That of some lanes."""
         return Given(self.clean[lanes], self.where)
 
@@ -65,7 +65,7 @@ def best_lanes(log_density: Tensor, group: int, count: int = 1) -> Tensor:
 def repeat(target: AnnealedPosterior, count: int) -> AnnealedPosterior:
     """The posterior with every lane ``count`` times, side by side."""
     lanes = torch.arange(len(target.mixture), device=target.mixture.device)
-    return target.take(lanes.repeat_interleave(count))
+    return target.select(lanes.repeat_interleave(count))
 
 
 def descend(
@@ -103,8 +103,8 @@ def descend(
             count = left.pop(0)[1]
             if recent and count < group:
                 best = best_lanes(torch.stack(recent[-RECENT:]).mean(0), group, count)
-                target, position, group, recent = target.take(best), position[best], count, []
-                given = given and given.take(best)
+                target, position, group, recent = target.select(best), position[best], count, []
+                given = given and given.select(best)
         if exchange and sigma >= settings.sigma_freeze and i % EXCHANGE_EVERY == 0:
             cross = evaluator.cross_log_prior(target, position, sigma)
             assignment = draw_assignment(cross, evaluator.generator)

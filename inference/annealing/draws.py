@@ -101,7 +101,7 @@ class History:
             )
         )
 
-    def take(self, lanes: Tensor) -> None:
+    def select(self, lanes: Tensor) -> None:
         """Go on with some lanes."""
         self.steps = [Statistics._make(part[lanes] for part in step) for step in self.steps]
 

@@ -134,7 +134,7 @@ def anneal(
 class _Walk:
     """Lanes of chains, their search and their way to the draws."""
 
-    kept = ("stage", "step_size", "drawn", "shares")
+    kept = ("stage", "step_size", "drawn", "contributions")
 
     def __init__(
         self, target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
@@ -154,7 +154,7 @@ class _Walk:
         self.found: list[Tensor] = []
         self.chain: UnderdampedState | None = None  # where the chains are
         self.drawn = 0
-        self.shares: Tensor | None = None  # of the sources in the mixture, before the draws
+        self.contributions: Tensor | None = None  # of the sources in the mixture, before the draws
 
     def plan(self) -> list[Callable[[], None]]:
         """What is done before the draws, in order."""
@@ -171,7 +171,7 @@ class _Walk:
         state = {name: getattr(self, name) for name in self.kept}
         state |= {"sections": [self.clean, self.tries, self.found], "cost": self.evaluator.cost}
         state |= {"generator": self.evaluator.generator.get_state()}
-        state |= {"history": self.history.state(), "target": self.target.unknown()}
+        state |= {"history": self.history.state(), "target": self.target.latents()}
         state["adaptation"] = {k: float(v) for k, v in vars(self.adaptation).items()}
         if self.chain:
             position, velocity, evaluation = self.chain
@@ -199,7 +199,7 @@ class _Walk:
         self.evaluator.cost = state["cost"]
         self.evaluator.generator.set_state(state["generator"])
         self.history.restore([part.to(device) for part in state["history"]])
-        self.target = self.target.know(
+        self.target = self.target.with_latents(
             {name: part.to(device) for name, part in state["target"].items()}
         )
         vars(self.adaptation).update(state["adaptation"])
@@ -225,13 +225,13 @@ class _Walk:
         check_shapes("sections", clean, [] if begun else [section] * searched)
         flags = [part.float() for part in (*tries, *found)]
         check_shapes("sections", flags, [(lane,)] * 2 * searched)
-        shares = [] if state["shares"] is None else [state["shares"]]
-        check_shapes("shares", shares, [whole] if drawn else [])
+        contributions = [] if state["contributions"] is None else [state["contributions"]]
+        check_shapes("contributions", contributions, [whole] if drawn else [])
         adaptation = dict.fromkeys(state["adaptation"], 0.0)
         check_like("adaptation", state["adaptation"], adaptation)
         if not vars(self.adaptation).keys() <= adaptation.keys():
             raise ValueError("its adaptation lacks a number")
-        check_like("target", state["target"], self.target.unknown())
+        check_like("target", state["target"], self.target.latents())
         steps = cooled - 1 + self.settings.warmup if stage == stages else cooled
         others = len(Statistics._fields) - 2
         shapes = [(steps, lane), (steps, lane, source), *[(steps, lane)] * others]
@@ -246,7 +246,7 @@ class _Walk:
         size = len(rows.priors) * self.length * self.settings.candidates
         lanes = torch.arange(len(rows.mixture), device=rows.mixture.device)
         groups = [
-            search(rows.take(part), self.settings, self.evaluator, self.average)
+            search(rows.select(part), self.settings, self.evaluator, self.average)
             for part in lanes.split(max(1, GROUP // size))
         ]
         clean, tries, found = (
@@ -256,8 +256,8 @@ class _Walk:
         self.clean.append(clean)
         self.tries.append(tries)
         self.found.append(found)
-        unknown = [group.target.unknown() for group in groups]
-        self.target = self.target.know(
+        unknown = [group.target.latents() for group in groups]
+        self.target = self.target.with_latents(
             {name: torch.cat([part[name] for part in unknown]) for name in unknown[0]}
         )
 
@@ -281,7 +281,7 @@ class _Walk:
     def cool(self, sigma: float, lower: float) -> None:
         """A step at one level, and on to a lower one; at the last level all before the draws."""
         state = cast(UnderdampedState, self.chain)
-        shares = self._shares(state, sigma)
+        contributions = self._shares(state, sigma)
         for step in range(1, 1 + (self.settings.warmup if sigma == lower else 1)):
             state, acceptance_rate = self._step(state, sigma)
             self.history.add(state, acceptance_rate, sigma, self.step_size * sigma)
@@ -291,7 +291,7 @@ class _Walk:
                 )
                 self.step_size = exp(self.adaptation.get_state()[0])
             if step % RESCALE_EVERY == 0:
-                state = self._rescale(state, shares, sigma)
+                state = self._rescale(state, contributions, sigma)
         if sigma == lower and self.settings.adjusted:
             self.step_size = exp(self.adaptation.get_state()[1])
         self.chain = state if sigma == lower else self._lower(state, sigma, lower)
@@ -313,14 +313,14 @@ class _Walk:
         """Blocks of draws at the last level, and the number of the first draw of each."""
         sigma, total, thin = self.settings.sigma_min, self.settings.draws, self.settings.thin
         state = cast(UnderdampedState, self.chain)
-        if self.shares is None:
-            self.shares = self._shares(state, sigma)
+        if self.contributions is None:
+            self.contributions = self._shares(state, sigma)
         while self.drawn < total:
             first, kept, clean, means, noisy, mixing = self.drawn, History(), [], [], [], []
             for step in range(1, min(BLOCK, total - first) * thin + 1):
                 state, acceptance_rate = self._step(state, sigma)
                 if step % RESCALE_EVERY == 0:
-                    state = self._rescale(state, self.shares, sigma)
+                    state = self._rescale(state, self.contributions, sigma)
                 if step % thin == 0:
                     kept.add(state, acceptance_rate, sigma, self.step_size * sigma)
                     drawn, mean = self.target.draw_clean(
@@ -330,7 +330,7 @@ class _Walk:
                     clean.append(drawn)
                     means.append(mean)
                     noisy.append(state.position)
-                    mixing.append(self.target.mixing.unknown())
+                    mixing.append(self.target.mixing.latents())
             self.chain, self.drawn = state, first + len(clean)
             shape = (mixtures, self.settings.chains)
             unknown = {n: by_chain([part[n] for part in mixing], *shape) for n in mixing[0]}
@@ -369,7 +369,9 @@ class _Walk:
         clean = self.target.denoise(state.position, state.evaluation, sigma)
         return self.target.mixing.weights(clean) * clean
 
-    def _rescale(self, state: UnderdampedState, shares: Tensor, sigma: float) -> UnderdampedState:
+    def _rescale(
+        self, state: UnderdampedState, contributions: Tensor, sigma: float
+    ) -> UnderdampedState:
         """Trade gains for amplitudes, where gains are unknown."""
         mixing = self.target.mixing
         if not (isinstance(mixing, LatentMixing) and mixing.infer_gains):
@@ -379,6 +381,6 @@ class _Walk:
             return self.evaluator.evaluate(target, position, sigma)
 
         self.target, state = rescale(
-            self.target, mixing, state, shares, evaluate, self.evaluator.generator
+            self.target, mixing, state, contributions, evaluate, self.evaluator.generator
         )
         return state

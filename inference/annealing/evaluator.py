@@ -56,3 +56,7 @@ class Evaluator:
     ) -> tuple[AnnealedPosterior, Evaluation]:
         """Update unknown gains and, if asked, noise (:mod:`~pyro_sep.inference.steps.gains`)."""
         return follow(target, position, evaluation, sigma, self.generator, noise)
+
+    def noise(self, target: AnnealedPosterior, like: Tensor) -> Tensor:
+        """Standard normal, in the directions that a chain may follow."""
+        return target.project(torch.empty_like(like).normal_(generator=self.generator))

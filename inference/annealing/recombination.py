@@ -41,7 +41,7 @@ def refine(found: Found, settings: Annealing, evaluator: Evaluator) -> Found:
     sigmas = settings.replica_sigmas
     position = position + sigmas[0] * evaluator.noise(target, position)
     replicas = descend(target, position, sigmas, settings, evaluator)
-    best = replicas.take(best_lanes(replicas.log_density, group))
+    best = replicas.select(best_lanes(replicas.log_density, group))
     if not isinstance(found.target.mixing, Mixing):
         return best  # replicas have gains of their own
     others = replicas.clean.reshape(-1, group, *replicas.clean.shape[1:])

@@ -82,7 +82,7 @@ def candidates(
         for part in (found.clean, found.log_density)
     )
     first = torch.arange(len(clean), device=clean.device) * group
-    return Found(found.target.take(first), clean, log_density)
+    return Found(found.target.select(first), clean, log_density)
 
 
 def is_known(found: Found, sigma: float, evaluator: Evaluator) -> Tensor:
@@ -107,7 +107,7 @@ def attempt(
             found = found._replace(target=decided)
         found = mend(found, held, settings, evaluator)
     if target.may_be_silent:  # densities have it open again which are present
-        found = found._replace(target=found.target.know(found.target.mixing.unknown()))
+        found = found._replace(target=found.target.with_latents(found.target.mixing.latents()))
     return found
 
 
@@ -132,11 +132,11 @@ def search(
         lanes = (~known).nonzero()[:, 0]
         if not len(lanes):
             break
-        other = attempt(target.take(lanes), settings, evaluator, average)
+        other = attempt(target.select(lanes), settings, evaluator, average)
         tries[lanes] += 1
         better = is_known(other, settings.sigma_min, evaluator)
         known[lanes] = better
         taken = better | (other.log_density > found.log_density[lanes])
-        found = found.put(lanes[taken], other.take(taken.nonzero()[:, 0]))
+        found = found.update(lanes[taken], other.select(taken.nonzero()[:, 0]))
     found = refine(found, settings, evaluator)
     return Result(found.target, found.clean, tries, known)

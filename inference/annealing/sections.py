@@ -128,7 +128,7 @@ def grow(
             continue
         neighbour = [sections[j][lanes] for j in pair]
         clean, sure = _grown(
-            target.take(lanes), neighbour, pair, beside, starts, settings, evaluator
+            target.select(lanes), neighbour, pair, beside, starts, settings, evaluator
         )
         sections[i] = sections[i].index_copy(0, lanes, clean)
         known[lanes, i] = sure

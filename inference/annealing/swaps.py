@@ -62,7 +62,7 @@ def swap(
     group, device = tried.assignment.shape[1], found.clean.device
     lanes = torch.arange(len(found.clean), device=device).repeat_interleave(group)
     assignment, flipped = tried.assignment.flatten(0, 1), tried.flipped.flatten(0, 1)
-    target, clean = found.target.take(lanes), found.clean[lanes]
+    target, clean = found.target.select(lanes), found.clean[lanes]
     moved = assignment != torch.arange(clean.shape[1], device=device)
     before = target.present
     target, clean = target.reassign(clean, assignment)
@@ -73,7 +73,7 @@ def swap(
     position = clean + held.sigmas[0] * evaluator.noise(target, clean)
     result = descend(target, position, held.sigmas, settings, evaluator, averaged=held.averaged)
     best = best_lanes(result.log_density, group)
-    return result.take(best), changed[best]
+    return result.select(best), changed[best]
 
 
 def mend(found: Found, held: Round, settings: Annealing, evaluator: Evaluator) -> Found:
@@ -82,7 +82,7 @@ def mend(found: Found, held: Round, settings: Annealing, evaluator: Evaluator) -
     for _ in range(held.most):
         if not len(open_lanes):
             break
-        better, changed = swap(found.take(open_lanes), held, settings, evaluator)
-        found = found.put(open_lanes, better)
+        better, changed = swap(found.select(open_lanes), held, settings, evaluator)
+        found = found.update(open_lanes, better)
         open_lanes = open_lanes[changed]
     return found

@@ -15,7 +15,7 @@ that of the mixture under noise of twice the annealed variance,
 
 Between levels particles follow underdamped Langevin dynamics and, above ``sigma_freeze``, exchange
 what two sources explain. Velocities survive with their particles. Uncorrected steps are exact on
-Gaussians alone, so on other priors the evidence has a bias of their size; Metropolis-corrected ones
+Gaussians alone, so on other priors the evidence has a bias of their size; Metropolis-adjusted ones
 (:mod:`~pyro_sep.inference.steps.ghmc`) have none, and their size follows the acceptance from level
 to level.
 """
@@ -47,7 +47,7 @@ def anneal_particles(
     generator: torch.Generator,
     steps: int = 2,
     share: float = 0.9,
-    corrected: bool = False,
+    adjusted: bool = False,
     progress: bool = False,
 ) -> Population:
     """Particles ``(particle, source, frame)`` at the lowest noise level, and the log evidence.
@@ -60,10 +60,10 @@ def anneal_particles(
         generator: source of randomness, on the mixture's device.
         steps: Langevin steps between levels, one gradient each.
         share: see :func:`~pyro_sep.inference.smc.core.smc`.
-        corrected: by a Metropolis test of every step.
+        adjusted: by a Metropolis test of every step.
         progress: show a bar.
     """
-    path = _Path(target, sigma_max, sigma_freeze, sigma_min, generator, steps, corrected)
+    path = _Path(target, sigma_max, sigma_freeze, sigma_min, generator, steps, adjusted)
     with tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}{elapsed}") as bar:
 
         def move(particles: Tensor, t: float) -> Tensor:
@@ -90,12 +90,12 @@ class _Path:
         sigma_min: float,
         generator: torch.Generator,
         steps: int,
-        corrected: bool,
+        adjusted: bool,
     ) -> None:
         self.target, self.generator, self.steps = target, generator, steps
-        self.corrected, self.step_size = corrected, Annealing.step_size  # in units of sigma
+        self.adjusted, self.step_size = adjusted, Annealing.step_size  # in units of sigma
         self.sigma_max, self.sigma_freeze, self.sigma_min = sigma_max, sigma_freeze, sigma_min
-        levels = [prior.level for prior in target.priors]
+        levels = [prior.rms for prior in target.priors]
         self.scales = target.mixture.new_tensor([[math.hypot(r, sigma_max)] for r in levels])
 
     def sigma(self, t: float) -> float:
@@ -150,7 +150,7 @@ class _Path:
         state = UnderdampedState(position, velocity, evaluate(position))
         for _ in range(self.steps):
             how = (evaluate, self.step_size * sigma, Annealing.persistence, self.generator)
-            if self.corrected:
+            if self.adjusted:
                 state, acceptance_rate = adjusted_step(state, *how)
                 self.step_size *= math.exp(float(acceptance_rate.mean()) - PERSISTENT_ACCEPTANCE)
             else:

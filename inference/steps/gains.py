@@ -9,7 +9,7 @@ step size, and no gain gets stuck where v is far from that of the mode.
 
 Such gains move by as little as noisy sources leave open, while what the mixture leaves open is
 wide: twice the gain with half the source. :func:`rescale` goes along it. With fixed reference
-shares :math:`w_k`, near :math:`a_k s_k`,
+contributions :math:`w_k`, near :math:`a_k s_k`,
 
 .. math:: a_k' = a_k e^{\delta_k}, \qquad x_k' = x_k + w_k (1 / a_k' - 1 / a_k)
 
@@ -95,7 +95,7 @@ def rescale(
     target: AnnealedPosterior,
     mixing: LatentMixing,
     state: UnderdampedState,
-    shares: Tensor,
+    contributions: Tensor,
     evaluate: Callable[[AnnealedPosterior, Tensor], Evaluation],
     generator: torch.Generator,
 ) -> tuple[AnnealedPosterior, UnderdampedState]:
@@ -105,13 +105,13 @@ def rescale(
         target: of the lanes.
         mixing: the target's, of unknown gains.
         state: of its lanes.
-        shares: w_k ``(lane, source, frame)``, chosen without regard to the state.
+        contributions: w_k ``(lane, source, frame)``, chosen without regard to the state.
         evaluate: a posterior at sources of a noise level.
         generator: source of randomness.
     """
     step = RESCALE_WIDTH * torch.empty_like(mixing.gains).normal_(generator=generator)
     gains = mixing.gains * step.exp()
-    position = state.position + shares * (1 / gains - 1 / mixing.gains)[..., None]
+    position = state.position + contributions * (1 / gains - 1 / mixing.gains)[..., None]
     proposed = replace(target, mixing=replace(mixing, gains=gains))
     evaluation = evaluate(proposed, position)
     gained = evaluation.log_density.double() - state.evaluation.log_density.double()

@@ -53,5 +53,5 @@ def reassign(sources: Tensor, assignment: Tensor, gains: Tensor) -> Tensor:
         assignment: from :func:`draw_assignment`.
         gains: ``(source, 1)``.
     """
-    shares = sources * gains
-    return shares.gather(1, assignment[..., None].expand_as(shares)) / gains
+    contributions = sources * gains
+    return contributions.gather(1, assignment[..., None].expand_as(contributions)) / gains

@@ -19,7 +19,7 @@ from pyro_sep.audio.resampling import check_rate, resample
 from pyro_sep.audio.soundfiles import NotBySoundfileError, soundfile_decoder
 from pyro_sep.audio.streams import STEM_MP4, STREAMS, missing_program, stream_decoder
 from pyro_sep.checks.names import printable
-from pyro_sep.storage.files import write_whole
+from pyro_sep.storage.files import atomic_write_bytes
 
 FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
 SIDE = "side"  # in place of a channel's number: half the difference of two
@@ -227,7 +227,7 @@ def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> 
         raise ValueError(f"{path}: got NaN or infinity to write, expected finite samples")
     if audio_format == "flac":
         check_peak(path, samples)
-    write_whole(path, encoded(samples, sample_rate, audio_format))
+    atomic_write_bytes(path, encoded(samples, sample_rate, audio_format))
 
 
 def encoded(samples: Tensor, sample_rate: int, audio_format: str) -> memoryview:

@@ -1,9 +1,9 @@
 r"""From the posterior, mono and at the priors' rate, to stems as the recording has them.
 
-The shares S_k and what they leave of the mixture, R, are resampled. They add up to the recording
-as far as the posterior knows it; the rest of each channel c, which is how it differs from the mono
-mixture and all above the priors' band, is divided by a Wiener filter: with short-time Fourier
-transforms, at each frequency and frame,
+The contributions S_k and what they leave of the mixture, R, are resampled. They add up to the
+recording as far as the posterior knows it; the rest of each channel c, which is how it differs from
+the mono mixture and all above the priors' band, is divided by a Wiener filter: with short-time
+Fourier transforms, at each frequency and frame,
 
 .. math:: \hat X_{kc} = S_k + \frac{|S_k|^2}{\sum_j |S_j|^2 + |R|^2}
           \Bigl(X_c - \sum_j S_j - R\Bigr)
@@ -28,16 +28,18 @@ FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 4
 BAND = 0.95  # of the lower Nyquist frequency: above, resampling leaves little
 
 
-def lift(shares: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate: int) -> Tensor:
+def wiener_upmix(
+    contributions: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate: int
+) -> Tensor:
     """Stems of every channel of a recording, by the equation above.
 
     With the residual, ``recording - stems.sum(0)``, which is R and its part of the rest, they add
     up to the recording.
 
     Args:
-        shares: what each source adds to the mixture, ``(source, time)``.
+        contributions: what each source adds to the mixture, ``(source, time)``.
         mixture: ``(time,)``; the recording, mixed down.
-        rate: of shares and mixture, in Hz.
+        rate: of contributions and mixture, in Hz.
         recording: ``(channel, recording time)``.
         to_rate: of the recording, in Hz.
 
@@ -54,7 +56,9 @@ def lift(shares: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate:
             audio, size, size // 4, window=window, pad_mode="constant", return_complex=True
         )
 
-    parts = resample(torch.cat([shares, (mixture - shares.sum(0))[None]]), rate, to_rate, time)
+    parts = resample(
+        torch.cat([contributions, (mixture - contributions.sum(0))[None]]), rate, to_rate, time
+    )
     powers = [transform(part).abs().square() for part in parts]
     if rate != to_rate:
         known = int(BAND * min(rate, to_rate) / to_rate * (size // 2))

@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 
-def import_extra(module: str, user: object, missing: str, expected: str) -> Any:
+def import_optional(module: str, user: object, missing: str, expected: str) -> Any:
     """Import a module, or say in one line what is missing.
 
     Args:

@@ -81,7 +81,7 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Learn the prior of a source from isolated recordings of it; goes on where it was cut off."""
-    from pyro_sep.data.source import fingerprint, open_source, training_level
+    from pyro_sep.data.source import fingerprint, open_source, training_rms
     from pyro_sep.data.tracks import check_source_name
     from pyro_sep.models.registry import FAMILIES
     from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, fit_serially
@@ -112,7 +112,7 @@ def train(
         gain_db=gain_db,
         seed=seed,
     )
-    level = training_level(audio, time, seed)
+    level = training_rms(audio, time, seed)
     network_config = replace(FAMILIES[family].sizes[size], sigma_data=level)
     run_folder, name = out / f"{audio.name}.run", f"{audio.name}.safetensors"
     serial = recipe == "serial"
@@ -235,7 +235,7 @@ def separate_command(
         int | None,
         typer.Option(min=1, help="Draws per chain, all in trace.nc; else the preset's."),
     ] = None,
-    absent: Annotated[
+    presence: Annotated[
         str | None, typer.Option(help="infer: sources may be absent; say which are there.")
     ] = None,
     estimate: Annotated[
@@ -298,8 +298,8 @@ def separate_command(
         one_of("estimate", estimate, ESTIMATES)
     if preset is not None:
         one_of("preset", preset, PRESETS)
-    if absent is not None:
-        one_of("absent", absent, ("infer",))
+    if presence is not None:
+        one_of("presence", presence, ("infer",))
     given = mixing_options(gains, noise_scale)
     place = torch_device(device)
     if priors is None:
@@ -312,7 +312,7 @@ def separate_command(
     rate = next(iter(chosen.values())).sample_rate
     budget = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
     options: dict[str, Any] = {"gains": usual_gains(chosen)} | given
-    options |= {"absent": absent, "seed": seed}
+    options |= {"presence": presence, "seed": seed}
     options |= {name: value for name, value in budget.items() if value is not None}
     options["estimate"] = estimate or ("best" if are_tones(chosen) else "mean")
     options["preset"] = preset or ("standard" if are_tones(chosen) else "quick")
@@ -402,14 +402,14 @@ def diagnose_command(
     calibration: CalibrationFile = None,
 ) -> None:
     """Say whether a separation may be trusted: chains, draws, priors and mixture."""
-    from pyro_sep.diagnostics.conformal import Calibration, format_intervals
+    from pyro_sep.diagnostics.conformal import ConformalCalibration, format_intervals
     from pyro_sep.diagnostics.convergence import diagnose, format_diagnosis
     from pyro_sep.trace.dataset import load_trace
 
     tree = load_trace(trace)
     say(format_diagnosis(diagnose(tree)))
     if calibration is not None:
-        say(format_intervals(Calibration.load(calibration), tree))
+        say(format_intervals(ConformalCalibration.load(calibration), tree))
 
 
 @app.command("report")
@@ -419,13 +419,13 @@ def report_command(
     calibration: CalibrationFile = None,
 ) -> None:
     """Write a page to listen to a separation, see its uncertainty, and judge it."""
-    from pyro_sep.diagnostics.conformal import Calibration
+    from pyro_sep.diagnostics.conformal import ConformalCalibration
     from pyro_sep.storage.files import check_output
     from pyro_sep.trace.dataset import load_trace
     from pyro_sep.viz.report import REPORT_MARK, write_report
 
     check_output(out, REPORT_MARK, [trace, *([calibration] if calibration else [])])
-    known = None if calibration is None else Calibration.load(calibration)
+    known = None if calibration is None else ConformalCalibration.load(calibration)
     write_report(load_trace(trace), out, known)
     say(f"{out}: open it in a browser")
 
@@ -438,13 +438,13 @@ def calibrate_command(
     references: References = None,
 ) -> None:
     """Learn from separated tracks whose stems are known how far to trust others of the kind."""
-    from pyro_sep.diagnostics.conformal import CALIBRATION_MARK, Calibration
+    from pyro_sep.diagnostics.conformal import CALIBRATION_MARK, ConformalCalibration
     from pyro_sep.evaluation.tracks import traces_with_truth
     from pyro_sep.storage.files import check_output
 
     check_output(out, CALIBRATION_MARK)
     batch, truth = Batch(), reference_tracks(musdb, references)
-    learned = Calibration.of(traces_with_truth(estimates, truth, batch.file))
+    learned = ConformalCalibration.of(traces_with_truth(estimates, truth, batch.file))
     learned.save(out)
     count, sources = learned.errors.sizes["mixture"], ", ".join(learned.kind["sources"])
     say(f"{out}: of {count} mixtures of {sources}")
@@ -469,7 +469,7 @@ def evaluate_command(
     from pyro_sep.checks.names import cell
     from pyro_sep.data.tracks import stems_folder
     from pyro_sep.evaluation.tracks import check_references, evaluate, summarise, write_windows
-    from pyro_sep.storage.files import check_output, only_run, written_whole
+    from pyro_sep.storage.files import atomic_write, check_output, only_run
 
     truth, tracks = reference_tracks(musdb, references), stems_folder(estimates)
     check_references(tracks, truth)
@@ -493,7 +493,7 @@ def evaluate_command(
             say(f"medians\n{summary.to_string(float_format='{:.2f}'.format)}")
         if scores and out is not None:
             for name, frame in (("scores", table), ("summary", summary)):
-                with written_whole(out / f"{name}.csv") as partial:
+                with atomic_write(out / f"{name}.csv") as partial:
                     frame.rename(index=cell).to_csv(partial)
     if batch.failed:
         raise typer.Exit(2)

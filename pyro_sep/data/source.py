@@ -226,7 +226,7 @@ def fingerprint(audio: SourceAudio, time: int, seed: int = 0) -> str:
     return sha256((frame * ROUNDED).round().numpy().tobytes()).hexdigest()[:16]
 
 
-def training_level(audio: SourceAudio, time: int, seed: int = 0) -> float:
+def training_rms(audio: SourceAudio, time: int, seed: int = 0) -> float:
     """RMS of training frames of ``time`` audio samples, full scale 1, to three decimals.
 
     Of audio that is too quiet for these, to three digits.

@@ -1,6 +1,3 @@
-from .conformal import (
-    Calibration as Calibration,
-)
 from .convergence import (
     Diagnosis as Diagnosis,
 )

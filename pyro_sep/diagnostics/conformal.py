@@ -42,11 +42,11 @@ from pydantic import (
 )
 
 from pyro_sep.storage.files import save_json
-from pyro_sep.trace.dataset import FINGERPRINT, centroid, estimate_chains, level
+from pyro_sep.trace.dataset import FINGERPRINT, centroid, estimate_chains, level_db
 
 CALIBRATION_MARK = '"kind"'  # by which a file is known
 FUNCTIONS = {  # of a source: title, unit and format
-    "level": ("level", "dB", ".2f"),
+    "level_db": ("level", "dB", ".2f"),
     "centroid": ("centroid", "Hz", ".0f"),
     "si_sdr": ("SI-SDR", "dB", ".1f"),
 }
@@ -55,7 +55,7 @@ SAME = 1e-4  # relative: two machines' log densities of one prior differ by roun
 
 
 @dataclass(frozen=True)
-class Calibration:
+class ConformalCalibration:
     """Errors of the draws, of mixtures whose sources are known.
 
     Attributes:
@@ -196,7 +196,7 @@ def _unreadable(path: Path, reason: str) -> str:
 
 
 def format_intervals(
-    calibration: Calibration, trace: xr.DataTree, probability: float = 0.95
+    calibration: ConformalCalibration, trace: xr.DataTree, probability: float = 0.95
 ) -> str:
     """The intervals as text, one row per source."""
     center, bounds = expected(trace), calibration.intervals(trace, probability)
@@ -217,7 +217,7 @@ def format_intervals(
 def draws_of(trace: xr.DataTree) -> xr.Dataset:
     """Every function of every draw, dims ``(chain, draw, source)``."""
     posterior = trace["posterior"].to_dataset()
-    scalars = posterior[["level", "centroid"]]
+    scalars = posterior[["level_db", "centroid"]]
     return scalars.assign(si_sdr=_si_sdr_against(trace, posterior["sources"]))
 
 
@@ -242,7 +242,7 @@ def actual(trace: xr.DataTree) -> xr.Dataset:
     audio = true.values
     values = xr.Dataset(
         {
-            "level": ("source", level(audio)),
+            "level_db": ("source", level_db(audio)),
             "centroid": ("source", centroid(audio, int(constant["sample_rate"]))),
         },
         {"source": true["source"]},
@@ -260,7 +260,7 @@ def kind_of(trace: xr.DataTree) -> dict[str, Any]:
     attrs, sources = trace.attrs, posterior["source"].values.tolist()
     gains = constant["gains"].values.astype(float)
     try:
-        run = {name: attrs[name] for name in ("noise_scale", "constraint", "absent", "estimate")}
+        run = {name: attrs[name] for name in ("noise_scale", "constraint", "presence", "estimate")}
         run |= _settings(attrs["settings"])
         run |= {name: attrs[name] for name in (f"{FINGERPRINT}{source}" for source in sources)}
     except KeyError as error:

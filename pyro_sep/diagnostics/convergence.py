@@ -11,7 +11,7 @@ import xarray as xr
 
 from pyro_sep.trace.dataset import TINY, best_chain
 
-SUMMARIES = ("level", "centroid", "log_prior")
+SUMMARIES = ("level_db", "centroid", "log_prior")
 
 #: Vehtari et al. 2021 (arXiv 1903.08008) ask for an R-hat below this and an ESS of 400 of 4 chains.
 R_HAT_MAX = 1.01

@@ -4,8 +4,8 @@ SI-SDR (:mod:`pyro_sep.evaluation.metrics`) takes the channels of a stem as one 
 (Stöter, Liutkus & Ito 2018, arXiv 1804.06267) is museval's: medians over windows of a second. It is
 slow, one to three seconds for each second of four stereo stems, so it is made on request.
 
-Estimates and references are shares, which add up to the mixture, as ``pyro-sep separate`` writes
-them. SI-SDR does not depend on their gain, BSS Eval does.
+Estimates and references are contributions, which add up to the mixture, as ``pyro-sep separate``
+writes them. SI-SDR does not depend on their gain, BSS Eval does.
 
 Both judge at the estimates' rate and channels: the references are resampled, and mixed down for
 mono estimates. Where a reference is silent there is no score.
@@ -31,7 +31,7 @@ from torch import Tensor
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.checks.names import printable
-from pyro_sep.checks.optional import import_extra
+from pyro_sep.checks.optional import import_optional
 from pyro_sep.data.tracks import (
     RESIDUAL,
     Audio,
@@ -42,7 +42,7 @@ from pyro_sep.data.tracks import (
 )
 from pyro_sep.evaluation.metrics import si_sdr, silent
 from pyro_sep.results.writer import TRACE
-from pyro_sep.storage.files import written_whole
+from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import load_trace
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
@@ -95,7 +95,7 @@ def evaluate(
         ValueError: an estimate without a reference, or no museval.
     """
     remedy = "it and ffmpeg; pip install 'pyro-sep[music]', apt-get install ffmpeg"
-    museval = import_extra("museval", "bss-eval", "museval", remedy) if bss_eval else None
+    museval = import_optional("museval", "bss-eval", "museval", remedy) if bss_eval else None
     check_references(estimates, references)
     truths = [reference_of(track, references) for track in estimates]
     return (
@@ -174,12 +174,12 @@ def write_windows(scores: TrackScores, folder: Path) -> None:
     if scores.bss_eval is not None:
         path = folder / (scores.subset or "test") / f"{scores.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(scores.bss_eval)
 
 
 def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
-    """The trace with the true sources, from the stems of its track: the shares by their gains.
+    """The trace with the true sources: the stems of its track, divided by the gains.
 
     Args:
         trace: of a separation of the whole track.
@@ -187,7 +187,7 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
 
     Raises:
         ValueError: a stem that is missing or of another length, or gains that were inferred: then
-            the mixture tells the shares alone.
+            the mixture tells the contributions alone.
     """
     posterior, constant = trace["posterior"].to_dataset(), trace["constant_data"].to_dataset()
     if "gains" in posterior:

@@ -65,19 +65,19 @@ class LinearMixing(ABC):
     def noise(self, like: Tensor) -> Tensor:
         """The noise's std, ``(*lane,)``, of a tensor's dtype and device."""
 
-    def take(self, lanes: Tensor) -> Self:
+    def select(self, lanes: Tensor) -> Self:
         """That of some lanes."""
         return self
 
-    def put(self, lanes: Tensor, other: Self) -> Self:
+    def update(self, lanes: Tensor, other: Self) -> Self:
         """With those of another in some lanes."""
         return self
 
-    def unknown(self) -> dict[str, Tensor]:
+    def latents(self) -> dict[str, Tensor]:
         """What is unknown of gains and noise, by name, ``(*lane, ...)``."""
         return {}
 
-    def know(self, unknown: Mapping[str, Tensor]) -> Self:
+    def with_latents(self, unknown: Mapping[str, Tensor]) -> Self:
         """With these values of :meth:`unknown`."""
         return self
 

@@ -5,8 +5,8 @@ A gain is log-uniform on a range, alike for all sources; the noise's std is half
 .. math:: p(a_k) \propto 1 / a_k, \quad a_k \in (a_{\min}, a_{\max}), \qquad
           p(\gamma) \propto e^{-\gamma^2 / 2 \gamma_0^2}, \quad \gamma \in (0, 1)
 
-The mixture tells the shares :math:`a_k s_k`. So a gain is known as well as the prior knows the
-amplitude of its source: amplitudes uniform on 0.8 to 1 leave it open to 25 %.
+The mixture tells the contributions :math:`a_k s_k`. So a gain is known as well as the prior knows
+the amplitude of its source: amplitudes uniform on 0.8 to 1 leave it open to 25 %.
 
 At noise level sigma the mixture of noisy sources carries their noise, of variance :math:`\sigma^2
 \sum_k a_k^2`. It counts as part of the mixture's:
@@ -115,7 +115,7 @@ class LatentMixing(LinearMixing):
             total = total - (self.noise_scale / NOISE_SPREAD) ** 2 / 2
         return total
 
-    def take(self, lanes: Tensor) -> Self:
+    def select(self, lanes: Tensor) -> Self:
         """That of some lanes."""
         return replace(
             self,
@@ -123,7 +123,7 @@ class LatentMixing(LinearMixing):
             noise_scale=self.noise_scale[lanes],
         )
 
-    def put(self, lanes: Tensor, other: Self) -> Self:
+    def update(self, lanes: Tensor, other: Self) -> Self:
         """With those of another in some lanes."""
         return replace(
             self,
@@ -131,12 +131,12 @@ class LatentMixing(LinearMixing):
             noise_scale=self.noise_scale.index_copy(0, lanes, other.noise_scale),
         )
 
-    def unknown(self) -> dict[str, Tensor]:
+    def latents(self) -> dict[str, Tensor]:
         """What is unknown of gains and noise, by name, ``(*lane, ...)``."""
         gains = {"gains": self.gains} if self.infer_gains else {}
         return gains | ({"noise_scale": self.noise_scale} if self.infer_noise else {})
 
-    def know(self, unknown: Mapping[str, Tensor]) -> Self:
+    def with_latents(self, unknown: Mapping[str, Tensor]) -> Self:
         """With these values of :meth:`unknown`."""
         kept: dict[str, Any] = dict(unknown)
         return replace(self, **kept)
@@ -191,7 +191,7 @@ def start_mixing(
     """
     gains = mixture.new_tensor(known.gains).repeat(len(mixture), 1)
     if infer_gains:
-        alike = mixture.square().mean(-1) / sum(prior.level**2 for prior in priors.values())
+        alike = mixture.square().mean(-1) / sum(prior.rms**2 for prior in priors.values())
         gains = alike.sqrt().clamp(*GAIN_RANGE)[:, None].repeat(1, known.count)
     noise_scale = NOISE_SPREAD if infer_noise else known.noise_scale
     every = mixture.new_full((len(mixture),), noise_scale)

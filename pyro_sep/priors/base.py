@@ -39,7 +39,7 @@ class Prior(Protocol):
         """Lowest and highest noise level that the prior knows."""
 
     @property
-    def level(self) -> float:
+    def rms(self) -> float:
         """RMS of the clean source, full scale 1."""
 
     @property
@@ -174,7 +174,7 @@ class NetworkPrior(TorchDistribution):
         return self.network.config.sigma_min, self.network.config.sigma_max
 
     @property
-    def level(self) -> float:
+    def rms(self) -> float:
         """RMS of the clean source, full scale 1."""
         return self.network.config.sigma_data
 

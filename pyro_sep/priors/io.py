@@ -27,7 +27,7 @@ from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, empty_weigh
 from pyro_sep.models.soundness import WEIGHT_MAX, unsound_weight
 from pyro_sep.models.waveform import WaveformConfig
 from pyro_sep.priors.base import PRIORS, NetworkPrior, WaveformPrior
-from pyro_sep.storage.files import write_whole
+from pyro_sep.storage.files import atomic_write_bytes
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 ORACLE = "toy/oracle"
@@ -65,7 +65,7 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
         "config": json.dumps(dataclasses.asdict(config)),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-    write_whole(path, _in_order(save(tensors, metadata)))
+    atomic_write_bytes(path, _in_order(save(tensors, metadata)))
 
 
 def _in_order(content: bytes) -> bytes:

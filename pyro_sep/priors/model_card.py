@@ -10,7 +10,7 @@ from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.auditing import audit
 from pyro_sep.priors.base import NetworkPrior
 from pyro_sep.priors.io import save_prior
-from pyro_sep.storage.files import written_whole
+from pyro_sep.storage.files import atomic_write
 
 COMMAND_OPTIONS = (
     "family",
@@ -94,6 +94,6 @@ sample over the noise (0 is the ceiling):
 | sigma | excess |
 |---|---|
 {rows}"""
-    with written_whole(path.with_suffix(".md")) as partial:
+    with atomic_write(path.with_suffix(".md")) as partial:
         partial.write_text(text)
     return path

@@ -62,9 +62,9 @@ class SpikeAndSlab(TorchDistribution):
         return self.prior.sigmas
 
     @property
-    def level(self) -> float:
+    def rms(self) -> float:
         """RMS of the clean source where it is present, full scale 1."""
-        return self.prior.level
+        return self.prior.rms
 
     @property
     def multiple(self) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
-from pyro_sep.audio.wiener import lift
+from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.dataset import estimate_chains
 
@@ -104,22 +104,22 @@ def _stems(
     """Names of files and what goes into each, ``(channel, time)``."""
     original = mixture[None] if recording is None else recording[0]
 
-    def as_recorded(shares: Tensor) -> Tensor:
+    def as_recorded(contributions: Tensor) -> Tensor:
         if recording is None:
-            return shares[:, None]
-        return lift(shares, mixture, result.sample_rate, *recording)
+            return contributions[:, None]
+        return wiener_upmix(contributions, mixture, result.sample_rate, *recording)
 
-    stems = as_recorded(result.shares)
+    stems = as_recorded(result.contributions)
     for name, stem in zip(result.names, stems, strict=True):
         yield f"{name}.{files.suffix}", stem
     if files.residual:
         yield f"{RESIDUAL}.{files.suffix}", original - stems.sum(0)
-    for i, shares in enumerate(drawn_shares(result.trace, files.draws), start=1):
-        for name, stem in zip(result.names, as_recorded(shares), strict=True):
+    for i, contributions in enumerate(drawn_contributions(result.trace, files.draws), start=1):
+        for name, stem in zip(result.names, as_recorded(contributions), strict=True):
             yield f"{draw_name(name, i)}.{files.suffix}", stem
 
 
-def drawn_shares(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
+def drawn_contributions(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
     """Shares ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
     posterior, chains = trace["posterior"].to_dataset(), estimate_chains(trace)
     last = len(chains) * posterior.sizes["draw"] - 1

@@ -5,9 +5,6 @@ from .api import (
     Separation as Separation,
 )
 from .api import (
-    describe as describe,
-)
-from .api import (
     resolve_settings as resolve_settings,
 )
 from .api import (

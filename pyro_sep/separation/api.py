@@ -29,7 +29,7 @@ from pyro_sep.mixing.latent import Gains, Infer, known_mixing, start_mixing
 from pyro_sep.models.arithmetic import plain_arithmetic, sampling_arithmetic
 from pyro_sep.priors.base import Prior, Priors, WaveformPrior, check_priors, device_of, misfit
 from pyro_sep.priors.spike_slab import SpikeAndSlab
-from pyro_sep.separation.recorder import Kept, Trace, TraceInMemory, TraceOnDisk
+from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, Trace, ZarrBackend
 from pyro_sep.trace.dataset import ESTIMATES, FINGERPRINT, best_chain, build_trace, plain_attrs
 from pyro_sep.trace.zarr_store import TraceStore
 
@@ -44,7 +44,7 @@ CONSTRAINTS = ("gaussian", "exact")  # how the sources are tied to their mixture
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 SAID = (
-    *("seed", "noise_scale", "constraint", "absent", "estimate", "settings", "gradients"),
+    *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
     *("search_tries", "search_found"),
 )
 POSITIONAL = ("mixtures", "priors", "annealing")
@@ -78,8 +78,8 @@ class Separation:
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace.dataset`.
-        shares: what each source adds to the mixture, the posterior mean of a_k s_k, over the same
-            chains, ``(source, time)``.
+        contributions: posterior mean of a_k s_k, what each source adds to the mixture, over the
+            same chains, ``(source, time)``.
         presence: where it was inferred, the posterior probability that each source is present
             ``(source,)``, by the draws of the same chains.
     """
@@ -88,7 +88,7 @@ class Separation:
     names: tuple[str, ...]
     sample_rate: int
     trace: xr.DataTree
-    shares: Tensor
+    contributions: Tensor
     presence: Tensor | None = None
 
 
@@ -126,7 +126,7 @@ def separate_batch(
     gains: Gains | Infer | None = None,
     noise_scale: float | Infer = NOISE_SCALE,
     constraint: str | None = None,
-    absent: str | None = None,
+    presence: str | None = None,
     estimate: str = "best",
     preset: str = "standard",
     seed: int = 0,
@@ -155,7 +155,7 @@ def separate_batch(
             to the mixture, whatever the noise_scale; see
             :class:`~pyro_sep.inference.AnnealedPosterior`. By default ``"gaussian"`` where
             presence, gains or noise are inferred, else :func:`default_constraint`.
-        absent: ``"infer"`` where each source may be silent, which its prior then allows for with
+        presence: ``"infer"`` where each source may be silent, which its prior then allows for with
             probability 1/2, see :mod:`pyro_sep.priors.spike_slab`; all are present where None.
         estimate: ``"best"``, the mean of the chain of the highest mean log posterior, or
             ``"mean"``, of all chains. A frame of tones holds one decision or two, and chains that
@@ -185,11 +185,11 @@ def separate_batch(
     mixtures = audio("mixtures", mixtures, device_of(priors))
     check_mixtures(mixtures)
     inferred = (isinstance(gains, str), isinstance(noise_scale, str))
-    if absent is not None and not (isinstance(absent, str) and absent == "infer"):
+    if presence is not None and not (isinstance(presence, str) and presence == "infer"):
         raise ValueError(
-            f"absent: got {shown(absent)}, expected 'infer', or None where all sources are present"
+            f"presence: got {shown(presence)}, expected 'infer', or None where all are present"
         )
-    constraint = _constraint(constraint, mixing, bool(absent), any(inferred), stores is not None)
+    constraint = _constraint(constraint, mixing, bool(presence), any(inferred), stores is not None)
     settings = resolve_settings(priors, mixtures.shape[-1], estimate, preset, **annealing)
     seed = whole("seed", seed, "a whole number from 0 to 2^63 - 1")
     if true_sources is not None:
@@ -197,13 +197,13 @@ def separate_batch(
         true_sources = _true_sources(true_sources, shape, "(mixture, source, time)")
     attrs = _own_attrs(attrs)
     place = None if checkpoint is None else _path("checkpoint", checkpoint)
-    silenced = [SpikeAndSlab(prior) for prior in priors.values()] if absent else []
+    silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
     laws: Sequence[Prior] = silenced or tuple(priors.values())
     run: dict[str, Any] = {
         "seed": seed,
         "noise_scale": "infer" if inferred[1] else mixing.noise_scale,
         "constraint": constraint,
-        "absent": absent,
+        "presence": presence,
     }
     known = run | {"gains": "infer" if inferred[0] else mixing.gains, "stores": stores is not None}
     known |= asdict(settings) | {"sources": list(priors)}
@@ -223,7 +223,7 @@ def separate_batch(
     prints = fingerprints(priors, mixtures)
     digest = sha256(mixtures.cpu().numpy().tobytes()).hexdigest()[:12]
     known |= {"mixture": f"{digest} {tuple(mixtures.shape)}"} | prints
-    kept = Kept(traces, estimate, mixtures.shape[-1], extras)
+    kept = DrawRecorder(traces, estimate, mixtures.shape[-1], extras)
     descent = anneal(
         mixtures,
         posterior,
@@ -244,7 +244,7 @@ def separate_batch(
             tuple(priors),
             rate,
             trace,
-            mean.get("shares", mixing.weights(mean["sources"]) * mean["sources"]),
+            mean.get("contributions", mixing.weights(mean["sources"]) * mean["sources"]),
             mean.get("presence"),
         )
         for mean, trace in results
@@ -252,7 +252,7 @@ def separate_batch(
 
 
 @sampling_arithmetic()
-def describe(
+def separation_from_draws(
     noisy: Audio,
     mixture: Audio,
     priors: Priors,
@@ -320,8 +320,8 @@ def describe(
         attrs={"noise_scale": mixing.noise_scale, "constraint": "gaussian"} | dict(attrs or {}),
     )
     estimate = means[best_chain(trace)].mean(0)
-    shares = mixing.weights(estimate) * estimate
-    return Separation(estimate, tuple(priors), rate, trace, shares)
+    contributions = mixing.weights(estimate) * estimate
+    return Separation(estimate, tuple(priors), rate, trace, contributions)
 
 
 #: Settings of a run, by name.
@@ -374,7 +374,7 @@ def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str
     """
     low = max(prior.sigmas[0] for prior in priors.values())
     high = min(prior.sigmas[1] for prior in priors.values())
-    level = mean(prior.level for prior in priors.values())
+    level = mean(prior.rms for prior in priors.values())
     section = SONG_SECTION if average else SECTION
     length = min(time, section)
     start = start_level(length, level)
@@ -509,7 +509,7 @@ def _traces(
         for i, mixture in enumerate(mixtures)
     ]
     if stores is None:
-        return [TraceInMemory(build) for build in builds]
+        return [MemoryBackend(build) for build in builds]
     if isinstance(stores, str | PathLike) or not isinstance(stores, Sequence):
         raise ValueError(f"stores: got {shown(stores)}, expected a list of paths, one a mixture")
     paths = [_path("stores", path) for path in stores]
@@ -521,7 +521,7 @@ def _traces(
             "stores: got a path twice, expected one a mixture, none within another; give another"
         )
     return [
-        TraceOnDisk(build, TraceStore(path, settings.draws))
+        ZarrBackend(build, TraceStore(path, settings.draws))
         for build, path in zip(builds, paths, strict=True)
     ]
 
@@ -547,7 +547,7 @@ def fingerprints(priors: Priors, mixtures: Tensor) -> dict[str, float]:
     noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)
     return {
         f"{FINGERPRINT}{name}": float(
-            prior.frame(time).condition(prod(prior.sigmas) ** 0.5).log_prob(prior.level * noise)
+            prior.frame(time).condition(prod(prior.sigmas) ** 0.5).log_prob(prior.rms * noise)
         )
         for name, prior in priors.items()
     }

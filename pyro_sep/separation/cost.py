@@ -95,7 +95,7 @@ def estimate_cost(
     settings = resolve_settings(priors, time, estimate, preset, **resolved)
     gains, noise_scale = options.get("gains"), options.get("noise_scale", NOISE_SCALE)
     mixing = known_mixing(priors, gains, noise_scale)
-    silent = options.get("absent") is not None
+    silent = options.get("presence") is not None
     laws: Sequence[Prior] = list(priors.values())
     if silent:
         laws = [SpikeAndSlab(prior) for prior in priors.values()]

@@ -36,7 +36,7 @@ class Trace(Protocol):
         """Go on from what :meth:`state` gave."""
 
 
-class TraceInMemory:
+class MemoryBackend:
     """Draws in memory."""
 
     def __init__(self, build: Build) -> None:
@@ -66,7 +66,7 @@ class TraceInMemory:
         self.blocks = state
 
 
-class TraceOnDisk:
+class ZarrBackend:
     """Draws in a Zarr store."""
 
     def __init__(self, build: Build, store: TraceStore) -> None:
@@ -99,7 +99,7 @@ class TraceOnDisk:
         self.last = state
 
 
-class Kept:
+class DrawRecorder:
     """A sink: a trace of each mixture, and the mean of each of their chains.
 
     Args:
@@ -122,7 +122,7 @@ class Kept:
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
         summed = {"sources": means, "lp": statistics.lp} | extras
         if "gains" in extras:  # a product is known better than its factors
-            summed["shares"] = extras["gains"][..., None] * means
+            summed["contributions"] = extras["gains"][..., None] * means
         for name, values in summed.items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
         for i, trace in enumerate(self.traces):

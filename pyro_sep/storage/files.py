@@ -23,7 +23,7 @@ MARKED = 65_536  # bytes in which a mark is looked for
 
 
 @contextmanager
-def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path that takes the place of ``path`` once the block has succeeded.
 
     The temporary file lies in the same folder, since a rename is atomic within one file system
@@ -55,9 +55,9 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OSError(f"{path}: could not be written ({reason}); check space and rights") from error
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
-    """Write bytes, as :func:`written_whole` does."""
-    with written_whole(path) as temporary:
+def atomic_write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
+    """Write bytes, as :func:`atomic_write` does."""
+    with atomic_write(path) as temporary:
         temporary.write_bytes(content)
 
 
@@ -236,5 +236,5 @@ def save_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     is of no JSON type its text.
     """
     strict = json.loads(json.dumps(content, default=str), parse_constant=lambda _: None)
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(strict, indent=1) + "\n")

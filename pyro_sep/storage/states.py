@@ -20,7 +20,7 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from torch import Tensor
 
-from pyro_sep.storage.files import write_whole
+from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, seal_length, sealed
 
 VERSION = 2  # 1 had neither its number nor a checksum in it
@@ -42,7 +42,7 @@ def save_state(path: str | PathLike[str], kind: str, state: Mapping[str, Any]) -
     torch.save(dict(state), archive)
     archive.seek(-2, io.SEEK_END)  # the length of the comment, which torch leaves empty
     archive.write(struct.pack("<H", seal_length(_format(kind))))
-    write_whole(path, sealed(archive.getbuffer(), _format(kind)))
+    atomic_write_bytes(path, sealed(archive.getbuffer(), _format(kind)))
 
 
 def load_state(path: str | PathLike[str], kind: str) -> dict[str, Any]:

@@ -16,10 +16,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_sep.storage.files import write_whole
+from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
-from pyro_sep.trace import hdf5
-from pyro_sep.trace import zarr_store as store
+from pyro_sep.trace import hdf5, zarr_store
 from pyro_sep.trace.layout import TraceError, check, choose
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
@@ -97,7 +96,7 @@ def build_trace(
     }
     posterior: dict[str, Any] = {
         "sources": (("chain", "draw", "source", "time"), draws),
-        "level": (("chain", "draw", "source"), level(draws), {"units": "dB"}),
+        "level_db": (("chain", "draw", "source"), level_db(draws), {"units": "dB"}),
         "centroid": (("chain", "draw", "source"), centroid(draws, sample_rate), {"units": "Hz"}),
         "log_prior": (
             ("chain", "draw", "source"),
@@ -159,7 +158,7 @@ def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
     }
     # Into memory first: where the disk fills up under it, HDF5 ends the whole process.
     content = tree.to_netcdf(engine="h5netcdf", encoding=encoding)
-    write_whole(path, sealed(content, FORMAT))
+    atomic_write_bytes(path, sealed(content, FORMAT))
 
 
 def load_trace(path: str | PathLike[str]) -> xr.DataTree:
@@ -207,10 +206,10 @@ def _read_file(path: Path) -> xr.DataTree:
 
 def _open_store(path: Path) -> xr.DataTree:
     """A Zarr store, of which nothing is in memory."""
-    attrs = store.stored_attributes(path)
+    attrs = zarr_store.stored_attributes(path)
     if attrs is None:
         raise TraceError("got a trace that is not finished, expected all draws")
-    there = store.stored_variables(path)
+    there = zarr_store.stored_variables(path)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     opened = {"/": xr.Dataset(attrs=attrs)}
     for group, names in choose(there, size).items():
@@ -298,7 +297,7 @@ def _mean_lp(tree: xr.DataTree) -> NDArray[Any]:
     return lp.transpose("chain").values
 
 
-def level(sources: NDArray[Any]) -> NDArray[Any]:
+def level_db(sources: NDArray[Any]) -> NDArray[Any]:
     """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
     power = np.square(sources).mean(-1)
     return (10 * np.log10(np.maximum(power, TINY))).astype(np.float32)

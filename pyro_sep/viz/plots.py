@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_sep.checks.names import literal
 from pyro_sep.diagnostics.sbc import RankTest, coverage_error
-from pyro_sep.storage.files import written_whole
+from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import estimate_chains
 
 ZOOM = 0.009  # seconds: four periods of 440 Hz
@@ -219,7 +219,7 @@ def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with written_whole(path) as temporary, warnings.catch_warnings():
+    with atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # in a name: a box stands for it
         figure.savefig(temporary, format="png", dpi=150)
 

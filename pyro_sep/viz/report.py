@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from pyro_sep.diagnostics.conformal import FUNCTIONS, Calibration, expected
+from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
 from pyro_sep.diagnostics.convergence import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
@@ -32,7 +32,7 @@ from pyro_sep.diagnostics.convergence import (
     Verdict,
     diagnose,
 )
-from pyro_sep.storage.files import written_whole
+from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import FINGERPRINT, estimate_chains
 from pyro_sep.viz.plots import ZOOM, plot_spectrogram, plot_waveform
 
@@ -43,7 +43,7 @@ LOOP = 2.0  # seconds: what is shorter is heard again and again
 DPI = 130
 TAILS = (0.05, 0.95)  # where intervals end
 SCALARS = {  # of the trace: names, and how they are written
-    "level": ("level / dB", ".2f"),
+    "level_db": ("level / dB", ".2f"),
     "centroid": ("centroid / Hz", ".0f"),
     "gains": ("gain", ".2f"),
     "presence": ("presence", ".2f"),
@@ -76,7 +76,7 @@ class Row:
 
 
 def write_report(
-    tree: xr.DataTree, path: str | PathLike[str], calibration: Calibration | None = None
+    tree: xr.DataTree, path: str | PathLike[str], calibration: ConformalCalibration | None = None
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
@@ -95,11 +95,11 @@ def write_report(
         OSError: the page cannot be written.
     """
     page = render_report(tree, calibration)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render_report(tree: xr.DataTree, calibration: Calibration | None = None) -> str:
+def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = None) -> str:
     """The page of :func:`write_report`, as HTML."""
     diagnosis = diagnose(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
@@ -220,7 +220,7 @@ def _scalars(posterior: xr.Dataset) -> dict[str, list[str]]:
     return facts
 
 
-def _calibrate(rows: list[Row], tree: xr.DataTree, calibration: Calibration) -> None:
+def _calibrate(rows: list[Row], tree: xr.DataTree, calibration: ConformalCalibration) -> None:
     """Give the sources' rows the intervals of a calibration."""
     found, bounds = expected(tree), calibration.intervals(tree, TAILS[1] - TAILS[0])
     for k, row in enumerate(rows):

@@ -1,0 +1,394 @@
+import logging
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from pyro_sep.data.toy import toy_mixture
+from pyro_sep.diagnostics.convergence import (
+    MISFIT_MAX,
+    SUMMARIES,
+    Diagnosis,
+    Verdict,
+    chain_agreement,
+    diagnose,
+    format_diagnosis,
+)
+from pyro_sep.priors.io import load_priors
+from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+
+
+def trace(values: np.ndarray) -> xr.DataTree:
+    """A trace whose three summaries are these (chain, draw, source) values, without audio."""
+    dims = ("chain", "draw", "source")
+    names = [f"s{k}" for k in range(values.shape[-1])]
+    posterior = xr.Dataset(dict.fromkeys(SUMMARIES, (dims, values)), {"source": names})
+    return xr.DataTree.from_dict({"posterior": posterior})
+
+
+def quietly(tree: xr.DataTree, monkeypatch: pytest.MonkeyPatch) -> xr.Dataset:
+    # At the method: ArviZ's logger is not among those of the logging module.
+    records: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: records.append(record))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = chain_agreement(tree)
+    assert not records
+    return table
+
+
+def test_agreeing_and_disagreeing_chains(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 500, 2))
+    values[0, :, 1] += 10  # one chain of the second source is elsewhere
+    table = quietly(trace(values), monkeypatch)
+    assert table["r_hat"].dims == ("summary", "source")
+    assert table["summary"].values.tolist() == list(SUMMARIES)
+    for name in SUMMARIES:
+        agree = table.sel(summary=name, source="s0")
+        differ = table.sel(summary=name, source="s1")
+        assert agree["r_hat"] < 1.01
+        # Independent draws: the ESS is their number, 2000, within its own Monte Carlo error.
+        assert 1500 < agree["ess_bulk"] < 2500
+        assert differ["r_hat"] > 1.5
+        assert differ["ess_bulk"] < 20
+
+
+def test_correlated_draws_are_worth_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    rho, draws = 0.8, 4000
+    noise = np.random.default_rng(1).normal(size=(4, draws, 1))
+    values = noise.copy()
+    for t in range(1, draws):
+        values[:, t] = rho * values[:, t - 1] + np.sqrt(1 - rho**2) * noise[:, t]
+    ess = quietly(trace(values), monkeypatch)["ess_bulk"].values
+    # AR(1): ESS = N (1 - rho) / (1 + rho).
+    assert ess == pytest.approx(4 * draws / 9, rel=0.2)
+
+
+@pytest.mark.parametrize("shape", [(1, 100, 2), (2, 3, 2)])
+def test_too_little_for_r_hat(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = quietly(trace(np.random.default_rng(0).normal(size=shape)), monkeypatch)
+    assert np.isnan(table["r_hat"]).all()
+    assert np.isfinite(table["ess_bulk"]).all() == (shape[1] >= 4)
+    assert table["source"].values.tolist() == ["s0", "s1"]
+
+
+def test_constant_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(2, 100, 2))
+    values[..., 1] = -120
+    r_hat = quietly(trace(values), monkeypatch)["r_hat"]
+    assert np.isfinite(r_hat.sel(source="s0")).all()
+    assert np.isnan(r_hat.sel(source="s1")).all()
+
+
+TIME, RATE, SIGMA = 400, 8_000, 0.05
+NAMES = ("low", "middle", "high")
+TONES = np.sin(2 * np.pi * np.array([[200], [500], [1000]]) * np.arange(TIME) / RATE)
+FLOOR = 0.5 * math.log(2 * math.pi * math.e * SIGMA**2)
+GRADIENTS = 1234
+
+
+def spread(chains: int, draws: int, rho: float = 0.0, seed: int = 0) -> np.ndarray:
+    """Tones (chain, draw, source, time) with AR(1) errors that cancel in the mixture."""
+    noise = np.random.default_rng(seed).normal(size=(chains, draws, 3, TIME))
+    for t in range(1, draws):
+        noise[:, t] = rho * noise[:, t - 1] + math.sqrt(1 - rho**2) * noise[:, t]
+    return TONES + 0.05 * (noise - noise.mean(2, keepdims=True))
+
+
+def separated(sources: np.ndarray, excess: Any = -0.2, **changes: Any) -> xr.DataTree:
+    """A trace whose log prior has this mean excess, with independent errors."""
+    shape = sources.shape[:3]
+    # Three equal gains: the mixture takes 1/12 of a nat from the noise of each source.
+    per_sample = np.broadcast_to(excess, shape) - FLOOR + 1 / 12
+    given = {
+        "sources": sources,
+        "lp": np.zeros(shape[:2]),
+        "log_prior": TIME * per_sample + np.random.default_rng(1).normal(size=shape),
+        "stats": {"noise_level": np.full(shape[:2], SIGMA)},
+        "warmup_stats": {"noise_level": np.ones((shape[0], 7))},
+        "mixture": TONES.mean(0),
+        "gains": np.full(3, 1 / 3),
+        "source_names": NAMES,
+        "sample_rate": RATE,
+        "true_sources": None,
+        "attrs": {"gradients": GRADIENTS},
+    }
+    return build_trace(**{**given, **changes})
+
+
+def judged(tree: xr.DataTree) -> Diagnosis:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return diagnose(tree)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_independent_chains_of_one_law_have_converged() -> None:
+    import arviz  # warns of ArviZ 1.0, which the tests above see that the library does not
+
+    tree = separated(spread(2, 300))
+    diagnosis = judged(tree)
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.CONVERGED, ())
+    assert diagnosis.gradients == GRADIENTS
+    assert diagnosis.residual < -100
+    assert [row.name for row in diagnosis.sources] == list(NAMES)
+    for k, row in enumerate(diagnosis.sources):
+        values = [tree[f"posterior/{name}"].values[..., k] for name in SUMMARIES]
+        assert row.r_hat == pytest.approx(max(float(arviz.rhat(value)) for value in values))
+        ess = min(float(arviz.ess(value, method="bulk")) for value in values)
+        assert row.ess_bulk == pytest.approx(ess)
+        assert row.ess_per_gradient == pytest.approx(ess / diagnosis.gradients)
+        assert row.agreement > 0.999
+        # The mean of 300 log priors with an error of one nat each, over 400 audio samples.
+        assert row.excess == pytest.approx(-0.2, abs=5 / 300**0.5 / TIME)
+
+
+def test_chains_that_exchanged_two_tones() -> None:
+    sources = spread(2, 300)
+    sources[1] = sources[1][:, [0, 2, 1]]
+    diagnosis = judged(separated(sources))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.MODES, ("middle", "high"))
+    agreement = [row.agreement for row in diagnosis.sources]
+    assert agreement == pytest.approx([1, 0, 0], abs=0.01)  # tones are orthogonal
+
+
+def test_chains_agree_on_a_source_that_all_hold_absent() -> None:
+    sources = spread(2, 300)
+    sources[1] = sources[1][:, [0, 2, 1]]
+    presence = np.broadcast_to([[[1.0, 0.1, 0.1]], [[1.0, 0.2, 0.9]]], sources.shape[:3])
+    diagnosis = judged(separated(sources, presence=presence))
+    agreement = [row.agreement for row in diagnosis.sources]
+    assert agreement == pytest.approx([1, 1, 0], abs=0.01)
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.MODES, ("high",))
+    unknown = np.full(sources.shape[:3], np.nan)
+    assert judged(separated(sources, presence=unknown)).sources[1].agreement < 0.1
+
+
+@pytest.mark.parametrize("draws", [3, 30])
+def test_correlated_draws_of_one_mode(draws: int) -> None:
+    diagnosis = judged(separated(spread(2, draws, rho=0.95)))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.SHORT, NAMES)
+
+
+def test_too_few_draws_of_the_right_law() -> None:
+    few = judged(separated(spread(2, 70)))
+    assert few.verdict == Verdict.SHORT
+    assert set(few.blamed) >= {row.name for row in few.sources if row.ess_bulk < 200}
+    assert any(row.ess_bulk < 200 and row.r_hat < 1.01 for row in few.sources)
+
+
+def test_log_priors_of_another_mean() -> None:
+    excess = np.zeros((2, 300, 3))
+    excess[1, :, 1] = 1 / TIME  # one std away
+    diagnosis = judged(separated(spread(2, 300), excess))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.SHORT, ("middle",))
+    assert diagnosis.sources[1].r_hat > 1.05
+
+
+def test_log_priors_of_another_spread() -> None:
+    excess = np.zeros((2, 300, 3))
+    excess[1, :, 1] = 3 * np.random.default_rng(4).normal(size=300) / TIME
+    diagnosis = judged(separated(spread(2, 300), excess))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.SHORT, ("middle",))
+    assert diagnosis.sources[1].ess_bulk > 200  # R-hat alone sees it
+
+
+def test_chains_that_do_not_move() -> None:
+    sources = np.zeros((2, 300, 3, TIME))
+    sources[:, :, 0] = TONES[0]
+    diagnosis = judged(separated(sources, gains=np.ones(3), mixture=TONES[0]))
+    assert -math.inf < diagnosis.residual < -300  # nothing is left
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.SHORT, NAMES)
+    assert np.isnan([row.r_hat for row in diagnosis.sources]).all()
+
+
+@pytest.mark.parametrize("level", [-10.5, -9.5])
+def test_chains_that_differ_by_a_tenth_of_their_power(level: float) -> None:
+    sources = spread(2, 300)
+    # Two sources share one more tone in chain 1, which is no part of the mixture. Their power is
+    # that of a tone, 1/2, in chain 0, and more by the share's in chain 1; the errors add 0.3 %.
+    share = 10 ** (level / 10)
+    tone = np.cos(2 * np.pi * 2_000 * np.arange(TIME) / RATE)
+    sources[1, :, 1] += math.sqrt(share / (1 - share / 2)) * tone
+    sources[1, :, 2] -= math.sqrt(share / (1 - share / 2)) * tone
+    diagnosis = judged(separated(sources))
+    agreement = [row.agreement for row in diagnosis.sources]
+    assert agreement == pytest.approx([1, 1 - share / 2, 1 - share / 2], abs=1e-3)
+    apart = (Verdict.MODES, ("middle", "high"))
+    assert ((diagnosis.verdict, diagnosis.blamed) == apart) == (level > -10)
+
+
+@pytest.mark.parametrize("excess", [-0.95, -1.05])
+def test_audio_that_a_prior_does_not_know(excess: float) -> None:
+    diagnosis = judged(separated(spread(2, 300), (0, 0, excess)))
+    strange = (Verdict.PRIOR, ("high",))
+    assert ((diagnosis.verdict, diagnosis.blamed) == strange) == (excess < -1)
+    assert diagnosis.sources[2].excess == pytest.approx(excess, abs=0.002)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05])
+@pytest.mark.parametrize("family", ["wavenet", "flow"])
+def test_tones_of_another_source_surprise_a_prior_and_its_own_do_not(
+    family: str, sigma: float
+) -> None:
+    priors = load_priors(f"toy/{family}")
+    generator = torch.Generator().manual_seed(0)
+    for name in priors:
+        tones = torch.stack(
+            [toy_mixture("test", index, (name,), 2_048).sources[0] for index in range(8)]
+        )
+        noisy = tones + sigma * torch.randn(tones.shape, generator=generator)
+        for other, prior in priors.items():
+            misfit = prior.frame(2_048).condition(sigma).misfit(noisy).median()
+            assert (float(misfit) > MISFIT_MAX) == (other != name), (name, other, float(misfit))
+
+
+@pytest.mark.parametrize("misfit", [1.9, 2.1])
+def test_audio_that_surprises_a_prior(misfit: float) -> None:
+    # However unlikely it is: -5 nats may be all that can be known of a source.
+    values = np.ones((2, 300, 3))
+    values[..., 2] = misfit
+    values[1] = 9  # of a chain that is not the best
+    lp = np.zeros((2, 300))
+    lp[0] = 1
+    diagnosis = judged(separated(spread(2, 300), -5, misfit=values, lp=lp))
+    strange = (Verdict.PRIOR, ("high",))
+    assert ((diagnosis.verdict, diagnosis.blamed) == strange) == (misfit > 2)
+    assert [row.misfit for row in diagnosis.sources] == pytest.approx([1, 1, misfit])
+    assert f"{misfit:>9.2f}" in format_diagnosis(diagnosis)
+
+
+def test_silence_has_no_misfit() -> None:
+    # The prior of a tone is surprised by its absence, and the law of the source is not.
+    presence = np.ones((2, 300, 3))
+    presence[..., 1:] = [0.4, 0.6]
+    diagnosis = judged(separated(spread(2, 300), misfit=3 * presence, presence=presence))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.PRIOR, ("low",))
+    misfits = [row.misfit for row in diagnosis.sources]
+    np.testing.assert_allclose(misfits, [3, np.nan, 1.8], rtol=1e-4)
+
+
+def test_the_best_chain_tells_of_the_priors() -> None:
+    excess = np.zeros((2, 300, 3))
+    excess[0] = -2
+    lp = np.zeros((2, 300))
+    lp[0] = -1
+    assert judged(separated(spread(2, 300), excess, lp=lp)).verdict == Verdict.SHORT
+    lp[1, 7] = np.nan  # no chain is worse than one that diverged
+    assert judged(separated(spread(2, 300), excess, lp=lp)).verdict == Verdict.PRIOR
+    lp[:] = np.nan
+    assert judged(separated(spread(2, 300), excess, lp=lp)).verdict == Verdict.PRIOR
+
+
+@pytest.mark.parametrize("constraint", ["gaussian", "exact"])
+def test_excess_of_known_sources_is_zero(constraint: str) -> None:
+    # The priors know the sources: N(s_k, sigma^2). Matheron's rule draws the noise given its sum,
+    # which the likelihood knows up to noise of its own, and an exact mixture without.
+    gains = np.array([0.5, 0.25, 0.1])
+    noise = SIGMA * np.random.default_rng(2).normal(size=(2, 100, 4, TIME))
+    free, energy, own = noise[:, :, :3], np.square(gains).sum(), constraint == "gaussian"
+    heard = np.einsum("k,cdkt->cdt", gains, free) + own * math.sqrt(energy) * noise[:, :, 3]
+    drawn = free - np.einsum("k,cdt->cdkt", gains, heard) / ((1 + own) * energy)
+    log_prior = -0.5 * (drawn**2 / SIGMA**2 + math.log(2 * math.pi * SIGMA**2)).sum(-1)
+    changes = {"gains": gains, "mixture": gains @ TONES, "attrs": {"constraint": constraint}}
+    tree = separated(spread(2, 100), log_prior=log_prior, **changes)
+    # A term -z^2 / 2 has the std 0.71; there are 100 draws of 400.
+    error = 5 * 0.71 / math.sqrt(100 * TIME)
+    assert [row.excess for row in judged(tree).sources] == pytest.approx([0, 0, 0], abs=error)
+
+
+def test_no_noise_level_no_excess() -> None:
+    diagnosis = judged(separated(spread(2, 300), -5, stats={}))
+    assert diagnosis.verdict == Verdict.CONVERGED
+    assert np.isnan([row.excess for row in diagnosis.sources]).all()
+
+
+@pytest.mark.parametrize("level", [-41.0, -39.0])
+def test_a_mixture_that_is_not_honoured(level: float) -> None:
+    # A tone that is orthogonal to the others; in one chain only.
+    rest = np.cos(2 * np.pi * 2_000 * np.arange(TIME) / RATE)
+    rest *= np.sqrt(np.square(TONES.mean(0)).mean() / np.square(rest).mean())
+    sources = spread(2, 300)
+    sources[1, :, 1] += 3 * 10 ** (level / 20) * rest
+    diagnosis = judged(separated(sources))
+    assert diagnosis.residual == pytest.approx(level, abs=0.01)
+    assert (diagnosis.verdict == Verdict.RESIDUAL) == (level > -40)
+
+
+def test_a_chain_that_diverged_is_not_trusted() -> None:
+    sources = spread(3, 300)
+    sources[1, 7, 2, 100:] = np.nan
+    diagnosis = judged(separated(sources))
+    assert diagnosis.verdict == Verdict.RESIDUAL
+    bad = diagnosis.sources[2]
+    assert np.isnan([diagnosis.residual, bad.agreement, bad.r_hat, bad.ess_bulk]).all()
+
+
+def test_one_chain() -> None:
+    diagnosis = judged(separated(spread(1, 300)))
+    assert (diagnosis.verdict, diagnosis.blamed) == (Verdict.ONE_CHAIN, ())
+    assert np.isnan([(row.r_hat, row.agreement) for row in diagnosis.sources]).all()
+    assert min(row.ess_bulk for row in diagnosis.sources) > 100
+    assert judged(separated(spread(1, 300), -2)).verdict == Verdict.PRIOR
+
+
+def test_agreement_of_known_audio() -> None:
+    silent = 0 * TONES[0]
+    chains = [[TONES[0], TONES[1], silent], [3 * TONES[0], -TONES[1], silent]]
+    sources = np.repeat(np.array(chains)[:, None], 5, axis=1)
+    rows = judged(separated(sources)).sources
+    # 1 - (3 - 1)^2 / (3^2 + 1^2); opposite; silent in both.
+    assert [row.agreement for row in rows] == pytest.approx([0.6, -1, 1], abs=1e-6)
+    three = np.concatenate([sources[:1], sources[:1], sources[1:]])
+    assert judged(separated(three)).sources[0].agreement == pytest.approx(0.6, abs=1e-6)
+
+
+def test_draws_that_spread_are_no_disagreement() -> None:
+    sources = np.random.default_rng(3).normal(size=(2, 100, 3, TIME))  # nothing in common
+    for row in judged(separated(sources)).sources:
+        # Means of 100 draws each differ by 2/100 of their power, and there are 400 of them.
+        assert row.agreement == pytest.approx(1 - 1 / 100, abs=5 * 0.01 * math.sqrt(2 / TIME))
+
+
+def test_gradients_that_nobody_counted() -> None:
+    diagnosis = judged(separated(spread(2, 10), attrs={}))
+    assert math.isnan(diagnosis.gradients)
+    assert all(math.isnan(row.ess_per_gradient) for row in diagnosis.sources)
+
+
+def test_a_trace_from_its_file(tmp_path: Path) -> None:
+    tree = separated(spread(2, 30), misfit=np.ones((2, 30, 3)))
+    save_trace(tree, tmp_path / "trace.nc")
+    assert diagnose(load_trace(tmp_path / "trace.nc")) == diagnose(tree)
+
+
+def test_a_tree_of_another_kind() -> None:
+    tree = separated(spread(2, 10))
+    del tree["observed_data"]
+    tree["posterior"] = tree["posterior"].to_dataset().drop_vars("level_db")
+    with pytest.raises(ValueError, match="got none of posterior/level_db, observed_data/mixture,"):
+        diagnose(tree)
+
+
+def test_diagnosis_as_text() -> None:
+    sources = spread(2, 30)
+    sources[1] = sources[1][:, [0, 2, 1]]
+    diagnosis = judged(separated(sources, misfit=np.ones((2, 30, 3))))
+    head, *rows, residual, gradients, verdict = format_diagnosis(diagnosis).splitlines()
+    expected = ["source", "R-hat", "bulk", "ESS", "ESS/gradient", "agreement", "excess", "misfit"]
+    assert head.split() == expected
+    for line, row in zip(rows, diagnosis.sources, strict=True):
+        name, *figures = line.split()
+        assert name == row.name
+        wanted = [row.r_hat, row.ess_bulk, row.ess_per_gradient, row.agreement, row.excess, 1]
+        places = [1e-3, 0.1, row.ess_per_gradient / 10, 1e-3, 0.01, 0.01]
+        error = np.abs(np.subtract([float(figure) for figure in figures], wanted))
+        assert (error <= places).all()
+    assert residual == f"residual: {diagnosis.residual:.1f} dB of the mixture"
+    assert gradients == "gradient evaluations: 1,234"
+    assert verdict.startswith("verdict: modes disagree (middle, high); chains hold different audio")

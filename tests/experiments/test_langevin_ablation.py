@@ -1,0 +1,96 @@
+"""Each fault is the one that it says, on priors whose score is known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import NESTED, randomise
+from scripts import load
+from torch import Tensor
+
+from pyro_sep.data.toy import ToyMixture
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing
+from pyro_sep.models.registry import build
+from pyro_sep.priors.base import FloWaveNetPrior, Priors
+
+ablation = load("langevin_ablation")
+MakePriors = Callable[..., Priors]
+LEVELS, SIGMA, TIME = (0.5, 0.2), 0.3, 64
+
+
+def parts(priors: Priors, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score of the priors, pull of the mean, and pull of the sum."""
+    variance = torch.tensor([[level**2 + SIGMA**2] for level in LEVELS], dtype=x.dtype)
+    mean, total = x.mean(1, keepdim=True), x.sum(1, keepdim=True)
+    pull = 0.5 * (m[:, None] - mean) / (SIGMA**2 / 2 + 1e-6)
+    wrong = (m[:, None] - total) / (2 * SIGMA**2 + 1e-6)
+    return -x / variance, pull.expand_as(x), wrong.expand_as(x)
+
+
+@pytest.mark.parametrize("fault", ablation.FAULTS[:-1])
+def test_the_gradient_has_the_fault_and_no_other(fault: str, gaussian_priors: MakePriors) -> None:
+    priors = gaussian_priors(*LEVELS)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, TIME, generator=generator, dtype=torch.float64)
+    m = torch.randn(3, TIME, generator=generator, dtype=torch.float64)
+    score, pull, wrong = parts(priors, x, m)
+    clamped = parts(priors, x.clamp(-1, 1), m)[0]
+    expected = {
+        "sign of the likelihood": score - pull,
+        "no likelihood": score,
+        "score of the mean": score / TIME + pull,
+        "sum for the mean": score + wrong,
+        "clamped": clamped + pull,
+    }.get(fault, score + pull)
+    laws = tuple(priors.values())
+    target = ablation.Faulty(m, laws, Mixing.mean(2), fault=fault)
+    gradient = target.evaluate(x, SIGMA).gradient
+    assert torch.allclose(gradient, expected, rtol=1e-9)
+    right = AnnealedPosterior(m, laws, Mixing.mean(2)).evaluate(x, SIGMA).gradient
+    unchanged = fault in ("no fault", "paper's ladder")
+    assert torch.allclose(gradient, right, rtol=1e-9) == unchanged
+
+
+def test_what_the_log_determinant_leaves() -> None:
+    torch.manual_seed(0)
+    network = build(NESTED)
+    randomise(network)
+    prior = FloWaveNetPrior(network, name="saw", sample_rate=16_000)
+    law = ablation.WithoutLogDet(prior).frame(TIME).condition(SIGMA)
+    assert (law.rms, law.multiple) == (prior.rms, prior.multiple)
+    x = torch.randn(3, TIME)
+    z, log_det = network(x, torch.full((3,), SIGMA))
+    assert torch.allclose(law.log_prob(x), torch.distributions.Normal(0, 1).log_prob(z).sum(1))
+    whole = prior.frame(TIME).condition(SIGMA).log_prob(x)
+    assert torch.allclose(law.log_prob(x) + log_det, whole, rtol=1e-4)
+    assert log_det.abs().min() > 1
+
+
+def test_what_it_writes(
+    gaussian_priors: MakePriors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    priors = gaussian_priors(*LEVELS)
+    monkeypatch.setattr(ablation, "load_priors", lambda name: priors)
+    monkeypatch.setattr(ablation, "choose_priors", lambda loaded, names: loaded)
+
+    def tones(split: str, index: int, names: tuple[str, ...], time: int) -> ToyMixture:
+        generator = torch.Generator().manual_seed(index)
+        scale = torch.tensor(LEVELS)[:, None]
+        sources = scale * torch.randn(2, time, generator=generator)
+        return ToyMixture(sources.mean(0), sources, torch.zeros(2))
+
+    monkeypatch.setattr(ablation, "toy_mixture", tones)
+    ablation.main(mixtures=3, seconds=0.016, levels=6, out=tmp_path / "out")
+    gains = json.loads((tmp_path / "out" / "langevin_ablation.json").read_text())["improvement_db"]
+    assert list(gains) == list(ablation.FAULTS[:-1])  # Gaussians are no flows
+    medians = {fault: torch.tensor(values).median() for fault, values in gains.items()}
+    assert {len(values) for values in gains.values()} == {6}
+    assert medians["sign of the likelihood"] < medians["no likelihood"] < medians["no fault"]
+    assert (tmp_path / "out" / "langevin_ablation.png").stat().st_size > 10_000
+    rows = (tmp_path / "out" / "langevin_ablation.csv").read_text().splitlines()
+    assert len(rows) == 1 + 7 * 6
+    assert "separation failed, no figure" in capsys.readouterr().out

@@ -1,0 +1,207 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor
+
+from pyro_sep.priors.auditing import (
+    SIGMAS,
+    audit,
+    discriminative,
+    format_audit,
+    log_likelihoods,
+    own_wins,
+    save_audit,
+)
+
+
+class WhitePrior:
+    """White Gaussian source of a known std."""
+
+    sample_rate = 16_000
+    sigmas = (0.01, 5.0)
+
+    def __init__(self, level: float, sigma: float = 1.0, time: int = 1) -> None:
+        self.rms, self.sigma, self.time = level, sigma, time
+        self.name = f"white {level}"
+
+    def condition(self, sigma: float) -> "WhitePrior":
+        return WhitePrior(self.rms, sigma, self.time)
+
+    def frame(self, time: int) -> "WhitePrior":
+        return WhitePrior(self.rms, self.sigma, time)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        assert value.shape[-1] == self.time
+        std = math.hypot(self.rms, self.sigma)
+        return torch.distributions.Normal(0.0, std).log_prob(value).sum(-1)
+
+
+LEVELS = {"loud": 0.7, "soft": 0.1}
+PRIORS = {name: WhitePrior(level) for name, level in LEVELS.items()}
+FRAMES, TIME = 50, 2_000
+
+
+def white_audio(seed: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: level * torch.randn(FRAMES, TIME, generator=generator)
+        for name, level in LEVELS.items()
+    }
+
+
+def test_the_table_is_the_closed_form() -> None:
+    table = audit(PRIORS, white_audio(), (0.05, 0.5, 2.0))
+    assert table.dims == ("sigma", "prior", "source")
+    assert table.prior.values.tolist() == table.source.values.tolist() == ["loud", "soft"]
+    for sigma in (0.05, 0.5, 2.0):
+        for prior, a in LEVELS.items():
+            for source, b in LEVELS.items():
+                ratio = (b**2 + sigma**2) / (a**2 + sigma**2)
+                excess = 0.5 - 0.5 * math.log(1 + a**2 / sigma**2) - 0.5 * ratio
+                # A squared normal has variance 2: std of the mean over all samples.
+                error = 0.5 * ratio * math.sqrt(2 / (FRAMES * TIME))
+                value = float(table.sel(sigma=sigma, prior=prior, source=source))
+                assert value == pytest.approx(excess, abs=4 * error + 1e-5)
+
+
+def test_the_true_law_is_best_and_below_zero() -> None:
+    table = audit(PRIORS, white_audio())
+    assert table.sigma.values.tolist() == list(SIGMAS)
+    own = np.stack([np.diag(level) for level in table.values])
+    assert (own < 1e-3).all()
+    assert (own >= table.values.max(axis=1) - 1e-9).all()
+
+
+def test_levels_are_those_that_all_priors_know() -> None:
+    class Narrow(WhitePrior):
+        sigmas = (0.02, 0.4)
+
+    narrow = {"loud": PRIORS["loud"], "soft": Narrow(0.1)}
+    assert audit(narrow, white_audio()).sigma.values.tolist() == [0.027, 0.077, 0.129, 0.359]
+
+
+def test_the_noise_is_the_same_for_all_priors_and_follows_the_seed() -> None:
+    audio = white_audio()
+    twins = audit({"loud": PRIORS["loud"], "soft": PRIORS["loud"]}, audio, (0.3,))
+    assert torch.equal(*torch.from_numpy(twins.values[0]))
+    again = audit(PRIORS, audio, (0.3,))
+    assert np.array_equal(again, audit(PRIORS, audio, (0.3,)))
+    assert not np.array_equal(again, audit(PRIORS, audio, (0.3,), seed=1))
+
+
+def test_inputs_are_noised_at_their_level() -> None:
+    class Recorder(WhitePrior):
+        def log_prob(self, value: Tensor) -> Tensor:
+            seen.append(value)
+            return value.sum(-1)
+
+        def frame(self, time: int) -> "Recorder":
+            return self
+
+        def condition(self, sigma: float) -> "Recorder":
+            levels.append(sigma)
+            return self
+
+    seen: list[Tensor] = []
+    levels: list[float] = []
+    clean = torch.full((FRAMES, TIME), 0.5)
+    audit({"a": Recorder(0.5)}, {"a": clean}, (0.1, 3.0))
+    assert levels == [0.1, 3.0]
+    for sigma, noisy in zip(levels, seen, strict=True):
+        noise = noisy - clean
+        assert float(noise.std() / sigma) == pytest.approx(1, abs=4 / math.sqrt(2 * FRAMES * TIME))
+        assert abs(float(noise.mean())) < 4 * sigma / math.sqrt(FRAMES * TIME)
+
+
+def test_log_likelihoods_are_the_closed_form_clean_and_noised() -> None:
+    quiet = {name: WhitePrior(level / 2) for name, level in LEVELS.items()}
+    audio, sigmas = white_audio(), (0.05, 0.5)
+    table = log_likelihoods({"true": PRIORS, "quiet": quiet}, audio, sigmas, seed=2)
+    assert table.dims == ("priors", "input", "sigma", "prior", "source")
+    assert table["priors"].values.tolist() == ["true", "quiet"]
+    assert table["input"].values.tolist() == ["clean", "noised"]
+    for name, share in (("true", 1.0), ("quiet", 0.5)):
+        for sigma in sigmas:
+            for prior, a in LEVELS.items():
+                for source, b in LEVELS.items():
+                    cell = table.sel(priors=name, sigma=sigma, prior=prior, source=source)
+                    variance = (share * a) ** 2 + sigma**2
+                    entropy = 0.5 * math.log(2 * math.pi * variance)
+                    clean = float(audio[source].square().mean()) / (2 * variance)
+                    assert float(cell.sel(input="clean")) == pytest.approx(-entropy - clean)
+                    ratio = (b**2 + sigma**2) / variance
+                    error = 0.5 * ratio * math.sqrt(2 / (FRAMES * TIME))
+                    expected = pytest.approx(-entropy - 0.5 * ratio, abs=4 * error + 1e-5)
+                    assert float(cell.sel(input="noised")) == expected
+
+
+def table_of(*levels: list[list[float]]) -> xr.DataArray:
+    size = len(levels[0])
+    names = [f"name{i}" for i in range(size)]
+    coords = {"sigma": [(i + 1) / 10 for i in range(len(levels))], "prior": names, "source": names}
+    return xr.DataArray(list(levels), coords, ("sigma", "prior", "source"))
+
+
+@pytest.mark.parametrize(
+    ("level", "verdict"),
+    [
+        ([[-0.1, -2.0], [-3.0, -0.2]], True),
+        ([[-0.1, -2.0], [-0.05, -0.01]], False),  # source 0 is better known to prior 1
+        ([[-0.1, -0.05], [-3.0, -0.01]], False),  # prior 0 knows source 1 better than its own
+        ([[-2.0, -0.1], [-0.2, -3.0]], False),
+        ([[-0.5]], True),
+    ],
+)
+def test_discriminative_needs_rows_and_columns(level: list[list[float]], verdict: bool) -> None:
+    assert discriminative(table_of(level)) == {0.1: verdict}
+
+
+def test_own_wins_tell_rows_from_columns() -> None:
+    by_prior, by_source = own_wins(
+        table_of([[-0.1, -2.0], [-0.05, -0.06]], [[-0.1, -0.05], [-3.0, -0.2]])
+    )
+    assert by_prior.transpose("sigma", "prior").values.tolist() == [[True, False], [False, True]]
+    assert by_source.transpose("sigma", "source").values.tolist() == [[False, True], [True, False]]
+
+
+def test_verdicts_are_per_level(tmp_path: Path) -> None:
+    table = table_of(
+        [[-0.1, -2.0], [-3.0, -0.2]],
+        [[-0.12345678, -0.05], [-3.0, -0.01]],
+        [[-0.1, -0.05], [-3.0, -0.06]],
+    )
+    assert discriminative(table) == {0.1: True, 0.2: False, 0.3: False}
+    lines = format_audit(table).splitlines()
+    assert [line for line in lines if line.startswith("sigma ")] == [
+        "sigma 0.1: discriminative",
+        "sigma 0.2: NOT discriminative, but each source is likeliest under its own prior",
+        "sigma 0.3: NOT discriminative",
+    ]
+    save_audit(table, tmp_path / "audit.json")
+    content = json.loads((tmp_path / "audit.json").read_text())
+    assert content["names"] == ["name0", "name1"]
+    assert content["sigmas"] == [0.1, 0.2, 0.3]
+    assert content["discriminative"] == {"0.1": True, "0.2": False, "0.3": False}
+    np.testing.assert_allclose(content["excess[sigma][prior][source]"], table.values, atol=5e-5)
+    assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+
+
+@pytest.mark.parametrize("names", [("loud",), ("loud", "soft", "third"), ("loud", "weak")])
+def test_audio_must_match_the_priors(names: tuple[str, ...]) -> None:
+    audio = {name: torch.zeros(1, 4) for name in names}
+    with pytest.raises(ValueError, match=r"expected the priors' names \['loud', 'soft'\]"):
+        audit(PRIORS, audio)
+
+
+def test_sources_without_a_frame_are_named() -> None:
+    audio = white_audio() | {"soft": torch.empty(0, TIME)}
+    with pytest.raises(
+        ValueError, match="no held-out frame of 2000 audio samples of soft"
+    ) as caught:
+        audit(PRIORS, audio)
+    assert "\n" not in str(caught.value)

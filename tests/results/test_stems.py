@@ -1,0 +1,185 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_sep.audio.io import read_audio
+from pyro_sep.audio.resampling import resample
+from pyro_sep.data.tracks import Audio, stems_folder
+from pyro_sep.results.stems import StemFiles, drawn_contributions, write_stems
+from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import build_trace
+
+RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
+BEST = 1  # chain
+FLAC_STEP = 2.0**-23
+
+
+def make_result(inferred: bool = False) -> Separation:
+    """Draws about two tones that explain most of a noisy mixture; the second chain is the best."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    t = torch.arange(TIME) / RATE
+    tones = 0.5 * torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
+    sources = tones + 0.01 * normal(CHAINS, DRAWS, 2, TIME)
+    gains = torch.tensor(GAINS)
+    drawn_gains = gains + 0.1 * normal(CHAINS, DRAWS, 2)
+    trace = build_trace(
+        sources=sources.numpy(),
+        lp=(normal(CHAINS, DRAWS) + 10.0 * torch.arange(CHAINS)[:, None]).numpy(),
+        log_prior=normal(CHAINS, DRAWS, 2).numpy(),
+        stats={},
+        warmup_stats={},
+        mixture=(gains @ tones + 0.05 * normal(TIME)).numpy(),
+        gains=drawn_gains.numpy() if inferred else GAINS,
+        source_names=NAMES,
+        sample_rate=RATE,
+        true_sources=None,
+        attrs={},
+    )
+    mean = sources[BEST].mean(0)
+    return Separation(mean, NAMES, RATE, trace, gains[:, None] * mean)
+
+
+def recorded(result: Separation, channels: int, rate: int) -> Audio:
+    """A recording whose mono mixture is the result's, with some noise above its band."""
+    mixture = torch.from_numpy(result.trace["observed_data"]["mixture"].values)
+    time = TIME * rate // RATE
+    mono = resample(mixture, RATE, rate, time)
+    side = 0.05 * torch.randn(channels, time, generator=torch.Generator().manual_seed(1))
+    return mono + (side if rate > RATE or channels > 1 else 0 * side), rate
+
+
+@pytest.fixture(scope="module")
+def result() -> Separation:
+    return make_result()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize(
+    ("channels", "rate"),
+    [(1, 8_000), (1, 16_000), (1, 44_100), (2, 8_000), (2, 16_000), (2, 44_100), (1, 48_000)],
+)
+def test_stems_and_residual_add_up_to_the_recording(
+    result: Separation, tmp_path: Path, channels: int, rate: int, suffix: str
+) -> None:
+    recording, _ = recorded(result, channels, rate)
+    files = StemFiles(suffix, residual=True)
+    written, got = write_stems(result, tmp_path, files, (recording, rate))
+    assert written == [f"{name}.{suffix}" for name in (*NAMES, "residual")]
+    assert got == rate
+    parts = [read_audio(tmp_path / name) for name in written]
+    assert {part_rate for _, part_rate in parts} == {rate}
+    total = torch.stack([samples for samples, _ in parts]).double().sum(0)
+    assert total.shape == recording.shape
+    error = (total - recording.double()).square().mean() / recording.double().square().mean()
+    assert 10 * error.clamp(min=1e-30).log10() < (-110 if suffix == "flac" else -130)
+
+
+@pytest.mark.parametrize(("channels", "rate"), [(1, 16_000), (2, 44_100)])
+def test_native_stems_are_the_posterior(
+    result: Separation, tmp_path: Path, channels: int, rate: int
+) -> None:
+    files = StemFiles(native=True, residual=True)
+    _, got = write_stems(result, tmp_path, files, recorded(result, channels, rate))
+    assert got == RATE
+    for name, share in zip(NAMES, result.contributions, strict=True):
+        assert torch.equal(read_audio(tmp_path / f"{name}.wav")[0], share[None])
+    mixture = torch.from_numpy(result.trace["observed_data"]["mixture"].values)
+    residual, _ = read_audio(tmp_path / "residual.wav")
+    assert torch.allclose(residual[0], mixture - result.contributions.sum(0), atol=1e-7)
+
+
+def test_a_mono_recording_within_the_band_has_the_posterior(
+    result: Separation, tmp_path: Path
+) -> None:
+    """As native ones are, but at the recording's rate; at a lower one but for the topmost band."""
+    for rate, error in ((RATE, 1e-6), (8_000, 1e-3)):
+        write_stems(result, tmp_path, StemFiles(), recorded(result, 1, rate))
+        for name, share in zip(NAMES, result.contributions, strict=True):
+            expected = resample(share, RATE, rate, TIME * rate // RATE)
+            assert torch.allclose(read_audio(tmp_path / f"{name}.wav")[0], expected, atol=error)
+
+
+@pytest.mark.parametrize("inferred", [False, True])
+def test_draws_are_shares_of_the_best_chain(inferred: bool) -> None:
+    trace = make_result(inferred).trace
+    posterior = trace["posterior"].to_dataset()
+    drawn = list(drawn_contributions(trace, 3))
+    for contributions, number in zip(drawn, (0, 4, 7), strict=True):
+        gains = posterior["gains"].values[BEST, number] if inferred else np.array(GAINS)
+        expected = gains[:, None] * posterior["sources"].values[BEST, number]
+        assert np.allclose(contributions.numpy(), expected, atol=1e-6)
+    assert len(list(drawn_contributions(trace, 100))) == DRAWS
+
+
+def test_draws_are_of_all_chains_that_the_estimate_is_of() -> None:
+    trace = make_result(False).trace
+    trace.attrs["estimate"] = "mean"
+    sources = trace["posterior"]["sources"].values
+    assert sources.shape[:2] == (2, DRAWS)
+    first, last = drawn_contributions(trace, 2)
+    gains = np.array(GAINS)[:, None]
+    assert np.allclose(first.numpy(), gains * sources[0, 0], atol=1e-6)
+    assert np.allclose(last.numpy(), gains * sources[1, -1], atol=1e-6)
+
+
+def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) -> None:
+    folder = tmp_path / "song"
+    folder.mkdir()
+    recording = recorded(result, 2, 44_100)
+    written, _ = write_stems(result, folder, StemFiles(draws=2), recording)
+    drawn = [f"draws/{name}_{i}.wav" for i in ("01", "02") for name in ("oboe", "flute")]
+    assert written == ["oboe.wav", "flute.wav", *drawn]
+    names = [f"{name}_{i}.wav" for name in ("flute", "oboe") for i in ("01", "02")]
+    assert sorted(os.listdir(folder / "draws")) == names
+    first, second = (read_audio(folder / "draws" / name)[0] for name in names[:2])
+    assert first.shape == recording[0].shape
+    assert not torch.equal(first, second)
+    (track,) = stems_folder(tmp_path)  # as evaluate sees it
+    assert (track.name, sorted(track.stems)) == ("song", ["flute", "oboe"])
+
+
+@pytest.mark.parametrize("files", [StemFiles(), StemFiles("flac", True, True, 3)])
+def test_the_names_of_the_files_are_known_beforehand(
+    result: Separation, tmp_path: Path, files: StemFiles
+) -> None:
+    written, _ = write_stems(result, tmp_path, files)
+    assert sorted(written) == sorted(files.names(NAMES))
+    assert all((tmp_path / name).is_file() for name in written)
+
+
+@pytest.mark.parametrize(
+    ("recording", "message"),
+    [
+        ((1.5 * torch.ones(1, 8), 44_100), "a peak of 1.5 for FLAC"),
+        ((torch.zeros(9, 8), 44_100), "9 channels at 44100 Hz for FLAC"),
+        ((torch.zeros(2, 8), 96_001), "2 channels at 96001 Hz for FLAC"),
+    ],
+)
+def test_what_no_flac_can_hold_is_known_beforehand(recording: Audio, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StemFiles("flac").check(recording)
+    StemFiles("wav").check(recording)
+
+
+def test_a_loud_draw_leaves_no_stem_behind(result: Separation, tmp_path: Path) -> None:
+    trace = result.trace.copy(deep=True)
+    trace["posterior"]["sources"][BEST, -1, 1, 7] = 40.0
+    loud = Separation(result.sources, NAMES, RATE, trace, result.contributions)
+    with pytest.raises(ValueError, match=r"draws/flute_02\.flac: got a peak of 16"):
+        write_stems(loud, tmp_path, StemFiles("flac", draws=2))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_flac_holds_nothing_beyond_full_scale(result: Separation, tmp_path: Path) -> None:
+    loud = Separation(result.sources, NAMES, RATE, result.trace, 4 * result.contributions)
+    with pytest.raises(ValueError, match=r"oboe\.flac: got a peak of 1\.4.*; use WAV"):
+        write_stems(loud, tmp_path, StemFiles("flac"))
+    assert os.listdir(tmp_path) == []
