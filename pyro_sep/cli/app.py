@@ -288,10 +288,10 @@ def separate_command(
         track_folders,
     )
     from pyro_sep.results.stems import StemFiles
-    from pyro_sep.results.writer import REPORT, TRACE
+    from pyro_sep.results.writer import REPORT
     from pyro_sep.separation.api import PRESETS, RESOLVED, resolve_settings
     from pyro_sep.separation.cost import Cost, estimate_cost
-    from pyro_sep.trace.dataset import ESTIMATES
+    from pyro_sep.trace.dataset import ESTIMATES, TRACE
 
     one_of("format", audio_format, FORMATS)
     if estimate is not None:

@@ -41,9 +41,8 @@ from pyro_sep.data.tracks import (
     track_names,
 )
 from pyro_sep.evaluation.metrics import si_sdr, silent
-from pyro_sep.results.writer import TRACE
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import load_trace
+from pyro_sep.trace.dataset import TRACE, load_trace
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
 SLACK = 0.1  # seconds by which an estimate may differ in length from its reference

@@ -15,9 +15,10 @@ import torch
 
 from pyro_sep.audio.io import Recording
 from pyro_sep.data.tracks import DRAWS, MIXTURE
+from pyro_sep.trace.dataset import TRACE
 from pyro_sep.storage.files import check_space, is_same, only_run
 from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.results.writer import PICTURE, SUMMARY, TRACE, is_finished, own_files, write_separation
+from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
 from pyro_sep.priors.base import Priors
 from pyro_sep.separation.api import (
     RESOLVED,

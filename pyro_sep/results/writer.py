@@ -17,9 +17,8 @@ from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.viz.plots import plot_separation, save_figure
 from pyro_sep.separation.api import Separation
 from pyro_sep.results.stems import StemFiles, write_stems
-from pyro_sep.trace.dataset import best_chain, save_trace
+from pyro_sep.trace.dataset import TRACE, best_chain, save_trace
 
-TRACE = "trace.nc"
 PICTURE = "separation.png"
 SUMMARY = "summary.json"
 REPORT = "report.html"  # of a run, written after all else if it is asked for

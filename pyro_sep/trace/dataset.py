@@ -22,6 +22,7 @@ from pyro_sep.trace import hdf5, zarr_store
 from pyro_sep.trace.layout import TraceError, check, choose
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
+TRACE = "trace.nc"  # name of the file among results
 FORMAT = "trace.1"  # of a netCDF file
 NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attributes
 NAME_MAX = 1_000  # characters
