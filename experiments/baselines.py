@@ -1,7 +1,6 @@
-r"""Separation without a posterior: what priors have to beat, and the best that a mask can do.
+r"""Separation without a posterior: baselines, and the best that a mask can do.
 
-Masks weigh the short-time Fourier transform X of the mixture by what each stem's magnitudes V_k
-claim of it,
+Masks weight the short-time Fourier transform X of the mixture by the magnitudes V_k of the stems,
 
 .. math:: \hat X_k = \frac{V_k^2}{\sum_j V_j^2} X
 
@@ -26,7 +25,7 @@ SIZE = 2048  # audio samples per frame
 HOP = SIZE // 4
 
 # A bass guitar's open strings begin at 41 Hz, and the twelfth fret of its highest is at 196 Hz: its
-# fundamentals are below. So is most of a kick drum, which a filter cannot know.
+# fundamentals are below. So is most of a kick drum, which the filter gives to the bass.
 CUTOFF = 200.0  # Hz
 ORDER = 4  # of the Butterworth filter; there and back, it falls off by 48 dB an octave
 
@@ -35,12 +34,12 @@ KERNEL = 31  # frames, and frequencies, of a median filter: librosa's default
 COMPONENTS = 32  # spectra of a stem's dictionary
 ITERATIONS = 200  # of the multiplicative updates
 
-#: What methods that know stems by their names need of them.
+#: Stems that a method needs, where it treats them by name.
 NEEDED = {"low-pass": "bass and drums alone", "hpss": "drums and at least another"}
 
 
 def applies(method: str, stems: Sequence[str]) -> bool:
-    """Whether a method tells these stems apart; those that know no names tell any."""
+    """Whether a method can separate these stems."""
     if method == "low-pass":
         return sorted(stems) == ["bass", "drums"]
     return method != "hpss" or ("drums" in stems and len(stems) > 1)
@@ -55,7 +54,7 @@ def check_stems(method: str, stems: Sequence[str]) -> None:
 
 
 def low_pass(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
-    """Bass is what lies below :data:`CUTOFF`, without a shift of phase, and drums are the rest.
+    """Bass as the part below :data:`CUTOFF`, without a shift of phase, and drums as the rest.
 
     Args:
         mixture: ``(time,)``.
@@ -75,12 +74,12 @@ def low_pass(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
 
 
 def hpss(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
-    """Drums are what is percussive, and of two stems the other is what is harmonic.
+    """Drums as the percussive part; of two stems the other one as the harmonic part.
 
     Median filters along time and along frequency give V for the two (FitzGerald 2010, DAFx,
     "Harmonic/percussive separation using median filtering"; ``librosa.decompose.hpss``). Of three
-    stems or more, bass is what is harmonic below :data:`CUTOFF`, and all others are given the same,
-    the harmonic rest: it cannot tell them apart, and their sum counts that more than once.
+    stems or more, bass is the harmonic part below :data:`CUTOFF`, and all others are the rest of
+    the harmonic part: the method cannot separate them, and their sum counts it more than once.
 
     Args:
         mixture: ``(time,)``.
@@ -109,7 +108,7 @@ def hpss(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
 
 
 def learn_dictionary(frames: Tensor, components: int = COMPONENTS, seed: int = 0) -> NDArray[Any]:
-    r"""Spectra of which a stem's magnitudes are made, by non-negative matrix factorisation.
+    r"""Spectra whose sums approximate a stem's magnitudes, by non-negative matrix factorisation.
 
     .. math:: |X_{ft}| \approx \sum_c a_{tc} d_{cf}, \qquad a, d \ge 0
 
@@ -119,7 +118,7 @@ def learn_dictionary(frames: Tensor, components: int = COMPONENTS, seed: int = 0
     Args:
         frames: isolated audio ``(frame, time)``, as the stem's prior is trained on.
         components: number of spectra.
-        seed: of where it begins.
+        seed: of the start.
 
     Returns:
         d, ``(component, frequency)``.
@@ -141,7 +140,7 @@ def learn_dictionary(frames: Tensor, components: int = COMPONENTS, seed: int = 0
 
 
 def nmf(mixture: Tensor, dictionaries: Mapping[str, NDArray[Any]]) -> Tensor:
-    r"""Explain a mixture's magnitudes by the spectra of all stems, and mask it by each one's part.
+    r"""Stems by a mask, from the mixture's magnitudes as sums of the spectra of all stems.
 
     The activations a of the stems' fixed dictionaries d side by side minimise the divergence of
     :func:`learn_dictionary`, and :math:`V_k = \sum_{c \in k} a_{tc} d_{cf}` (Smaragdis, Raj &
@@ -176,7 +175,7 @@ def nmf(mixture: Tensor, dictionaries: Mapping[str, NDArray[Any]]) -> Tensor:
 
 
 def ideal_ratio_mask(mixture: Tensor, sources: Tensor) -> Tensor:
-    """Mask the mixture by the magnitudes of the true stems: no separation, but a mask's ceiling.
+    """The mixture masked by the magnitudes of the true stems, an upper bound for masks.
 
     IRM2 of Stöter, Liutkus & Ito 2018 (arXiv 1804.06267).
 
@@ -191,13 +190,13 @@ def ideal_ratio_mask(mixture: Tensor, sources: Tensor) -> Tensor:
 
 
 def _masked(mixture: Tensor, magnitudes: Tensor) -> Tensor:
-    """The equation above, of V ``(stem, frequency, frame)``; alike where all V are zero."""
+    """The masked mixture for V ``(stem, frequency, frame)``; equal parts where all V are zero."""
     powers = magnitudes.square() + torch.finfo(magnitudes.dtype).tiny
     return _inverse(powers / powers.sum(0) * _transform(mixture), len(mixture))
 
 
 def _transform(audio: Tensor) -> Tensor:
-    """Short-time Fourier transform ``(..., frequency, frame)``, silence beyond both ends."""
+    """Short-time Fourier transform ``(..., frequency, frame)``, with silence beyond both ends."""
     window = torch.hann_window(SIZE, dtype=audio.dtype)
     return torch.stft(audio, SIZE, HOP, window=window, pad_mode="constant", return_complex=True)
 
@@ -213,5 +212,4 @@ def _below_cutoff(signal: Tensor, sample_rate: int) -> Tensor:
 
 
 def _import(method: str, module: str) -> Any:
-    package = module.partition(".")[0]
-    return import_optional(module, method, package, "it; pip install 'pyro-sep[music]'")
+    return import_optional(module, method, "music")

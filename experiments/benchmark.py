@@ -1,25 +1,25 @@
-"""What separations cost: gradient rates of the priors, and whole separations by their size.
+"""What does a separation cost? Gradient rates of the priors, and times of whole separations.
 
     OMP_NUM_THREADS=1 python experiments/benchmark.py
     OMP_NUM_THREADS=1 python experiments/benchmark.py --separations
     python experiments/benchmark.py --device cuda --out results/benchmark_cuda
 
-A rate says how many audio samples a second a prior gives its gradient for: what decides a sampler's
-cost. Beside it stands a plain WaveNet of 1-d convolutions in the paper's layout (3 blocks of 10
-layers, kernel 3, every audio sample a step of the trunk) with as many parameters as the toy
-WaveNet; the ratio of the two rates depends less on the machine than they do. The networks take
-turns, and the fastest call of each counts, so that what else the machine does at the time changes
-little.
+A rate is the number of audio samples per second for which a prior computes the gradient of its log
+density, which decides the cost of a sampler. Beside it is the rate of a plain WaveNet of 1-d
+convolutions in the paper's layout (3 blocks of 10 layers, kernel 3, one step of the trunk per audio
+sample) with as many parameters as the toy WaveNet. The ratio of the two rates depends less on the
+machine than the rates do. The networks take turns, and the fastest call of each counts, so that
+other load on the machine changes little.
 
-With ``--separations`` whole separations of toy mixtures are timed on a small budget, which neither
-swaps sources nor searches anew, against the length of the audio, the number of sources (past four,
-the same priors under other names) and the number of chains, the other two being the smallest; the
-slope is that of a line through the logarithms, 1 where time is proportional.
+With ``--separations`` whole separations of toy mixtures are timed on a small budget, without swaps
+or further searches, against the length of the audio, the number of sources (past four, the same
+priors under other names) and the number of chains, while the other two have their smallest value.
+The slope is that of a line through the logarithms, 1 where time is proportional.
 
-On a GPU the rates are those of float32, TF32, bfloat16 under autocast and float32 compiled, each of
-as many frames as a posterior evaluates at once and of many more. There is also what a second of
-four stems takes at presets, on white noise of the level of music: time does not depend on what is
-heard, but for searches that fail.
+On a GPU the rates are those of float32, TF32, bfloat16 under autocast and compiled float32, each
+for as many frames as a posterior evaluates at once and for many more. The seconds per second of
+four stems are measured too, at two presets, on white noise of the level of music: time depends on
+the audio only where searches fail.
 """
 
 import math
@@ -33,19 +33,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from _common import Device, Out, Results
 from torch import Tensor, nn
 
-from pyro_sep.cli.app import run, torch_device
+from pyro_sep.cli.options import torch_device
+from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.inference.posterior import CHUNK
 from pyro_sep.models.registry import FAMILIES, build
 from pyro_sep.priors.base import Prior, Priors
 from pyro_sep.priors.io import load_priors
 from pyro_sep.separation.api import separate_batch
-from pyro_sep.storage.files import save_json
 
-LANES, TIME = 8, 2_048
-LANES_ON_GPU = (CHUNK // TIME, 16 * CHUNK // TIME)
+FRAMES, TIME = 8, 2_048
+FRAMES_ON_GPU = (CHUNK // TIME, 16 * CHUNK // TIME)
 SIZES = {"toy": ("wavenet", "flow"), "music": ("wavenet",)}  # the families that ship, by size
 PLAIN = "plain conv1d WaveNet"
 PRECISIONS = ("float32", "TF32", "bfloat16", "compiled")
@@ -73,7 +74,7 @@ class PlainWaveNet(nn.Module):
         self.out = nn.Conv1d(width, 3 * components, 1)
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Smoothed log density ``(lane,)``."""
+        """Smoothed log density ``(batch,)``."""
         hidden = self.read(F.pad(x[:, None, :-1], (1, 0)))
         skips = torch.zeros_like(hidden)
         for gate, mix, dilation in zip(self.gates, self.mixes, self.dilations, strict=True):
@@ -89,33 +90,33 @@ class PlainWaveNet(nn.Module):
 
 
 def parameters(network: nn.Module) -> int:
-    """How many numbers a network has learned."""
+    """The number of learned parameters of a network."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def gradient_rates(
     networks: Mapping[str, Any],
     rounds: int,
-    lanes: int | None = None,
+    frames: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, float]:
     """Audio samples per second whose log density gradient each network computes, by name."""
-    lanes = LANES if lanes is None else lanes
+    frames = FRAMES if frames is None else frames
     seconds = dict.fromkeys(networks, math.inf)
     for measured in (False, *[True] * rounds):  # the first round is not counted
         for name, network in networks.items():
-            taken = gradient_seconds(network.log_prob, lanes, device)
+            taken = gradient_seconds(network.log_prob, frames, device)
             if measured:
                 seconds[name] = min(seconds[name], taken)
-    return {name: lanes * TIME / least for name, least in seconds.items()}
+    return {name: frames * TIME / least for name, least in seconds.items()}
 
 
 def gradient_seconds(
-    log_prob: Callable[[Tensor, Tensor], Tensor], lanes: int, device: torch.device | None
+    log_prob: Callable[[Tensor, Tensor], Tensor], frames: int, device: torch.device | None
 ) -> float:
     """Seconds that one call takes for a log density and its gradient."""
-    x = torch.randn(lanes, TIME, device=device, requires_grad=True)
-    sigma = torch.full((lanes,), 0.3, device=device)
+    x = torch.randn(frames, TIME, device=device, requires_grad=True)
+    sigma = torch.full((frames,), 0.3, device=device)
     float(x.detach().sum())  # waits for a GPU, as below
     started = clock.perf_counter()
     (gradient,) = torch.autograd.grad(log_prob(x, sigma).sum(), x)
@@ -124,7 +125,7 @@ def gradient_seconds(
 
 
 class Compiled:
-    """A network whose density torch.compile has made one program of, at its first call."""
+    """A network whose density torch.compile compiles at its first call."""
 
     def __init__(self, network: Any) -> None:
         self.log_prob = torch.compile(network.log_prob, dynamic=False)
@@ -155,20 +156,20 @@ def precision_rates(
         rates[name] = {precision: {} for precision in PRECISIONS}
         for precision in PRECISIONS:
             timed = Compiled(network) if precision == "compiled" else network
-            for lanes in LANES_ON_GPU:
+            for frames in FRAMES_ON_GPU:
                 rate = None
                 try:
                     with arithmetic(precision, device):
-                        rate = gradient_rates({name: timed}, rounds, lanes, device)[name]
+                        rate = gradient_rates({name: timed}, rounds, frames, device)[name]
                 except Exception as error:  # compilers fail in ways of their own
                     reason = str(error).strip().partition("\n")[0]
-                    print(f"{name}, {precision}, {lanes} frames: {reason}")
-                rates[name][precision][str(lanes)] = rate
+                    print(f"{name}, {precision}, {frames} frames: {reason}")
+                rates[name][precision][str(frames)] = rate
     return rates
 
 
 def build_networks(device: torch.device | None = None) -> dict[str, nn.Module]:
-    """Untrained networks by what they are called; the plain one last."""
+    """Untrained networks by name; the plain one last."""
     networks: dict[str, nn.Module] = {
         f"pyro_sep {size} {family}": build(FAMILIES[family].sizes[size]).eval()
         for size, families in SIZES.items()
@@ -180,7 +181,7 @@ def build_networks(device: torch.device | None = None) -> dict[str, nn.Module]:
 
 
 def repeated(priors: Priors, count: int) -> dict[str, Prior]:
-    """So many of the priors, past the last from the first again, under other names."""
+    """``count`` priors; past the last one they repeat under other names."""
     names = list(priors)
     return {
         names[i % len(names)] + (f"_{i // len(names) + 1}" if i >= len(names) else ""): priors[
@@ -191,7 +192,7 @@ def repeated(priors: Priors, count: int) -> dict[str, Prior]:
 
 
 def toy_mixture_of(names: Sequence[str], count: int, time: int) -> Tensor:
-    """The mean of so many test tones ``(time,)``, those of a prior's other names being others."""
+    """The mean of ``count`` test tones ``(time,)``; repeated priors have other tones."""
     tones: list[Tensor] = []
     while len(tones) < count:
         tones += toy_mixture("test", len(tones) // len(names), names, time).sources
@@ -199,7 +200,7 @@ def toy_mixture_of(names: Sequence[str], count: int, time: int) -> Tensor:
 
 
 def separation_seconds(priors: Priors, mixture: Tensor, chains: int) -> float:
-    """Seconds of one whole separation on a small budget, the fastest of some."""
+    """Seconds of one whole separation on a small budget, the fastest of several."""
     seconds = []
     for _ in range(REPEATS):
         started = clock.perf_counter()
@@ -234,7 +235,7 @@ def separation_times(priors: Priors) -> dict[str, dict[str, Any]]:
 
 
 def slope(values: Sequence[float], seconds: Sequence[float]) -> float:
-    """Of the line that is nearest to the logarithms."""
+    """The slope of the least-squares line through the logarithms."""
     return float(np.polyfit(np.log(values), np.log(seconds), 1)[0])
 
 
@@ -248,8 +249,7 @@ def song_times(priors: Priors, device: torch.device) -> dict[str, float]:
     times = {}
     for preset in SONG_PRESETS:
         started = clock.perf_counter()
-        gains = (1.0,) * len(priors)
-        separate_batch(mixture, priors, gains=gains, estimate="mean", preset=preset)
+        separate_batch(mixture, priors, preset=preset)
         times[preset] = (clock.perf_counter() - started) / SONG_SECONDS
         print(f"{len(priors)} stems, {preset}: {times[preset]:.1f} s a second of audio")
     return times
@@ -258,7 +258,7 @@ def song_times(priors: Priors, device: torch.device) -> dict[str, float]:
 def measure_networks(rounds: int) -> dict[str, Any]:
     """Parameters and rates of every network on the CPU, beside the plain one."""
     networks = build_networks()
-    print(f"{torch.get_num_threads()} threads, {LANES} frames of {TIME} samples, float32")
+    print(f"{torch.get_num_threads()} threads, {FRAMES} frames of {TIME} samples, float32")
     rates = gradient_rates(networks, rounds)
     figures = {
         name: {
@@ -273,7 +273,7 @@ def measure_networks(rounds: int) -> dict[str, Any]:
             f"{name}: {figure['parameters']:9,} parameters, {rates[name]:9,.0f} gradient samples "
             f"a second, {figure['ratio_to_plain']:.1f} times the plain one"
         )
-    return {"frames": LANES, "time": TIME, "dtype": "float32", "networks": figures}
+    return {"frames": FRAMES, "time": TIME, "dtype": "float32", "networks": figures}
 
 
 def measure_device(rounds: int, device: torch.device) -> dict[str, Any]:
@@ -281,8 +281,8 @@ def measure_device(rounds: int, device: torch.device) -> dict[str, Any]:
     networks = build_networks(device)
     rates = precision_rates(networks, rounds, device)
     for name, precisions in rates.items():
-        for precision, by_lanes in precisions.items():
-            said = [f"{rate:,.0f} of {lanes} frames" for lanes, rate in by_lanes.items() if rate]
+        for precision, by_frames in precisions.items():
+            said = [f"{rate:,.0f} of {frames} frames" for frames, rate in by_frames.items() if rate]
             print(f"{name}, {precision}: gradient samples a second: {', '.join(said) or 'none'}")
     figures = {
         name: {"parameters": parameters(networks[name]), "gradient_samples_per_second": found}
@@ -295,12 +295,11 @@ def measure_device(rounds: int, device: torch.device) -> dict[str, Any]:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turns.")] = 20,
     separations: Annotated[bool, typer.Option(help="Time whole separations too.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, or cuda, of which precisions are told.")] = (
-        "cpu"
-    ),
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/benchmark"),
+    device: Device = "cpu",
+    out: Out = Path("results/benchmark"),
 ) -> None:
     """Print the figures, and write them to OUT/summary.json."""
+    results = Results(out)
     place = torch_device(device)
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
@@ -308,12 +307,11 @@ def main(
     found = measure_networks(rounds) if is_cpu else measure_device(rounds, place)
     if separations:
         found["separations"] = separation_times(load_priors("toy", place))
-    out.mkdir(parents=True, exist_ok=True)
     settings = {"threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": rounds}
     if not is_cpu:
         settings["device"] = torch.cuda.get_device_name(place)
-    save_json(settings | found, out / "summary.json")
-    print(f"Results: {out}")
+    results.json(settings | found)
+    results.done()
 
 
 if __name__ == "__main__":

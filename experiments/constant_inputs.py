@@ -1,19 +1,20 @@
-r"""Constants and noise under every prior: Table 1 of Frank & Ilse 2020, toy data.
+r"""Do priors find constants and noise likely? Table 1 of Frank & Ilse 2020.
 
     python experiments/constant_inputs.py
     python experiments/constant_inputs.py --priors toy/oracle --frames 2 --start 512 --time 1024
     python experiments/constant_inputs.py --priors FOLDER --musdb ROOT      # of musdb18 stems
 
-Mean log-likelihood in nats per audio sample (arXiv 2011.01761) of constant 0, constant 1 and white
-noise N(0, 0.5), beside that of the prior's own source, at the lowest noise level that the priors
-know and at 0.359. The 0.5 is taken for a standard deviation, as in the paper's N(0, sigma).
+Printed is the mean log-likelihood in nats per audio sample (arXiv 2011.01761) of constant 0,
+constant 1 and white noise N(0, 0.5), beside that of the prior's own source, at the lowest noise
+level that the priors know and at 0.359. The 0.5 is taken for a standard deviation, as in the
+paper's N(0, sigma).
 
-The paper finds constants and noise likely, a flaw if it were so of a law of the source. It judged
+The paper finds constants and noise likely, which would be a flaw of a law of the source. It judged
 clean inputs; but at level sigma a prior is the law of audio plus noise, and clean inputs gain up to
-half a nat by the noise that they lack. So all four are judged clean, and noised at the level. The
-second command says what the true law gives to them.
+half a nat by the noise that they lack. So all four are judged both clean and noised at the level.
+The second command gives the figures of the true law.
 
-The beginning does not count: what is given is
+The beginning does not count. The figure is
 
 .. math:: (\log p(x_{<T}) - \log p(x_{<S})) / (T - S)
 
@@ -26,23 +27,20 @@ graphics/toy_const.tex and wn_toy_const.tex, which have no row for noise. Only c
 family count: the flow's leave the log-determinant out, the WaveNet's are log probabilities of bins.
 """
 
-import time as clock
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 import torch
 import typer
+from _common import Frames, MusdbRoot, Out, PriorSets, Results, Seed
+from likelihoods import TWO_SETS, held_out_audio, load_sets, lowest_sigma
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_sep.cli.app import MusdbRoot, run
-from pyro_sep.data.source import held_out_audio
+from pyro_sep.cli.program import run
 from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.priors.base import Prior
-from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import save_figure
 
 HIGH = 0.359  # the paper's highest noise level
 NOISE = 0.5  # std
@@ -73,33 +71,26 @@ PAPER = {
 
 
 def main(
-    priors: Annotated[
-        str, typer.Option(help="Sets that ship, or folders, comma-separated.")
-    ] = "toy/wavenet,toy/flow",
-    frames: Annotated[int, typer.Option(min=1, help="Frames of noise and of the sources.")] = 8,
+    priors: PriorSets = TWO_SETS,
+    frames: Frames = 8,
     start: Annotated[int, typer.Option(min=16, help="Audio samples that do not count.")] = 3_072,
-    time: Annotated[int, typer.Option(min=32, help="Audio samples a frame.")] = 6_144,
-    seed: int = 0,
+    time: Annotated[int, typer.Option(min=32, help="Audio samples per frame.")] = 6_144,
+    seed: Seed = 0,
     musdb: MusdbRoot = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
-        "results/constant_inputs"
-    ),
+    out: Out = Path("results/constant_inputs"),
 ) -> None:
     """Print and draw the table, and say what is likelier than the prior's own source."""
-    started = clock.monotonic()
+    results = Results(out)
     if start >= time:
         raise ValueError(f"start: got {start} audio samples, expected fewer than time, {time}")
-    sets = {name: load_priors(name) for name in priors.split(",")}
-    sigmas = (max(prior.sigmas[0] for loaded in sets.values() for prior in loaded.values()), HIGH)
-    sources = next(iter(sets.values()))
-    rate = next(iter(sources.values())).sample_rate
-    own = held_out_audio(sources, rate, frames, time, musdb)
+    sets = load_sets(priors)
+    own = held_out_audio(sets, frames, time, musdb)
     print(f"audio: {musdb or 'toy'}")
     rows = [
         {"priors": name, "sigma": sigma, "input": kind, "prior": source}
         | judge(prior.condition(sigma), inputs(own[source], seed, noise), start)
         for name, loaded in sets.items()
-        for sigma in sigmas
+        for sigma in (lowest_sigma(sets), HIGH)
         for kind, noise in (("clean", 0.0), ("noised", sigma))
         for source, prior in loaded.items()
     ]
@@ -115,16 +106,13 @@ def main(
     for title, cells in (verdicts if musdb else verdicts | paper).items():
         print(f"{title}\n{cells.to_string(float_format='{:.3g}'.format)}")
         print(f"  likelier than the prior's own source: {likelier(cells)}")
-    seconds = clock.monotonic() - started
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "constant_inputs.csv") as partial:
-        table.to_csv(partial)
-    save_figure(draw(verdicts), out / "constant_inputs.png")
-    settings = {"frames": frames, "start": start, "time": time, "seed": seed, "seconds": seconds}
-    settings |= {"musdb": musdb}
+    results.csv(table, "constant_inputs")
+    results.png(draw(verdicts), "constant_inputs")
+    settings = {"frames": frames, "start": start, "time": time, "seed": seed, "musdb": musdb}
+    settings |= {"seconds": results.seconds}
     words = {title: likelier(cells) for title, cells in verdicts.items()}
-    save_json(settings | {"likelier_than_own": words, "rows": rows}, out / "summary.json")
-    print(f"{seconds:.0f} s. Results: {out}")
+    results.json(settings | {"likelier_than_own": words, "rows": rows})
+    results.done()
 
 
 def inputs(own: Tensor, seed: int, sigma: float) -> dict[str, Tensor]:

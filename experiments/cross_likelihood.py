@@ -1,38 +1,32 @@
-"""Every source under every prior: Fig. 3 of Frank & Ilse 2020 (arXiv 2011.01761), toy data.
+"""Does every prior know its own source best? Fig. 3 of Frank & Ilse 2020 (arXiv 2011.01761).
 
     python experiments/cross_likelihood.py                         # both families that ship
     python experiments/cross_likelihood.py --priors toy/oracle,FOLDER
     python experiments/cross_likelihood.py --priors FOLDER --musdb ROOT   # priors of musdb18 stems
 
-Mean log-likelihood in nats per audio sample of each source's held-out audio, at the lowest noise
-level that the priors know, in two tables: clean inputs, as the paper judged, and inputs noised at
-that level, which is what the priors are laws of. A *row* compares what one prior gives to different
-audio; a *column* what different priors give to the same audio, which is what Bayes' rule needs.
+Printed is the mean log-likelihood of each source's held-out audio in nats per audio sample, at the
+lowest noise level that the priors know, in two tables: clean inputs, as the paper judged, and
+inputs noised at that level, whose law the priors are. A *row* compares different audio under one
+prior; a *column* compares different priors on the same audio, as Bayes' rule does.
 
 The paper's noise-free likelihoods have no counterpart here. Clean toy audio is a curve with three
-parameters and has no density: its likelihood grows with training without bound, and how far it got
-says how long a prior was trained.
+parameters and has no density: its likelihood grows with training without bound.
 
-The paper prints a picture without figures. Those printed here are the tables behind its poster,
-github.com/morris-frank/thesis-tex, graphics/toy_noise_0. Only who wins compares: the flow's leave
-the log-determinant out, the WaveNet's are log probabilities of bins.
+The paper prints a picture without figures. The figures printed beside ours are the tables behind
+its poster, github.com/morris-frank/thesis-tex, graphics/toy_noise_0. Only the winners compare: the
+flow's leave the log-determinant out, the WaveNet's are log probabilities of bins.
 """
 
-import sys
-import time as clock
 from pathlib import Path
-from typing import Annotated
 
-import typer
 import xarray as xr
+from _common import Frames, MusdbRoot, Out, PriorSets, Results, Seed, Time
+from likelihoods import TWO_SETS, held_out_audio, load_sets, log_likelihoods, lowest_sigma
 from matplotlib.figure import Figure
 
-from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run
-from pyro_sep.data.source import held_out_audio
-from pyro_sep.priors.auditing import log_likelihoods
-from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import plot_audit, save_figure
+from pyro_sep.cli.program import run
+from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME
+from pyro_sep.viz.plots import plot_audit
 
 PAPER_NAMES = ("sine", "square", "saw", "triangle")
 PAPER = {  # rows are priors
@@ -52,27 +46,18 @@ PAPER = {  # rows are priors
 
 
 def main(
-    priors: Annotated[
-        str, typer.Option(help="Sets that ship, or folders, comma-separated.")
-    ] = "toy/wavenet,toy/flow",
-    frames: Annotated[int, typer.Option(min=1, help="Test frames; the paper's 1,500.")] = (
-        AUDIT_FRAMES
-    ),
-    time: Annotated[int, typer.Option(min=16, help="Audio samples a frame.")] = AUDIT_TIME,
-    seed: int = 0,
+    priors: PriorSets = TWO_SETS,
+    frames: Frames = AUDIT_FRAMES,
+    time: Time = AUDIT_TIME,
+    seed: Seed = 0,
     musdb: MusdbRoot = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
-        "results/cross_likelihood"
-    ),
+    out: Out = Path("results/cross_likelihood"),
 ) -> None:
     """Print and draw the tables and say who wins each row and column."""
-    started = clock.monotonic()
-    sets = {name: load_priors(name) for name in priors.split(",")}
-    sigma = max(prior.sigmas[0] for loaded in sets.values() for prior in loaded.values())
-    sources = next(iter(sets.values()))
-    rate = next(iter(sources.values())).sample_rate
-    audio = held_out_audio(sources, rate, frames, time, musdb)
-    table = log_likelihoods(sets, audio, (sigma,), seed, sys.stderr.isatty())
+    results, sets = Results(out), load_sets(priors)
+    sigma = lowest_sigma(sets)
+    audio = held_out_audio(sets, frames, time, musdb)
+    table = log_likelihoods(sets, audio, (sigma,), seed)
     print(f"audio: {musdb or 'toy'}")
     verdicts = {}
     for panel in panels(table):
@@ -81,15 +66,12 @@ def main(
     for family, rows in () if musdb else PAPER.items():
         paper = xr.DataArray(rows, {"prior": list(PAPER_NAMES), "source": list(PAPER_NAMES)})
         report(f"paper's poster, {family}, clean audio, no noise", paper)
-    seconds = clock.monotonic() - started
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "cross_likelihood.csv") as partial:
-        table.to_series().to_csv(partial)
-    save_figure(draw(table), out / "cross_likelihood.png")
-    settings = {"sigma": sigma, "frames": frames, "time": time, "seed": seed, "seconds": seconds}
-    settings |= {"musdb": musdb}
-    save_json(settings | {"verdicts": verdicts, "table": table.to_dict()}, out / "summary.json")
-    print(f"{seconds:.0f} s. Results: {out}")
+    results.csv(table.to_series(), "cross_likelihood")
+    results.png(draw(table), "cross_likelihood")
+    settings = {"sigma": sigma, "frames": frames, "time": time, "seed": seed, "musdb": musdb}
+    settings |= {"seconds": results.seconds}
+    results.json(settings | {"verdicts": verdicts, "table": table.to_dict()})
+    results.done()
 
 
 def panels(table: xr.DataArray) -> xr.DataArray:
@@ -113,7 +95,7 @@ def report(title: str, panel: xr.DataArray) -> dict[str, str]:
 
 
 def winners(panel: xr.DataArray, each: str, over: str, all_own: str) -> str:
-    """In words, whose best is not its own and what it is."""
+    """In words, the names whose best is not their own, and that best."""
     best = panel.idxmax(over)
     lost = [
         f"{name} (its best {over} is {best.sel({each: name}).item()})"

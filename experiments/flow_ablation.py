@@ -1,31 +1,31 @@
-"""What makes a flow a good prior: variants trained alike on one waveform, and what they know then.
+"""What makes a flow a good prior? Variants trained alike on one waveform, audited.
 
     python experiments/flow_ablation.py                    # square waves, the hard case
     python experiments/flow_ablation.py --source sine
 
-Every variant sees the same frames for the same number of steps, by likelihood alone. The table
-gives its CPU minutes, its excess on held-out audio of its own source, and in brackets the highest
-that it gives to another waveform (nats per audio sample over the noise; 0 is the ceiling).
+Every variant sees the same frames for the same number of steps, by likelihood alone. The printed
+table has its CPU minutes, its excess on held-out audio of its own source, and in brackets the
+highest excess on another waveform (nats per audio sample over the noise; 0 is the ceiling).
 ``halves`` is the paper's layout (Frank & Ilse 2020, arXiv 2011.01761) at a size that one core can
 train.
 """
 
-import time as clock
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from _common import Out, Results, Steps, timed
 
-from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, run
+from pyro_sep.cli.program import run
 from pyro_sep.data.source import open_source, training_rms
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
 from pyro_sep.models.flowavenet import CONFIGS
 from pyro_sep.models.registry import FAMILIES, family_of
-from pyro_sep.models.train import TrainConfig, fit
+from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME, TrainConfig
+from pyro_sep.models.train import fit
 from pyro_sep.priors.auditing import audit
-from pyro_sep.priors.base import PRIORS
-from pyro_sep.storage.files import save_json
+from pyro_sep.priors.networks import PRIORS
 
 TOY, PAPER = CONFIGS["toy"], CONFIGS["paper"]
 HALVES = replace(PAPER, flows=2, layers=6)
@@ -43,13 +43,11 @@ SIGMAS = (0.01, 0.077, 0.359, 1.0)
 
 def main(
     source: Annotated[str, typer.Option(help="Waveform.")] = "square",
-    steps: Annotated[int, typer.Option(min=1)] = 1_500,
-    out: Annotated[Path, typer.Option(help="Folder for runs and table.")] = Path(
-        "results/flow_ablation"
-    ),
+    steps: Steps = 1_500,
+    out: Out = Path("results/flow_ablation"),
 ) -> None:
     """Train every variant and print the table."""
-    began = clock.monotonic()
+    results = Results(out)
     audio = open_source(f"toy:{source}", SAMPLE_RATE, AUDIT_TIME)
     sigma_data = training_rms(audio, AUDIT_TIME)
     tests = {
@@ -61,18 +59,17 @@ def main(
     for variant, config in VARIANTS.items():
         folder = out / source / variant.replace(", ", "_").replace(" ", "-")
         config = replace(config, sigma_data=sigma_data)
-        started = clock.process_time()
-        network = fit(audio.draw, folder, config, TrainConfig(steps=steps))
-        minutes = (clock.process_time() - started) / 60
+        network, seconds = timed(fit, audio.draw, folder, config, TrainConfig(steps=steps))
         prior = PRIORS[family_of(config)](network, name=source, sample_rate=SAMPLE_RATE)
         # One prior in the place of all: a row of the audit.
         excess = audit(dict.fromkeys(WAVEFORMS, prior), tests, SIGMAS)[:, 0].to_pandas()
         other = excess.drop(columns=source).max(axis=1)
         cells = [f"{excess.loc[s, source]:.2f} ({other[s]:.2f})" for s in SIGMAS]
-        print(f"| {variant} | {minutes:.1f} | {' | '.join(cells)} |", flush=True)
-        table[variant] = {"cpu_minutes": minutes, **dict(zip(map(str, SIGMAS), cells, strict=True))}
-    save_json(table, out / f"{source}.json")
-    print(f"{clock.monotonic() - began:.0f} s. Results: {out}")
+        print(f"| {variant} | {seconds / 60:.1f} | {' | '.join(cells)} |", flush=True)
+        table[variant] = dict(zip(map(str, SIGMAS), cells, strict=True))
+        table[variant]["cpu_minutes"] = seconds / 60
+    results.json(table, source)
+    results.done()
 
 
 if __name__ == "__main__":

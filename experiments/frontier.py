@@ -1,4 +1,4 @@
-"""Quality against cost: the search at five budgets, and samplers from the literature beside it.
+"""Quality against cost: how does the search stand beside samplers from the literature?
 
     python experiments/frontier.py                                   # all of it: hours
     python experiments/frontier.py --methods search,isdm-1 --mixtures 4 --seconds 0.032
@@ -12,14 +12,14 @@ probability flow and for the reverse diffusion (Song et al. 2021, arXiv 2011.134
 of the posterior whose sources add up to the mixture. ``hmc`` is Pyro's, at the last noise level.
 All but ``isdm``, which has a schedule of its own between the same ends, walk down geometric levels.
 
-An evaluation is a gradient of all sources of one mixture, those of all chains and candidates; the
-seconds are of the CPU. A run that was cut off goes on where it was.
+Printed per method are the median improvement of SI-SDR, the shares of sources above 10 and 20 dB,
+CPU seconds and evaluations per mixture. An evaluation is a gradient of all sources of one mixture;
+those of all chains and candidates count. A run that was cut off continues.
 """
 
 import math
-import sys
-import time as clock
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,27 +27,38 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import torch
 import typer
-from compare_samplers import SAMPLERS, CountedPosterior
+from _common import (
+    ALL_WAVEFORMS,
+    First,
+    Mixtures,
+    Out,
+    PriorSet,
+    Results,
+    Row,
+    Seconds,
+    Seed,
+    Sources,
+    load_set,
+    resume,
+    score,
+    split,
+    stacked,
+    summarise,
+)
 from matplotlib.figure import Figure
+from samplers import SAMPLERS, CountedPosterior, overdamped
 from torch import Tensor
-from tqdm import tqdm
 
-from pyro_sep.cli.app import run
-from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, ToyMixture, toy_mixture
-from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.cli.program import run
+from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.inference.annealing.schedules import geometric_ladder
-from pyro_sep.inference.kernels.sgld import langevin_step
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.priors.base import Priors
-from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.separation.api import PRESETS, default_ladder, separate_batch
-from pyro_sep.storage.files import load_figures, save_json
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.separation.api import Separation, separate_batch
+from pyro_sep.separation.presets import resolve_settings
 
-BATCH = 5  # mixtures separated at once
 LEVELS = 22  # of SGLD
-STEP_SIZE = 0.1  # of SGLD, in units of sigma^2; the stability bound is 1
 MEANS = 20  # of SGLD at most, the last ones, whose mean is the estimate
 CHURN = 20.0  # of ISDM, over all steps, as its authors have it
 RHO = 7.0  # of its schedule
@@ -69,35 +80,35 @@ class Method(NamedTuple):
 
 
 def main(
-    sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = ",".join(WAVEFORMS),
-    seconds: Annotated[float, typer.Option(min=0.016, help="Length.")] = 0.128,
-    mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 20,
-    first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
+    sources: Sources = ALL_WAVEFORMS,
+    seconds: Seconds = 0.128,
+    mixtures: Mixtures = 20,
+    first: First = 0,
     methods: Annotated[
         str | None, typer.Option(help="Comma-separated, search-1 or search; all by default.")
     ] = None,
-    priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
-    seed: int = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("docs/frontier"),
+    priors: PriorSet = "toy",
+    seed: Seed = 0,
+    out: Out = Path("results/frontier"),
 ) -> None:
-    """Run them, print the table and draw it."""
+    """Run the methods, print the table and draw it."""
+    results = Results(out)
     names = choose_methods(methods)
-    loaded = choose_priors(load_priors(priors), sources)
+    loaded = load_set(priors, sources)
     time = round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, tuple(loaded), time) for i in range(mixtures)]
     run_of = {"sources": list(loaded), "seconds": seconds, "first": first, "priors": priors}
     run_of["seed"] = seed
-    out.mkdir(parents=True, exist_ok=True)
     rows = {}
-    for name in tqdm(names, disable=not sys.stderr.isatty()):
+    for name in names:
         settings = run_of | {"budget": dict(METHODS[name].budget)}
-        figures = run_method(METHODS[name], items, loaded, settings, out / f"{name}.json")
-        rows[name] = summarise(figures)
+        figures = partial(measure, METHODS[name], loaded, seed)
+        rows[name] = place(list(resume(out / f"{name}.json", settings, items, figures)))
         print(f"{name:9s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[name].items()))
-        save_json(run_of | {"mixtures": mixtures, "methods": rows}, out / "summary.json")
+        results.json(run_of | {"mixtures": mixtures, "methods": rows})
     title = f"{', '.join(loaded)}; {mixtures} mixtures of {seconds:g} s"
-    save_figure(draw(rows, title), out / "frontier.png")
-    print(f"Results: {out}")
+    results.png(draw(rows, title), "frontier")
+    results.done()
 
 
 def choose_methods(names: str | None) -> list[str]:
@@ -109,7 +120,7 @@ def choose_methods(names: str | None) -> list[str]:
     if names is None:
         return list(METHODS)
     chosen: dict[str, None] = {}
-    for name in names.split(","):
+    for name in split(names):
         found = [method for method in METHODS if name in (method, family(method))]
         if not found:
             raise ValueError(f"methods: got {name!r}, expected some of {', '.join(METHODS)}")
@@ -122,44 +133,23 @@ def family(method: str) -> str:
     return method.partition("-")[0]
 
 
-def run_method(
-    method: Method,
-    items: Sequence[ToyMixture],
-    priors: Priors,
-    settings: Mapping[str, Any],
-    path: Path,
-) -> list[dict[str, Any]]:
-    """Figures of every mixture, those that ``path`` already has and the others."""
-    rows: list[dict[str, Any]] = load_figures(path, settings)
-    for start in range(len(rows), len(items), BATCH):
-        batch = items[start : start + BATCH]
-        began = clock.process_time()
-        found = method.sampler(batch, priors, settings["seed"] + start, **method.budget)
-        seconds = (clock.process_time() - began) / len(batch)
-        for item, sources, evaluations in zip(batch, *found, strict=True):
-            rows.append(score(item, sources) | {"evaluations": evaluations, "seconds": seconds})
-        save_json({"settings": settings, "mixtures": rows}, path)
-    return rows[: len(items)]
+def measure(
+    method: Method, priors: Priors, seed: int, start: int, items: Sequence[ToyMixture]
+) -> list[Row]:
+    """The figures of a batch of mixtures."""
+    found = method.sampler(items, priors, seed + start, **method.budget)
+    return [
+        score(sources, item.sources, item.mixture) | {"evaluations": evaluations}
+        for item, sources, evaluations in zip(items, *found, strict=True)
+    ]
 
 
-def score(item: ToyMixture, sources: Tensor) -> dict[str, list[float]]:
-    """How well the sources of one mixture were found, in dB."""
-    return {
-        "improvement": si_sdr_improvement(sources, item.sources, item.mixture).tolist(),
-        "si_sdr": si_sdr(sources, item.sources).tolist(),
-    }
-
-
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def place(rows: Sequence[Row]) -> dict[str, float]:
     """A method's place on the frontier."""
-    sdr = np.array([row["si_sdr"] for row in rows])
-    return {
-        "median_improvement_db": float(np.median([row["improvement"] for row in rows])),
-        "share_above_10_db": float((sdr > 10).mean()),
-        "share_above_20_db": float((sdr > 20).mean()),
-        "evaluations": float(np.mean([row["evaluations"] for row in rows])),
-        "cpu_seconds": float(np.mean([row["seconds"] for row in rows])),
-    }
+    keys = ("median_improvement_db", "share_above_10_db", "share_above_20_db", "cpu_seconds")
+    figures = summarise(rows)
+    evaluations = float(np.mean([row["evaluations"] for row in rows]))
+    return {key: figures[key] for key in keys} | {"evaluations": evaluations}
 
 
 def draw(rows: Mapping[str, Mapping[str, float]], title: str) -> Figure:
@@ -183,8 +173,11 @@ def draw(rows: Mapping[str, Mapping[str, float]], title: str) -> Figure:
 
 def search(items: Sequence[ToyMixture], priors: Priors, seed: int, **budget: Any) -> Found:
     """The package's own."""
-    mixtures = torch.stack([item.mixture for item in items])
-    results = separate_batch(mixtures, priors, seed=seed, **budget)
+    return found_by(separate_batch(stacked(items)[0], priors, seed=seed, **budget))
+
+
+def found_by(results: Sequence[Separation]) -> Found:
+    """Sources and gradients of separations."""
     sources = torch.stack([result.sources for result in results])
     return Found(sources, [float(result.trace.attrs["gradients"]) for result in results])
 
@@ -210,10 +203,10 @@ class Start(NamedTuple):
 
 def start(items: Sequence[ToyMixture], priors: Priors, seed: int, exact: bool) -> Start:
     """A posterior that counts its evaluations, between the ends of the priors' own ladder."""
-    mixtures = torch.stack([item.mixture for item in items])
+    mixtures, _ = stacked(items)
     target = CountedPosterior(mixtures, tuple(priors.values()), Mixing.mean(len(priors)), exact)
-    ladder = default_ladder(priors, mixtures.shape[-1])
-    ends = (ladder["sigma_max"], ladder["sigma_min"])
+    plan = resolve_settings(priors, mixtures.shape[-1])
+    ends = (plan.sigma_max, plan.sigma_min)
     return Start(target, ends, torch.Generator().manual_seed(seed))
 
 
@@ -224,17 +217,11 @@ def sgld(items: Sequence[ToyMixture], priors: Priors, seed: int, steps: int) -> 
     Positions count by the clean sources expected from them, which takes no more evaluations.
     """
     begun = start(items, priors, seed, exact=False)
-    target, generator = begun.target, begun.generator
-    position = target.start(begun.sigmas[0], generator)
+    ladder = geometric_ladder(*begun.sigmas, LEVELS)
     means: list[Tensor] = []
-    for sigma in geometric_ladder(*begun.sigmas, LEVELS):
-        means = []
-        for _ in range(steps):
-            evaluation = target.evaluate(position, sigma)
-            means = [*means, target.denoise(position, evaluation, sigma)][-MEANS:]
-            position = langevin_step(
-                position, evaluation.gradient, STEP_SIZE * sigma**2, generator=generator
-            )
+    for sigma, position, evaluation, _ in overdamped(begun.target, ladder, steps, begun.generator):
+        if sigma == ladder[-1]:
+            means = [*means, begun.target.denoise(position, evaluation, sigma)][-MEANS:]
     return begun.found(torch.stack(means).mean(0))
 
 
@@ -315,25 +302,16 @@ def karras_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[floa
 
 def hmc(items: Sequence[ToyMixture], priors: Priors, seed: int) -> Found:
     """Pyro's, of two chains from the mixture plus noise."""
-    results = SAMPLERS["hmc"](list(items), priors, seed)
-    sources = torch.stack([result.sources for result in results])
-    return Found(sources, [float(result.trace.attrs["gradients"]) for result in results])
+    return found_by(SAMPLERS["hmc"](items, priors, seed))
 
 
-SMALL: dict[str, Any] = {
-    "tries": 1,
-    "swaps": 0,
-    "replicas": 0,
-    "cooling": 2,
-    "warmup": 1,
-    "thin": 1,
-}
+SMALL = {"tries": 1, "swaps": 0, "replicas": 0, "cooling": 2, "warmup": 1, "thin": 1}
 METHODS = {
     "search-1": Method(search, SMALL | {"candidates": 1, "levels": 12, "draws": 2}),
     "search-2": Method(search, SMALL | {"candidates": 2, "levels": 24, "swaps": 1, "draws": 4}),
-    "search-3": Method(search, PRESETS["quick"]["best"]),
-    "search-4": Method(search, PRESETS["standard"]["best"]),
-    "search-5": Method(search, PRESETS["thorough"]["best"]),
+    "search-3": Method(search, {"preset": "quick"}),
+    "search-4": Method(search, {"preset": "standard"}),
+    "search-5": Method(search, {"preset": "thorough"}),
     "sgld-1": Method(sgld, {"steps": 10}),
     "sgld-2": Method(sgld, {"steps": 100}),
     "isdm-1": Method(isdm, {"steps": 40}),

@@ -1,11 +1,12 @@
-"""Which fault of the paper's public code breaks separation by itself.
+"""Which fault of the paper's public code breaks separation by itself?
 
     python experiments/langevin_ablation.py                      # WaveNets, ten mixtures
     python experiments/langevin_ablation.py --priors toy/flow    # and the log-determinant
 
-The same annealed dynamics, priors and mixtures throughout; each line switches one fault on, as
+Dynamics, priors and mixtures are the same throughout. Each line switches on one fault that was
 found in github.com/morris-frank/unsupervised-source-separation, the code of Frank & Ilse 2020
-(arXiv 2011.01761). The paper reports that separation failed, without a figure.
+(arXiv 2011.01761). Printed are median and quartiles of the improvement of SI-SDR over all sources.
+The paper reports that separation failed, without a figure.
 
 ======================  ============================================================================
 no fault                as ``pyro_sep.separate`` does it under the Gaussian likelihood
@@ -19,36 +20,43 @@ no log-determinant      of the flow: the latent's density alone
 ======================  ============================================================================
 """
 
-import sys
-import time as clock
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
+from _common import (
+    Levels,
+    Mixtures,
+    Out,
+    Preset,
+    PriorSet,
+    Results,
+    Seconds,
+    Seed,
+    Sources,
+    bar,
+    decibels,
+    load_set,
+    score,
+    stacked,
+)
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from pyro_sep.cli.app import one_of, run
+from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
-from pyro_sep.evaluation.metrics import si_sdr_improvement
-from pyro_sep.inference.annealing.draws import Collected
+from pyro_sep.inference.annealing.draws import MemoryRecorder
 from pyro_sep.inference.annealing.driver import anneal
-from pyro_sep.inference.annealing.schedules import MIN_LEVELS
 from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.kernels.sgld import Evaluation
 from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.state import Evaluation
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import FloWaveNetPrior, Priors
-from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.separation.api import PRESETS, default_ladder
-from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.networks import FloWaveNetPrior
+from pyro_sep.separation.presets import resolve_settings
 
 FAULTS = (
     "no fault",
@@ -65,66 +73,56 @@ RUNAWAY = 1e3  # full scale 1: chains that are pushed away are held there
 
 
 def main(
-    priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
-    sources: Annotated[str, typer.Option(help="Waveforms, comma-separated.")] = "square,saw",
-    mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 10,
-    seconds: Annotated[float, typer.Option(min=0.016)] = 0.064,
-    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "standard",
-    levels: Annotated[
-        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
-    ] = None,
-    seed: int = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
-        "results/langevin_ablation"
-    ),
+    priors: PriorSet = "toy",
+    sources: Sources = "square,saw",
+    mixtures: Mixtures = 10,
+    seconds: Seconds = 0.064,
+    preset: Preset = None,
+    levels: Levels = None,
+    seed: Seed = 0,
+    out: Out = Path("results/langevin_ablation"),
 ) -> None:
     """Separate with each fault and print what it costs."""
-    chosen = choose_priors(load_priors(priors), sources)
-    one_of("preset", preset, PRESETS)
-    budget = PRESETS[preset]["best"] | ({} if levels is None else {"levels": levels})
-    flows = all(isinstance(prior, FloWaveNetPrior) for prior in chosen.values())
+    results = Results(out)
+    chosen = load_set(priors, sources)
     time = round(seconds * SAMPLE_RATE)
+    settings = resolve_settings(chosen, time, preset=preset, levels=levels)
+    flows = all(isinstance(prior, FloWaveNetPrior) for prior in chosen.values())
     items = [toy_mixture("test", i, tuple(chosen), time) for i in range(mixtures)]
-    started, gains = clock.monotonic(), {}
-    for fault in tqdm(FAULTS if flows else FAULTS[:-1], disable=not sys.stderr.isatty()):
-        gains[fault] = improvements(items, chosen, fault, budget, seed)
+    gains = {}
+    for fault in bar(FAULTS if flows else FAULTS[:-1]):
+        gains[fault] = improvements(items, chosen, fault, settings, seed)
         low, median, high = np.percentile(gains[fault], [25, 50, 75])
         print(f"{fault:24s} {median:6.1f} dB ({low:.1f} to {high:.1f})", flush=True)
     table = pd.DataFrame(gains).melt(var_name="fault", value_name="improvement in dB")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "langevin_ablation.csv") as partial:
-        table.to_csv(partial, index=False)
-    save_figure(draw(gains), out / "langevin_ablation.png")
-    took = clock.monotonic() - started
-    save_json({"improvement_db": gains, "seconds": took}, out / "langevin_ablation.json")
-    print(f"Paper (2011.01761): separation failed, no figure. {took:.0f} s. Results: {out}")
+    results.csv(table, "langevin_ablation", index=False)
+    results.png(draw(gains), "langevin_ablation")
+    results.json({"improvement_db": gains, "seconds": results.seconds}, "langevin_ablation")
+    print("Paper (2011.01761): separation failed, no figure.")
+    results.done()
 
 
 def improvements(
-    items: Sequence[ToyMixture], priors: Priors, fault: str, budget: dict[str, int], seed: int
+    items: Sequence[ToyMixture], priors: Priors, fault: str, settings: Annealing, seed: int
 ) -> list[float]:
     """SI-SDR improvement in dB of every source of every mixture, by the best chain."""
-    mixtures = torch.stack([item.mixture for item in items])
-    ladder = default_ladder(priors, mixtures.shape[-1])
     if fault == "paper's ladder":
-        ladder |= {"sigma_max": PAPER_TOP, "sigma_freeze": PAPER_TOP / 2}
+        settings = replace(settings, sigma_max=PAPER_TOP, sigma_freeze=PAPER_TOP / 2)
     laws = tuple(WithoutLogDet(p) if fault == "no log-determinant" else p for p in priors.values())
-    sink = Collected()
+    mixtures, sources = stacked(items)
+    recorder = MemoryRecorder()
     anneal(
         mixtures,
-        lambda lanes: Faulty(lanes, laws, Mixing.mean(len(laws)), fault=fault),
-        Annealing(**(ladder | budget)),
+        lambda batch: Faulty(batch, laws, Mixing.mean(len(laws)), fault=fault),
+        settings,
         torch.Generator().manual_seed(seed),
-        sink,
+        recorder,
     )
-    draws = sink.draws
+    draws = recorder.draws
     best = draws.statistics.lp.mean(-1).nan_to_num(nan=-torch.inf).argmax(1)
     means = draws.sources[torch.arange(len(items)), best].mean(1).nan_to_num()
-    return [
-        gain
-        for item, estimate in zip(items, means[..., : mixtures.shape[-1]], strict=True)
-        for gain in si_sdr_improvement(estimate, item.sources, item.mixture).tolist()
-    ]
+    found = zip(means[..., : mixtures.shape[-1]], sources, mixtures, strict=True)
+    return decibels([score(*each) for each in found], "improvement").flatten().tolist()
 
 
 @dataclass(frozen=True)
@@ -159,15 +157,15 @@ class WithoutLogDet:
         return getattr(self.prior, name)
 
     def condition(self, sigma: float) -> "WithoutLogDet":
-        """As of the prior."""
+        """As that of the prior."""
         return WithoutLogDet(self.prior.condition(sigma))
 
     def frame(self, time: int) -> "WithoutLogDet":
-        """As of the prior."""
+        """As that of the prior."""
         return WithoutLogDet(self.prior.frame(time))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of the latent alone."""
+        """Log density of the latent alone."""
         return self.prior.base_dist.log_prob(self.prior.transforms[0].inv(value))
 
 

@@ -1,51 +1,48 @@
-r"""The log density along the line from one source to another: the thesis of Frank & Ilse 2020.
+r"""Are learned priors peaked or smooth? The log density along the line between two sources.
 
     python experiments/line_profile.py                          # saw to triangle, both families
     python experiments/line_profile.py --sources square,sine
     python experiments/line_profile.py --priors toy/oracle --frames 2
 
-The paper (arXiv 2011.01761) finds learned priors "either discriminative and extremely peaked or
-smooth and non-discriminative", in words. This is the picture: with two tones of the test split,
+Frank & Ilse 2020 (arXiv 2011.01761) find learned priors "either discriminative and extremely peaked
+or smooth and non-discriminative", in words. This is the picture: with two tones of the test split,
 
 .. math:: s(t) = (1 - t) \, s_a + t \, s_b, \qquad x = s(t) + \sigma n
 
-and what the priors of a and of b give to x at the level sigma, as excess over the noise (see
-:mod:`pyro_sep.priors.auditing`), in nats per audio sample: 0 is the ceiling. The noise n is the
-same all along the line. Curves are means over frames, bands hold all frames.
+the curves are the log densities of x at level sigma under the priors of a and of b, as excess over
+the noise (see :mod:`pyro_sep.priors.auditing`) in nats per audio sample: 0 is the ceiling. The
+noise n is the same all along the line. Curves are means over frames, bands contain all frames.
 
 Three levels have a panel of their own: the lowest, where a density is peaked; the highest, where it
-is smooth; and one in between. The last panel is the ladder that a sampler walks down, dashed where
-the two priors do not tell the two sources apart, by the audit's rule. What is printed for the prior
-of a: its excess at a, how far it falls on the way to b, and the reach, the t at which it has fallen
-by half a nat per audio sample. A law that knew its source to the last digit would fall by that
-where the audio is sigma away from it.
+is smooth; and one in between. The last panel has all levels of a sampler's ladder, dashed where the
+two priors do not distinguish the two sources by the audit's rule. Printed for the prior of a are
+its excess at a, its fall on the way to b, and its reach, the t at which it has fallen by half a nat
+per audio sample. An exact law of one point falls by that where the audio is sigma away from it.
 """
 
 import itertools
-import sys
-import time as clock
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-import typer
 import xarray as xr
+from _common import Frames, Out, PriorSets, Results, Seed, Sources, Time, bar, choose
+from likelihoods import TWO_SETS, load_sets
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
-from pyro_sep.cli.app import AUDIT_TIME, run
+from pyro_sep.cli.program import run
 from pyro_sep.data.source import ToySource
+from pyro_sep.data.toy import WAVEFORMS
+from pyro_sep.models.settings import AUDIT_TIME
 from pyro_sep.priors.auditing import SIGMAS, discriminative, noise_entropy
 from pyro_sep.priors.base import Prior, Priors
-from pyro_sep.priors.io import choose_priors, load_priors
-from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.priors.io import choose_priors
 
 PANELS = (0.01, 0.129, 2.0)  # peaked, in between, smooth
 FALL = 0.5  # nats per audio sample: a displacement of sigma costs d^2 / (2 sigma^2)
@@ -55,23 +52,18 @@ POINTS = np.unique([*-_NEAR, *_NEAR, *np.linspace(0.25, 0.75, 9), *(1 - _NEAR), 
 
 
 def main(
-    priors: Annotated[
-        str, typer.Option(help="Sets that ship, or folders, comma-separated.")
-    ] = "toy/wavenet,toy/flow",
-    sources: Annotated[str, typer.Option(help="Two waveforms, from and to.")] = "saw,triangle",
-    frames: Annotated[int, typer.Option(min=1, help="Test frames.")] = 8,
-    time: Annotated[int, typer.Option(min=16, help="Audio samples a frame.")] = AUDIT_TIME,
-    seed: int = 0,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
-        "results/line_profile"
-    ),
+    priors: PriorSets = TWO_SETS,
+    sources: Sources = "saw,triangle",
+    frames: Frames = 8,
+    time: Time = AUDIT_TIME,
+    seed: Seed = 0,
+    out: Out = Path("results/line_profile"),
 ) -> None:
-    """Print and draw the profiles and say which levels tell the two sources apart."""
-    started = clock.monotonic()
-    names = sources.split(",")
+    """Print and draw the profiles and say which levels distinguish the two sources."""
+    results, names = Results(out), choose("sources", sources, WAVEFORMS)
     if len(names) != 2 or names[0] == names[1]:
         raise ValueError(f"sources: got {sources!r}, expected two waveforms, such as saw,triangle")
-    sets = {name: choose_priors(load_priors(name), sources) for name in priors.split(",")}
+    sets = {name: choose_priors(loaded, sources) for name, loaded in load_sets(priors).items()}
     table = profiles(sets, names, frames, time, seed)
     figures = {name: summarise(table.sel(priors=name)) for name in sets}
     for name, levels in figures.items():
@@ -79,15 +71,13 @@ def main(
         print(levels.to_string(float_format="{:.3g}".format, na_rep="none"))
     print('Paper (2011.01761): "either discriminative and extremely peaked or smooth and')
     print('non-discriminative", no figure.')
-    seconds = clock.monotonic() - started
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "line_profile.csv") as partial:
-        table.to_series().to_csv(partial)
-    save_figure(draw(table), out / "line_profile.png")
-    settings = {"sources": names, "frames": frames, "time": time, "seed": seed, "seconds": seconds}
+    results.csv(table.to_series(), "line_profile")
+    results.png(draw(table), "line_profile")
+    settings = {"sources": names, "frames": frames, "time": time, "seed": seed}
+    settings |= {"seconds": results.seconds}
     words = {name: levels.reset_index().to_dict("list") for name, levels in figures.items()}
-    save_json(settings | {"levels": words}, out / "summary.json")
-    print(f"{seconds:.0f} s. Results: {out}")
+    results.json(settings | {"levels": words})
+    results.done()
 
 
 def profiles(
@@ -98,8 +88,7 @@ def profiles(
     coords: dict[str, Any] = {"priors": list(sets), "sigma": list(SIGMAS), "prior": names}
     cells = list(itertools.product(*coords.values()))
     values = [
-        profile(sets[priors][name], sigma, start, end, seed)
-        for priors, sigma, name in tqdm(cells, disable=not sys.stderr.isatty())
+        profile(sets[priors][name], sigma, start, end, seed) for priors, sigma, name in bar(cells)
     ]
     coords |= {"t": POINTS, "frame": range(frames)}
     shape = [len(labels) for labels in coords.values()]
@@ -116,7 +105,7 @@ def profile(prior: Prior, sigma: float, start: Tensor, end: Tensor, seed: int) -
 
 
 def summarise(table: xr.DataArray) -> pd.DataFrame:
-    """The figures of every level, from ``(sigma, prior, t, frame)``."""
+    """The figures of every noise level, from ``(sigma, prior, t, frame)``."""
     own = table.isel(prior=0).mean("frame")
     rows = {
         "excess": own.sel(t=0).values,
@@ -128,7 +117,7 @@ def summarise(table: xr.DataArray) -> pd.DataFrame:
 
 
 def told_apart(table: xr.DataArray) -> list[bool]:
-    """Whether the two priors tell the two sources apart, per level."""
+    """Whether the two priors distinguish the two sources, per noise level."""
     names = table["prior"].values
     ends = table.sel(t=[0, 1]).mean("frame").rename(t="source").assign_coords(source=names)
     return list(discriminative(ends).values())
@@ -171,7 +160,7 @@ def draw(table: xr.DataArray) -> Figure:
 
 
 def both(ax: Axes, level: xr.DataArray) -> None:
-    """What both priors give along the line, means in bands that hold all frames."""
+    """Draw both priors along the line: means, in bands that contain all frames."""
     for index, curve in enumerate(level):
         low, high = curve.min("frame"), curve.max("frame")
         ax.fill_between(curve["t"], low, high, color=f"C{index}", alpha=0.2, linewidth=0)
@@ -180,7 +169,7 @@ def both(ax: Axes, level: xr.DataArray) -> None:
 
 
 def ladder(ax: Axes, levels: xr.DataArray) -> None:
-    """The first prior at all levels; dashed where the two priors do not tell the two apart."""
+    """Draw the first prior at all levels, dashed where the priors do not distinguish the two."""
     colors = colormaps["viridis"](np.linspace(0, 0.9, levels.sizes["sigma"]))
     for level, color, apart in zip(levels, colors, told_apart(levels), strict=True):
         mean = level.isel(prior=0).mean("frame")

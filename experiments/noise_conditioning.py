@@ -1,36 +1,31 @@
-"""Every source under every prior as the noise level rises: Fig. 4 of Frank & Ilse 2020, toy data.
+"""Do priors still know their own source as the noise level rises? Fig. 4 of Frank & Ilse 2020.
 
     python experiments/noise_conditioning.py
     python experiments/noise_conditioning.py --frames 32         # the audit's frames
     python experiments/noise_conditioning.py --priors FOLDER --musdb ROOT   # of musdb18 stems
 
-Mean log-likelihood in nats per audio sample (arXiv 2011.01761) at the paper's noise levels, of
-clean inputs, as the paper judged, and of inputs noised at the level, which is what the priors are
-laws of. The paper's level 0 is left out: the priors that ship know 0.01 and more, since a clean toy
-curve has no density. The picture has a panel per prior and a line per source; where the prior's own
-source is the highest line it tells the sources apart, and grey is the noise's own entropy, the
+Printed is the mean log-likelihood in nats per audio sample at the paper's noise levels
+(arXiv 2011.01761), of clean inputs, as the paper judged, and of inputs noised at the level, whose
+law the priors are. The paper's level 0 is left out: the priors that ship know 0.01 and more, since
+a clean toy curve has no density. The picture has a panel per prior and a line per source. A prior
+whose own source is the highest line distinguishes the sources; grey is the noise's own entropy, the
 ceiling for noised inputs.
 
-The paper prints a picture without figures. What is printed of it counts the winners in the tables
-behind its poster, github.com/morris-frank/thesis-tex, graphics/toy_noise_*, clean inputs.
+The paper prints a picture without figures. The figures printed beside ours count the winners in the
+tables behind its poster, github.com/morris-frank/thesis-tex, graphics/toy_noise_*, clean inputs.
 """
 
-import sys
-import time as clock
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
-import typer
 import xarray as xr
+from _common import Frames, MusdbRoot, Out, PriorSets, Results, Seed, Time
+from likelihoods import TWO_SETS, held_out_audio, load_sets, log_likelihoods
 from matplotlib.figure import Figure
 
-from pyro_sep.cli.app import AUDIT_TIME, MusdbRoot, run
-from pyro_sep.data.source import held_out_audio
-from pyro_sep.priors.auditing import log_likelihoods, noise_entropy, own_wins
-from pyro_sep.priors.io import load_priors
-from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.cli.program import run
+from pyro_sep.models.settings import AUDIT_TIME
+from pyro_sep.priors.auditing import noise_entropy, own_wins
 
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359)
 #: Of four: priors that give their own source most, and sources likeliest under their own prior.
@@ -48,24 +43,17 @@ PAPER = {
 
 
 def main(
-    priors: Annotated[
-        str, typer.Option(help="Sets that ship, or folders, comma-separated.")
-    ] = "toy/wavenet,toy/flow",
-    frames: Annotated[int, typer.Option(min=1, help="Test frames; the paper's 1,500.")] = 8,
-    time: Annotated[int, typer.Option(min=16, help="Audio samples a frame.")] = AUDIT_TIME,
-    seed: int = 0,
+    priors: PriorSets = TWO_SETS,
+    frames: Frames = 8,
+    time: Time = AUDIT_TIME,
+    seed: Seed = 0,
     musdb: MusdbRoot = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path(
-        "results/noise_conditioning"
-    ),
+    out: Out = Path("results/noise_conditioning"),
 ) -> None:
     """Print and draw the tables and count who wins at each level."""
-    started = clock.monotonic()
-    sets = {name: load_priors(name) for name in priors.split(",")}
-    sources = next(iter(sets.values()))
-    rate = next(iter(sources.values())).sample_rate
-    audio = held_out_audio(sources, rate, frames, time, musdb)
-    table = log_likelihoods(sets, audio, SIGMAS, seed, sys.stderr.isatty())
+    results, sets = Results(out), load_sets(priors)
+    audio = held_out_audio(sets, frames, time, musdb)
+    table = log_likelihoods(sets, audio, SIGMAS, seed)
     print(f"audio: {musdb or 'toy'}")
     wins = count_wins(table)
     for name in sets:
@@ -79,21 +67,17 @@ def main(
     for family, counts in () if musdb else PAPER.items():
         cells = "  ".join(f"{s:g}: {own} {likeliest}" for s, (own, likeliest) in counts.items())
         print(f"paper's poster, {family}, clean audio, of 4  {cells}")
-    seconds = clock.monotonic() - started
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "noise_conditioning.csv") as partial:
-        table.to_series().to_csv(partial)
-    save_figure(draw(table), out / "noise_conditioning.png")
-    settings = {"frames": frames, "time": time, "seed": seed, "musdb": musdb, "seconds": seconds}
-    save_json(
-        settings | {"wins": wins.reset_index().to_dict("records"), "table": table.to_dict()},
-        out / "summary.json",
-    )
-    print(f"{seconds:.0f} s. Results: {out}")
+    results.csv(table.to_series(), "noise_conditioning")
+    results.png(draw(table), "noise_conditioning")
+    settings = {"frames": frames, "time": time, "seed": seed, "musdb": musdb}
+    settings |= {"seconds": results.seconds}
+    records = wins.reset_index().to_dict("records")
+    results.json(settings | {"wins": records, "table": table.to_dict()})
+    results.done()
 
 
 def count_wins(table: xr.DataArray) -> pd.DataFrame:
-    """Of the priors, those that give their own source most; of the sources, the reverse."""
+    """Numbers of priors that give their own source most, and of sources so judged by theirs."""
     by_prior, by_source = own_wins(table)
     counts = {"priors_right": by_prior.sum("prior"), "sources_right": by_source.sum("source")}
     return xr.Dataset(counts).to_dataframe(["priors", "input", "sigma"])

@@ -1,106 +1,117 @@
-"""Mixtures of two or three of the four toy waveforms: which are there?
+"""Which of the four toy waveforms are present in a mixture of two or three of them?
 
     python experiments/presence.py                              # 40 mixtures of 0.064 s
-    python experiments/presence.py --preset quick                  # on a small budget
+    python experiments/presence.py --preset quick               # on a small budget
 
-Every mixture holds 1/4 of each tone that is present, and is separated with all four priors, each
-source silent with probability 1/2 beforehand. Printed are the probabilities of presence, the share
-of sources judged right at 1/2, that of mixtures wholly right, and the Brier score, the mean of
-(probability - truth)^2, which is 1/4 for one who says 1/2 to everything. A batch leaves its figures
-in --out, from where a run that was cut off goes on.
+Every mixture holds 1/4 of each tone that is present. It is separated with all four priors; each
+source is silent with prior probability 1/2. Printed are the probabilities of presence, the share of
+sources judged right at 1/2, the share of mixtures with all sources right, and the Brier score, the
+mean of (probability - truth)^2, which is 1/4 where every probability is 1/2. A run that was cut off
+continues.
 
-Frank & Ilse 2020 (arXiv 2011.01761) hold all sources present; they have no figure.
+Frank & Ilse 2020 (arXiv 2011.01761) assume that all sources are present; they have no figure.
 """
 
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-import typer
+from _common import (
+    Candidates,
+    Chains,
+    First,
+    Levels,
+    Mixtures,
+    Out,
+    Preset,
+    PriorSet,
+    Results,
+    Row,
+    Seconds,
+    Seed,
+    Tries,
+    load_set,
+    resume,
+)
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_sep.cli.app import one_of, run
+from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
-from pyro_sep.inference.annealing.schedules import MIN_LEVELS
 from pyro_sep.priors.base import Priors
-from pyro_sep.priors.io import load_priors
-from pyro_sep.separation.api import PRESETS, separate_batch
-from pyro_sep.storage.files import load_figures, save_json
+from pyro_sep.separation.api import separate_batch
+from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.dataset import best_chain
-from pyro_sep.viz.plots import save_figure
 
-BATCH = 5  # mixtures separated at once
-PRESENT = (2, 3)  # how many sources a mixture holds
+PRESENT = (2, 3)  # numbers of sources in a mixture
 
 
 def main(
-    mixtures: Annotated[int, typer.Option(min=1, help="How many test mixtures.")] = 40,
-    first: Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.016, help="Length of a mixture.")] = 0.064,
-    priors: Annotated[str, typer.Option(help="A set that ships, or a folder.")] = "toy",
-    seed: int = 0,
-    preset: Annotated[str, typer.Option(help=f"Budget: {', '.join(PRESETS)}.")] = "standard",
-    chains: Annotated[int | None, typer.Option(min=1, help="Else the preset's.")] = None,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, help="Of a search; else the preset's.")
-    ] = None,
-    levels: Annotated[
-        int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; else the preset's.")
-    ] = None,
-    tries: Annotated[
-        int | None, typer.Option(min=1, help="Searches at most; else the preset's.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/presence"),
+    mixtures: Mixtures = 40,
+    first: First = 0,
+    seconds: Seconds = 0.064,
+    priors: PriorSet = "toy",
+    seed: Seed = 0,
+    preset: Preset = None,
+    chains: Chains = None,
+    candidates: Candidates = None,
+    levels: Levels = None,
+    tries: Tries = None,
+    out: Out = Path("results/presence"),
 ) -> None:
-    """Separate mixtures of some of the waveforms and say which are there."""
-    loaded = load_priors(priors)
+    """Separate mixtures of some of the waveforms and print which are present."""
+    results = Results(out)
+    loaded = load_set(priors)
     names, time = tuple(loaded), round(seconds * SAMPLE_RATE)
-    one_of("preset", preset, PRESETS)
-    given = {"chains": chains, "candidates": candidates, "levels": levels, "tries": tries}
-    own = {name: value for name, value in given.items() if value is not None}
-    budget = PRESETS[preset]["best"] | own
-    settings = budget | {"seconds": seconds, "priors": priors, "seed": seed}
-    out.mkdir(parents=True, exist_ok=True)
+    budget = {"preset": preset, "chains": chains, "candidates": candidates}
+    budget |= {"levels": levels, "tries": tries}
+    settings = asdict(resolve_settings(loaded, time, **budget))
+    settings |= {"first": first, "seconds": seconds, "priors": priors, "seed": seed}
     rows = []
-    for start in range(first, first + mixtures, BATCH):
-        indices = range(start, min(start + BATCH, first + mixtures))
-        path = out / f"batch_{indices[0]:04d}_{len(indices)}.json"
-        batch = load_figures(path, settings)
-        if not batch:
-            batch = infer(indices, loaded, time, seed=seed + start, **budget)
-            save_json({"settings": settings, "mixtures": batch}, path)
-        for row in batch:
-            print_row(row, names)
-        rows += batch
-    summarise(rows, names, settings, out)
+    figures = partial(measure, loaded, time, seed, budget)
+    for row in resume(out / "mixtures.json", settings, range(first, first + mixtures), figures):
+        print_row(row, names)
+        rows.append(row)
+    report(rows, names, settings, results)
 
 
 def subset(index: int, names: Sequence[str]) -> list[str]:
-    """The sources that a mixture holds, a pure function of its index."""
+    """The sources in a mixture, a pure function of its index."""
     generator = random.Random(f"presence/{index}")
     return generator.sample(list(names), generator.choice(PRESENT))
 
 
 def partial_sources(index: int, names: Sequence[str], time: int) -> Tensor:
-    """Sources ``(source, time)`` of a test mixture; what it does not hold is silence."""
+    """Sources ``(source, time)`` of a test mixture; the absent ones are silent."""
     sources = toy_mixture("test", index, names, time).sources
     held = subset(index, names)
     return sources * torch.tensor([[float(name in held)] for name in names])
 
 
-def infer(
-    indices: Sequence[int], priors: Priors, time: int, **options: Any
-) -> list[dict[str, Any]]:
-    """The truth and the probabilities of presence in some mixtures, separated at once."""
+def measure(
+    priors: Priors,
+    time: int,
+    seed: int,
+    budget: dict[str, Any],
+    start: int,
+    indices: Sequence[int],
+) -> list[Row]:
+    """The truth and the probabilities of presence in a batch of mixtures."""
     names = tuple(priors)
     sources = torch.stack([partial_sources(index, names, time) for index in indices])
-    results = separate_batch(
-        sources.mean(1), priors, presence="infer", progress=sys.stderr.isatty(), **options
+    found = separate_batch(
+        sources.mean(1),
+        priors,
+        presence="infer",
+        seed=seed + indices[0],
+        progress=sys.stderr.isatty(),
+        **budget,
     )
     return [
         {
@@ -110,17 +121,17 @@ def infer(
             "lp": result.trace["sample_stats"]["lp"].values.mean(1).tolist(),
             "best": best_chain(result.trace),
         }
-        for index, result in zip(indices, results, strict=True)
+        for index, result in zip(indices, found, strict=True)
     ]
 
 
-def judged(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """Truths and probabilities by the best chain, ``(mixture, source)``."""
+def judged(rows: list[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """Truth, and probability by the best chain, ``(mixture, source)``."""
     best = [row["probability"][row["best"]] for row in rows]
     return np.array([row["present"] for row in rows]), np.array(best)
 
 
-def print_row(row: dict[str, Any], names: Sequence[str]) -> None:
+def print_row(row: Row, names: Sequence[str]) -> None:
     """One line per mixture."""
     ((present,), (probability,)) = judged([row])
     cells = "  ".join(
@@ -130,10 +141,10 @@ def print_row(row: dict[str, Any], names: Sequence[str]) -> None:
     print(f"mixture {row['index']:4d}: {cells}", flush=True)
 
 
-def summarise(
-    rows: list[dict[str, Any]], names: Sequence[str], settings: dict[str, Any], out: Path
+def report(
+    rows: list[Row], names: Sequence[str], settings: dict[str, Any], results: Results
 ) -> None:
-    """Figures over all mixtures and their picture, printed and written."""
+    """Print and write the figures over all mixtures, and their picture."""
     present, probability = judged(rows)
     right = present == (probability > 0.5)
     summary = {
@@ -146,21 +157,22 @@ def summarise(
         "settings": settings,
         "mixtures": rows,
     }
-    save_json(summary, out / "summary.json")
+    results.json(summary)
     indices = [row["index"] for row in rows]
-    save_figure(draw(indices, names, present, probability), out / "presence.png")
+    results.png(draw(indices, names, present, probability), "presence")
     print(
         f"{len(rows)} mixtures: right at 1/2 are {summary['sources_right']:.1%} of the sources "
         f"(of those present {summary['present_found']:.1%}, absent {summary['absent_found']:.1%}), "
         f"all four in {summary['mixtures_right']:.1%} of the mixtures; "
-        f"Brier score {summary['brier']:.3f}. Paper (2011.01761): no figure.\nResults: {out}"
+        f"Brier score {summary['brier']:.3f}. Paper (2011.01761): no figure."
     )
+    results.done()
 
 
 def draw(
     indices: list[int], names: Sequence[str], present: np.ndarray, probability: np.ndarray
 ) -> Figure:
-    """The probability of every source in every mixture; a ring is a source that is there."""
+    """The probability of every source in every mixture; a ring marks a source that is present."""
     figure = Figure(figsize=(2 + 0.25 * len(indices), 1 + 0.4 * len(names)), layout="constrained")
     ax = figure.subplots()
     image = ax.imshow(probability.T, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -4,12 +4,12 @@
     python experiments/render_music.py --out MUSIC --root UNPACKED --tracks 150 --test 50
 
 Sampled instruments (fluidsynth and a General MIDI soundfont) play bass, drums and other. The
-vocals, that line of an excerpt which is most like a song, are a sampled choir or a recorded voice
-that sings. --out has the layout of musdb18-HQ, train/TRACK/STEM.wav and test/TRACK/STEM.wav, 44.1
-kHz stereo of 16 bit; the mixture is exactly the sum of its stems. metadata.json says what each
-track was made from, the licence of its score, and its levels; recorded voices are GPL-2+.
+vocals are the line of an excerpt that is most like a song; a sampled choir or a recorded voice
+sings them. --out has the layout of musdb18-HQ, train/TRACK/STEM.wav and test/TRACK/STEM.wav, 44.1
+kHz stereo of 16 bit; the mixture is exactly the sum of its stems. metadata.json has the score, its
+licence and the levels of each track; recorded voices are GPL-2+.
 
-The same arguments and versions give the same bytes; a run that was cut off goes on. Training and
+The same arguments and versions give the same bytes. A run that was cut off continues. Training and
 test tracks share neither song nor recorded voice. An excerpt with a stem that comes out silent is
 left out.
 
@@ -30,6 +30,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import soundfile
 import typer
+from _common import Out, Seed, choose, load_rows
 from numpy.typing import NDArray
 from rendering.levels import SilentStemError, decibel, mix
 from rendering.parts import STEMS, Excerpt, excerpts
@@ -38,10 +39,10 @@ from rendering.seeds import generator
 from rendering.singing import LANGUAGES, RATE, import_pyworld, recordings, sing, voice
 from tqdm import tqdm
 
-from pyro_sep.cli.app import run
-from pyro_sep.cli.program import one_of
+from pyro_sep.checks.arguments import choice
+from pyro_sep.cli.program import run
 from pyro_sep.data.tracks import SUBSETS
-from pyro_sep.storage.files import TEMPORARY, load_figures, only_run, save_json
+from pyro_sep.storage.files import TEMPORARY, only_run, save_json
 
 VOCALS = ("mix", "sing", "choir")
 CHOIRS = (52, 53)  # General MIDI programs, from 0
@@ -75,23 +76,21 @@ def main(
         int | None, typer.Option(min=0, help="How many of them are test tracks; a third.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Length of a track.")] = 30.0,
-    seed: int = 0,
-    packages: Annotated[str, typer.Option(help="With scores, by commas.")] = ",".join(PACKAGES),
+    seed: Seed = 0,
+    packages: Annotated[
+        str, typer.Option(help="Packages with scores, comma-separated.")
+    ] = ",".join(PACKAGES),
     vocals: Annotated[
         str, typer.Option(help="sing, choir, or mix: two tracks of three sing.")
     ] = "mix",
     soundfont: Annotated[Path, typer.Option(help="Of General MIDI instruments.")] = Path(
         "/usr/share/sounds/sf2/FluidR3_GM.sf2"
     ),
-    out: Annotated[Path, typer.Option(help="Folder for train, test and metadata.json.")] = Path(
-        "results/render_music"
-    ),
+    out: Out = Path("results/render_music"),
 ) -> None:
-    """Render tracks, those that are not there yet."""
-    one_of("vocals", vocals, VOCALS)
-    chosen = packages.split(",")
-    for package in chosen:
-        one_of("packages", package, PACKAGES)
+    """Render the tracks that are not there yet."""
+    choice("vocals", vocals, VOCALS)
+    chosen = choose("packages", packages, PACKAGES)
     test = tracks // 3 if test is None else test
     if test > tracks:
         raise ValueError(f"test: got {test}, expected at most the {tracks} of --tracks")
@@ -169,7 +168,7 @@ def tracks_of(out: Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: tracks that this script has not made, or has made with other settings.
     """
-    known = load_figures(out / "metadata.json", settings)
+    known = load_rows(out / "metadata.json", settings)
     made = {entry["name"]: entry for entry in known}
     folders = [path for subset in SUBSETS for path in (out / subset).glob("[!.]*")]
     if strange := [path for path in folders if path.name not in made]:
@@ -278,7 +277,7 @@ def synthesise(midi: Any, soundfont: Path, seconds: float, scratch: Path) -> Arr
     wav.unlink(missing_ok=True)
     midi.save(score)
     options = "-ni -q -g 0.3 -R 1 -C 0 -T wav -O float -o synth.cpu-cores=1"
-    options += " -o synth.dynamic-sample-loading=1 -o synth.reverb.rms=0.25"
+    options += " -o synth.dynamic-sample-loading=1 -o synth.reverb.level=0.25"
     command = ["fluidsynth", *options.split(), "-r", str(RATE), "-F", wav, soundfont, score]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not wav.exists():

@@ -1,15 +1,15 @@
-"""Every experiment in order, each as a process of its own.
+"""Run every experiment in order, each as a process of its own.
 
     python experiments/run_all.py                      # small sizes
     python experiments/run_all.py --only waveforms,cross_likelihood
     python experiments/run_all.py --scale paper --list # what it would run
 
-With ``--scale cpu`` mixtures, chains and steps are few: it shows that all of it runs. ``--scale
-paper`` takes the sizes of Frank & Ilse 2020 (arXiv 2011.01761) where an experiment has them, and
-its defaults elsewhere: GPU weeks.
+``--scale cpu`` has few mixtures, chains and steps, and shows that everything runs. ``--scale
+paper`` has the sizes of Frank & Ilse 2020 (arXiv 2011.01761) where an experiment has them, and its
+defaults elsewhere: weeks of a GPU.
 
-What a step prints goes to OUT/NAME.log, its results to OUT/NAME. A step that is done is skipped
-when its command is the same; one that fails does not stop the others, and the exit code is then 1.
+The output of a step goes to OUT/NAME.log, its results to OUT/NAME. A step that is done is skipped
+if its command is the same. One that fails does not stop the others; the exit code is then 1.
 """
 
 import json
@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
+from _common import List, Only, Out, Results, choose
 
-from pyro_sep.cli.app import run
+from pyro_sep.cli.program import run
 from pyro_sep.storage.files import save_json
 
 FOLDER = Path(__file__).resolve().parent
@@ -52,21 +53,17 @@ STEPS = (
 
 
 def main(
-    scale: Annotated[str, typer.Option(help="cpu: small sizes; paper: the paper's.")] = ("cpu"),
-    only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Print the commands, and end.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for logs and results.")] = Path(
-        "results/run_all"
-    ),
+    scale: Annotated[str, typer.Option(help="cpu: small sizes; paper: the paper's.")] = "cpu",
+    only: Only = None,
+    show: List = False,
+    out: Out = Path("results/run_all"),
 ) -> None:
-    """Run what is not yet done, and say what took how long."""
+    """Run the steps that are not done yet, and print how long each took."""
+    results = Results(out)
     if scale not in ("cpu", "paper"):
         raise ValueError(f"scale: got {scale!r}, expected cpu or paper")
     steps = {step.name: step for step in STEPS}
-    names = list(steps) if only is None else only.split(",")
-    if unknown := [name for name in names if name not in steps]:
-        raise ValueError(f"only: got {unknown[0]!r}, expected some of {', '.join(steps)}")
-    commands = {name: command(steps[name], scale, out) for name in names}
+    commands = {name: command(steps[name], scale, out) for name in choose("only", only, steps)}
     if show:
         for words in commands.values():
             print(shlex.join(words))
@@ -77,17 +74,18 @@ def main(
         print(f"[{count}/{len(commands)}] {shlex.join(words[1:])}", flush=True)
         rows.append(run_step(name, words, out))
         print(f"    {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s", flush=True)
-        save_json({"scale": scale, "steps": rows}, out / "summary.json")
+        results.json({"scale": scale, "steps": rows})
     for row in rows:
         print(f"{row['name']:20s} {row['state']:8s} {row['seconds']:8.0f} s")
-    print(f"{sum(row['seconds'] for row in rows):.0f} s in all. Results: {out}")
+    print(f"{sum(row['seconds'] for row in rows):.0f} s in all.")
+    results.done()
     if failed := [row["name"] for row in rows if row["state"] == "failed"]:
         print(f"failed: {', '.join(failed)}; why is in {out}/NAME.log")
         raise typer.Exit(1)
 
 
 def command(step: Step, scale: str, out: Path) -> list[str]:
-    """What is run, in words."""
+    """The command of a step, in words."""
     options = shlex.split(step.cpu if scale == "cpu" else step.paper)
     script = FOLDER / f"{step.name}.py"
     return [sys.executable, str(script), *options, "--out", str(out / step.name)]

@@ -1,4 +1,4 @@
-"""Train every prior of Frank & Ilse 2020 (arXiv 2011.01761), by its name.
+"""Train the priors of Frank & Ilse 2020 (arXiv 2011.01761).
 
     python experiments/train_priors.py --list
     python experiments/train_priors.py --only flow-sine,wavenet-sine       # toy sizes: minutes
@@ -18,35 +18,34 @@ share each batch; they need ``pip install 'pyro-sep[train]'``.
 """
 
 import time as clock
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 import typer
 
-from pyro_sep.cli.app import AUDIT_FRAMES, AUDIT_TIME, MusdbRoot, run, torch_device
+from pyro_sep.cli.options import MusdbRoot, torch_device
+from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, musdb_tracks
-from pyro_sep.data.source import SourceAudio, open_source, training_rms
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
-from pyro_sep.models.parallel import Ranks, start_ranks
-from pyro_sep.models.registry import FAMILIES, Network
-from pyro_sep.models.train import SERIAL_SIGMAS, TUNING_SHARE, TrainConfig, fit_serially
-from pyro_sep.priors.base import PRIORS
-from pyro_sep.priors.model_card import save_with_card
+from pyro_sep.models.parallel import start_ranks
+from pyro_sep.models.registry import FAMILIES
+from pyro_sep.models.settings import TrainConfig
+from pyro_sep.models.train import SERIAL_SIGMAS, TUNING_SHARE
+from pyro_sep.priors import train_prior
 
 MUSDB_RATE = 14_700  # Hz: every third audio sample of 44,100
-BATCH = {"flow": 5, "wavenet": 2}  # the paper's
+Family = Literal["wavenet", "flow"]
+BATCH: dict[Family, int] = {"flow": 5, "wavenet": 2}  # the paper's
 CPU = TrainConfig(steps=300, warmup=20, stairs=5, decay=0.6**5)
 PAPER = replace(CPU, steps=150_000, warmup=1, time=16_384, learning_rate=1e-4, ema=0.0)
 
 
 @dataclass(frozen=True)
 class Training:
-    """How the priors of one family and source come about, one for every noise level."""
+    """How the priors of one family and source are trained, one for each noise level."""
 
-    family: str
+    family: Family
     size: str
     name: str  # of the source
     source: str
@@ -63,19 +62,21 @@ class Training:
 
 
 def main(
-    scale: Annotated[str, typer.Option(help="cpu: toy sizes, minutes; paper: the paper's.")] = (
-        "cpu"
-    ),
+    scale: Annotated[
+        Literal["cpu", "paper"], typer.Option(help="cpu: toy sizes, minutes; paper: the paper's.")
+    ] = "cpu",
     musdb: MusdbRoot = None,
     only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what there is, and end.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of the first level.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Print the trainings, and end.")] = False,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps of the first noise level.")
+    ] = None,
     device: str = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the runs and sets of priors.")] = Path(
         "results/train_priors"
     ),
 ) -> None:
-    """Train them, one after the other."""
+    """Train the priors, one after the other."""
     there = trainings(scale, musdb, steps)
     names = list(there) if only is None else only.split(",")
     if unknown := [name for name in names if name not in there]:
@@ -94,19 +95,31 @@ def main(
         command = f"python experiments/train_priors.py {options}"
         if ranks.first:
             print(f"{name}: {there[name]}", flush=True)
-        train(there[name], musdb, out / there[name].family, command, ranks, place)
+        training = there[name]
+        train_prior(
+            training.source,
+            out / training.family,
+            family=training.family,
+            size=training.size,
+            recipe="serial",
+            **asdict(training.config),
+            sample_rate=training.sample_rate,
+            musdb=musdb,
+            device=place,
+            progress=True,
+            ranks=ranks,
+            command=command,
+        )
     if ranks.first:
         print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
 
 
 def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Training]:
-    """What there is to train, by name.
+    """All trainings by name.
 
     Raises:
-        ValueError: no such scale, or no musdb18.
+        ValueError: no musdb18 in its folder.
     """
-    if scale not in ("cpu", "paper"):
-        raise ValueError(f"scale: got {scale!r}, expected cpu or paper")
     sources = {name: (f"toy:{name}", SAMPLE_RATE) for name in WAVEFORMS}
     if musdb is not None:
         musdb_tracks(musdb)  # before hours of training
@@ -123,45 +136,6 @@ def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Tr
                 size = f"{size}-musdb18"
             result[f"{family}-{name}"] = Training(family, size, name, source, rate, config)
     return result
-
-
-def train(
-    training: Training,
-    musdb: Path | None,
-    out: Path,
-    command: str,
-    ranks: Ranks,
-    device: torch.device,
-) -> None:
-    """Train or go on; the first process writes the priors of all noise levels."""
-    started, config = clock.monotonic(), training.config
-    audio = open_source(training.source, training.sample_rate, config.time, musdb)
-    size = FAMILIES[training.family].sizes[training.size]
-    size = replace(size, sigma_data=training_rms(audio, config.time, config.seed))
-    networks = fit_serially(
-        audio.draw, out / f"{training.name}.run", size, config, device, ranks=ranks
-    )
-    if ranks.first:
-        write(networks, training, audio, out, command, clock.monotonic() - started)
-
-
-def write(
-    networks: Mapping[float, Network],
-    training: Training,
-    audio: SourceAudio,
-    out: Path,
-    command: str,
-    seconds: float,
-) -> None:
-    """A prior and its card for every noise level."""
-    held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
-    settings = {"family": training.family, "size": training.size} | asdict(training.config)
-    for sigma, network in networks.items():
-        prior = PRIORS[training.family](
-            network.cpu(), name=training.name, sample_rate=training.sample_rate
-        )
-        folder = out / f"sigma-{sigma:g}"
-        save_with_card(folder, prior, training.source, command, settings, seconds, held_out)
 
 
 if __name__ == "__main__":

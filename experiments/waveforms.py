@@ -1,51 +1,43 @@
-"""One period of each toy wave, and a track's stems: Fig. 1 and 2 of Frank & Ilse 2020.
+"""What do the toy waves and a track's stems look like? Fig. 1 and 2 of Frank & Ilse 2020.
 
     python experiments/waveforms.py
     python experiments/waveforms.py --musdb ROOT   # or one .stem.mp4: a second of its first track
 
-arXiv 2011.01761.
-
-The picture and the curves are in --out. The RMS of a wave of amplitude 1 is known in closed form:
+The paper is arXiv 2011.01761. Printed are RMS and peak of every curve; picture and curves are in
+--out. The RMS of a wave of amplitude 1 is known in closed form:
 1/sqrt(2) for a sine, 1 for a square, 1/sqrt(3) for sawtooth and triangle. A tone of the toy data
 set has an amplitude between 0.8 and 1 on top of it.
 """
 
-import time as clock
 from pathlib import Path
-from typing import Annotated
 
 import pandas as pd
 import torch
-import typer
+from _common import MusdbRoot, Out, Results
 from matplotlib.figure import Figure
 
-from pyro_sep.cli.app import MusdbRoot, run
+from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS, waveform
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.storage.files import atomic_write
-from pyro_sep.viz.plots import save_figure
 
 POINTS = 1_000  # per period
 
 
 def main(
     musdb: MusdbRoot = None,
-    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results/waveforms"),
+    out: Out = Path("results/waveforms"),
 ) -> None:
     """Draw the waves or stems, write their curves and print their RMS."""
-    started = clock.monotonic()
+    results = Results(out)
     title, curves = ("", periods()) if musdb is None else second_of_music(musdb)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "waveforms.csv") as partial:
-        curves.to_csv(partial)
-    save_figure(draw(curves, title), out / "waveforms.png")
+    results.csv(curves, "waveforms")
+    results.png(draw(curves, title), "waveforms")
     for name, curve in curves.items():
         print(f"{name}: RMS {curve.pow(2).mean() ** 0.5:.3f}, peak {curve.abs().max():.3f}")
     paper = f"2: the four stems of a track, here {title}" if title else "1: the same four waves"
-    print(
-        f"Paper, Fig. {paper}; a figure only. {clock.monotonic() - started:.0f} s. Results: {out}"
-    )
+    print(f"Paper, Fig. {paper}; a figure only.")
+    results.done()
 
 
 def periods() -> pd.DataFrame:

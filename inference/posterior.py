@@ -1,4 +1,4 @@
-"""Joint density of noisy sources and their mixture, for many chains, with its gradient."""
+"""The annealed posterior: density of noisy sources given their mixture, with its gradient."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,15 +8,16 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.state import Evaluation
 from pyro_sep.inference.steps.permutation import reassign
 from pyro_sep.mixing.known import LinearMixing, frame_time
 from pyro_sep.models.threads import in_threads
 from pyro_sep.priors.base import Prior
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 
-CHUNK = 1 << 15  # audio samples evaluated at once: what fits the caches, and bounds the memory
-NUDGE = 0.1  # of sigma: priors are linear so far, and rounding in float32 does not show
+CHUNK = 1 << 15  # audio samples evaluated at once: they fit the caches, and bound the memory
+NUDGE = 0.1  # of sigma, for differences: priors are about linear within it, and it is far above
+#              the rounding of float32
 TANGENTS = 2  # gradients of a clean draw
 P = TypeVar("P", bound=Prior)
 
@@ -29,25 +30,33 @@ class AnnealedPosterior:
               + \log \mathcal{N}\bigl(m; \textstyle\sum_k a_k x_k,
               (\sigma^2 \sum_k a_k^2 + \gamma^2) I\bigr) + \text{const}
 
-    The same density as :func:`pyro_sep.mixing.model`, vectorised. A lane is one chain on one
-    mixture.
+    The same density as :func:`pyro_sep.mixing.model`, for a batch of chains, each on a mixture.
 
     Where the mixture is exact, the noisy sources add up to it at every level, :math:`\sum_k a_k x_k
     = m`, and their density is that of the priors on this plane ("Dirac" in Mariani et al. 2023,
     arXiv 2302.02257). Gradients and noise are projected onto it orthogonally, which treats all
     sources alike.
 
-    Gains and noise that are not known belong to the lane, with their own log prior at that level:
-    :class:`pyro_sep.mixing.LatentMixing`. So does which sources are present, where it is
-    decided; the density is then the joint one with that, and silence costs no prior's evaluation.
+    Unknown gains and noise (:class:`pyro_sep.mixing.LatentMixing`) have a value for every chain,
+    and their log prior is part of the density. Likewise ``present``, where it is decided: the
+    density is then the joint one of sources and presence, and silent sources cost no evaluation of
+    a prior.
 
     Attributes:
-        mixture: ``(lane, time)``.
+        mixture: ``(batch, time)``.
         priors: one per source.
         mixing: gains and noise.
         exact: whether the sources add up to the mixture.
-        present: ``(lane, source)``, of priors that may be silent
+        present: whether each source is present ``(batch, source)``, of priors that may be silent
             (:class:`pyro_sep.priors.SpikeAndSlab`); not decided where None.
+
+    >>> from pyro_sep.mixing.known import Mixing
+    >>> from pyro_sep.priors.io import load_priors
+    >>> priors = load_priors("toy/oracle")
+    >>> mixture = 0.1 * torch.arange(256).sin()[None]
+    >>> target = AnnealedPosterior(mixture, list(priors.values()), Mixing.mean(len(priors)))
+    >>> target.evaluate(target.start(0.5), 0.5).gradient.shape == (1, len(priors), 256)
+    True
     """
 
     mixture: Tensor
@@ -59,53 +68,53 @@ class AnnealedPosterior:
     @property
     def may_be_silent(self) -> bool:
         """Whether the priors leave open which sources are present."""
-        return all(isinstance(prior, SpikeAndSlab) for prior in self.priors)
+        return all(getattr(prior, "may_be_silent", False) for prior in self.priors)
 
     @property
     def frame(self) -> int:
-        """Audio samples of a source: those of the mixture, or a few more that are not heard."""
+        """Audio samples of a source: as many as of the mixture, or a few more."""
         return frame_time(self.priors, self.mixture.shape[-1])
 
-    def select(self, lanes: Tensor) -> "AnnealedPosterior":
-        """The posterior of some lanes."""
-        present = None if self.present is None else self.present[lanes]
-        mixing = self.mixing.select(lanes)
-        return replace(self, mixture=self.mixture[lanes], mixing=mixing, present=present)
+    def select(self, indices: Tensor) -> "AnnealedPosterior":
+        """The posterior restricted to a subset of the batch."""
+        present = None if self.present is None else self.present[indices]
+        mixing = self.mixing.select(indices)
+        return replace(self, mixture=self.mixture[indices], mixing=mixing, present=present)
 
-    def update(self, lanes: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
-        """With what belongs to the lane from another, in some lanes."""
+    def update(self, indices: Tensor, other: "AnnealedPosterior") -> "AnnealedPosterior":
+        """The posterior with the latents of another one in a subset of the batch."""
         present = self.present
         if present is not None and other.present is not None:
-            present = present.index_copy(0, lanes, other.present)
-        return replace(self, mixing=self.mixing.update(lanes, other.mixing), present=present)
+            present = present.index_copy(0, indices, other.present)
+        return replace(self, mixing=self.mixing.update(indices, other.mixing), present=present)
 
     def section(self, samples: slice) -> "AnnealedPosterior":
-        """The posterior of some audio samples of the frame by themselves."""
+        """The posterior of a section of the frame by itself."""
         return replace(self, mixture=self.mixture[:, samples])
 
     def latents(self) -> dict[str, Tensor]:
-        """What belongs to the lane, by name."""
+        """Unknown gains and noise, and presence where it is decided, ``(batch, ...)`` by name."""
         present = {} if self.present is None else {"present": self.present}
         return self.mixing.latents() | present
 
-    def with_latents(self, unknown: Mapping[str, Tensor]) -> "AnnealedPosterior":
-        """With these values of :meth:`unknown`."""
+    def with_latents(self, latents: Mapping[str, Tensor]) -> "AnnealedPosterior":
+        """The posterior with these values of :meth:`latents`."""
         return replace(
-            self, mixing=self.mixing.with_latents(unknown), present=unknown.get("present")
+            self, mixing=self.mixing.with_latents(latents), present=latents.get("present")
         )
 
     def start(self, sigma: float, generator: torch.Generator | None = None) -> Tensor:
-        """White noise of std sigma ``(lane, source, frame)``, moved to the mixture if exact."""
+        """White noise of std sigma ``(batch, source, frame)``, moved to the mixture if exact."""
         shape = (len(self.mixture), len(self.priors), self.frame)
         position = sigma * self.mixture.new_empty(shape).normal_(generator=generator)
         return self.tie(position)
 
     def tie(self, sources: Tensor) -> Tensor:
-        """Sources ``(lane, source, frame)``, moved to the mixture if exact."""
+        """Sources ``(batch, source, frame)``, moved to the mixture if exact."""
         return self._explain(sources, self.mixture) if self.exact else sources
 
     def project(self, direction: Tensor) -> Tensor:
-        """What of a direction ``(lane, source, frame)`` a chain may follow: all, unless exact."""
+        """A direction ``(batch, source, frame)``, projected onto the plane of moves if exact."""
         return self._explain(direction, torch.zeros_like(self.mixture)) if self.exact else direction
 
     def _explain(self, sources: Tensor, mixture: Tensor) -> Tensor:
@@ -114,17 +123,17 @@ class AnnealedPosterior:
         return sources + self.mixing.weights(sources) * residual[..., None, :]
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
-        """Log density ``(lane,)``, its gradient, and the log priors ``(lane, source)`` as parts."""
+        """Log density ``(batch,)``, its gradient, and log priors ``(batch, source)`` as parts."""
         parts, gradient = sources.new_empty(sources.shape[:2]), torch.empty_like(sources)
         jobs = [
-            (k, lanes, log_prob)
+            (k, rows, log_prob)
             for k in range(len(self.priors))
-            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma)
+            for rows, log_prob in self._laws(k, sources[:, k], self._present(k), sigma)
         ]
 
         def work(job: tuple[int, Tensor, Callable[[Tensor], Tensor]]) -> None:
-            k, lanes, log_prob = job
-            parts[lanes, k], gradient[lanes, k] = _value_and_gradient(log_prob, sources[lanes, k])
+            k, rows, log_prob = job
+            parts[rows, k], gradient[rows, k] = _value_and_gradient(log_prob, sources[rows, k])
 
         in_threads(work, jobs)
         if self.exact:
@@ -133,15 +142,15 @@ class AnnealedPosterior:
         return Evaluation(parts.sum(1) + self._log_mixing(sources, sigma), gradient + pull, parts)
 
     def _present(self, k: int) -> Tensor | None:
-        """Whether source k is present ``(lane,)``, where that has been decided."""
+        """Whether source k is present ``(batch,)``, where that has been decided."""
         return None if self.present is None else self.present[:, k]
 
     def _laws(
         self, k: int, frames: Tensor, present: Tensor | None, sigma: float
     ) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
-        """Log densities under prior k, and the rows of frames ``(row, time)`` that each is for.
+        """Rows of frames ``(row, time)``, and a log density under prior k for them, in chunks.
 
-        At most CHUNK audio samples at once, or one row.
+        A chunk has at most CHUNK audio samples, or one row.
         """
         law = self.priors[k].frame(frames.shape[-1]).condition(sigma)
         rows = torch.arange(len(frames), device=frames.device)
@@ -164,7 +173,7 @@ class AnnealedPosterior:
     def remix(
         self, mixing: LinearMixing, sources: Tensor, evaluation: Evaluation, sigma: float
     ) -> tuple["AnnealedPosterior", Evaluation]:
-        """With other gains and noise, and the evaluation of the same sources: no prior is asked."""
+        """Posterior and evaluation with other gains and noise, without evaluating the priors."""
         other = replace(self, mixing=mixing)
         before = self.mixing.score(self.mixture, sources, sigma)
         gradient = evaluation.gradient + (mixing.score(self.mixture, sources, sigma) - before)
@@ -172,7 +181,7 @@ class AnnealedPosterior:
         return other, Evaluation(log_density, gradient, evaluation.parts)
 
     def reassign(self, sources: Tensor, assignment: Tensor) -> tuple["AnnealedPosterior", Tensor]:
-        """After an exchange: known gains stay, all else goes along with what is exchanged."""
+        """Posterior and sources after swaps, which known gains do not follow and latents do."""
         moved = reassign(sources, assignment, self.mixing.fixed_weights(sources))
         present = None if self.present is None else self.present.gather(1, assignment)
         return replace(self, mixing=self.mixing.reassign(assignment), present=present), moved
@@ -181,17 +190,17 @@ class AnnealedPosterior:
     def decide(
         self, sources: Tensor, sigma: float, generator: torch.Generator | None = None
     ) -> "AnnealedPosterior":
-        """With a draw of which sources are present, given noisy ones: a Gibbs update."""
+        """The posterior with a draw of which sources are present, given noisy ones (Gibbs)."""
         log_odds = sources.new_empty(sources.shape[:2])
         for k, prior in enumerate(self.priors):
             law = cast(SpikeAndSlab, prior.frame(sources.shape[-1]).condition(sigma))
-            for lanes, _ in self._laws(k, sources[:, k], None, sigma):
-                log_odds[lanes, k] = law.log_odds(sources[lanes, k])
+            for rows, _ in self._laws(k, sources[:, k], None, sigma):
+                log_odds[rows, k] = law.log_odds(sources[rows, k])
         uniform = torch.empty_like(log_odds).uniform_(generator=generator)
         return replace(self, present=uniform < log_odds.sigmoid())
 
     def flip(self, clean: Tensor, flipped: Tensor) -> tuple["AnnealedPosterior", Tensor]:
-        """With silent sources woken and others silenced, where flipped ``(lane, source)``."""
+        """Posterior and clean sources with another presence where flipped ``(batch, source)``."""
         present = cast(Tensor, self.present)
         silent = torch.zeros_like(clean)
         return replace(self, present=present ^ flipped), torch.where(
@@ -200,32 +209,31 @@ class AnnealedPosterior:
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:
-        """Log density ``(lane,)`` without its gradient."""
+        """Log density ``(batch,)`` without its gradient."""
         total = torch.zeros(len(sources), dtype=torch.float64, device=sources.device)
         if not self.exact:
             total += self._log_mixing(sources, sigma)
         for k in range(len(self.priors)):
-            for lanes, log_prob in self._laws(k, sources[:, k], self._present(k), sigma):
-                total[lanes] += log_prob(sources[lanes, k])
+            for rows, log_prob in self._laws(k, sources[:, k], self._present(k), sigma):
+                total[rows] += log_prob(sources[rows, k])
         return total
 
     @torch.no_grad()
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
-        """Log density of the share of source j in the mixture under prior i: ``(lane, i, j)``.
+        """Log density of source j's contribution under prior i: ``(batch, i, j)``.
 
-        The share :math:`a_j x_j` is, to source i, the audio :math:`a_j x_j / a_i`; or
-        :math:`x_j` as it is, where gains are not known and go along. That it is present or silent
-        goes along too.
+        The contribution :math:`a_j x_j` is, as source i, the audio :math:`a_j x_j / a_i`; or
+        :math:`x_j` unchanged where gains are unknown, which are swapped too. So is presence.
         """
         weights = self.mixing.fixed_weights(sources)
-        lanes, count, _ = sources.shape
+        batch, count, _ = sources.shape
         present = None if self.present is None else self.present.flatten()
-        cross = sources.new_empty(lanes * count, count)
+        cross = sources.new_empty(batch * count, count)
         for k, gain in enumerate(weights[:, 0]):
             contributions = (sources * weights / gain).flatten(0, 1)
             for rows, log_prob in self._laws(k, contributions, present, sigma):
                 cross[rows, k] = log_prob(contributions[rows])
-        return cross.reshape(lanes, count, count).mT
+        return cross.reshape(batch, count, count).mT
 
     def denoise(self, sources: Tensor, evaluation: Evaluation, sigma: float) -> Tensor:
         r"""Clean sources expected from noisy ones (Tweedie), conditioned on the mixture.
@@ -235,7 +243,7 @@ class AnnealedPosterior:
         Robbins 1956; the mixture enters as in :meth:`pyro_sep.mixing.Mixing.condition_on`.
 
         Args:
-            sources: noisy sources ``(lane, source, time)``.
+            sources: noisy sources ``(batch, source, time)``.
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
         """
@@ -244,9 +252,7 @@ class AnnealedPosterior:
     def draw_clean(
         self, sources: Tensor, evaluation: Evaluation, sigma: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        r"""A draw of the clean sources given noisy ones, and their mean.
-
-        Both are conditioned on the mixture, the mean is that of :meth:`denoise`.
+        r"""A draw of the clean sources given noisy ones, and their mean, that of :meth:`denoise`.
 
         The law of clean sources has the mean :math:`D(x)` of Tweedie's formula and the covariance
         :math:`\sigma^2 J`, :math:`J = dD / dx` (Efron 2011, J. Am. Stat. Assoc. 106), and is
@@ -265,17 +271,17 @@ class AnnealedPosterior:
         .. math:: p(s \mid m) \propto \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, (2 \sigma^2
                   \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k)
 
-        before they are conditioned on the mixture, which takes out the errors that it refutes.
-        Where the priors are right this is wider than the posterior under gamma alone.
+        before draw and mean are conditioned on the mixture, which removes the errors that it rules
+        out. Where the priors are right this is wider than the posterior under gamma alone.
 
         Args:
-            sources: noisy sources ``(lane, source, time)``.
+            sources: noisy sources ``(batch, source, time)``.
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
             generator: source of randomness; :data:`TANGENTS` gradients are evaluated.
 
         Returns:
-            Draw and mean, each ``(lane, source, time)``.
+            Draw and mean, each ``(batch, source, time)``.
         """
         mean = self._tweedie(sources, evaluation, sigma)
         noise = self.project(torch.empty_like(sources).normal_(generator=generator))
@@ -300,7 +306,7 @@ class AnnealedPosterior:
 def at_draws(
     function: Callable[[P, Tensor], Tensor], priors: Sequence[P], noisy: Tensor, sigma: float
 ) -> Tensor:
-    """What there is to say of each source under its prior, at every draw: ``(..., source)``.
+    """A function of each prior and its source, at every draw: ``(..., source)``.
 
     Args:
         function: of a prior at the noise level and noisy audio ``(row, frame)``, ``(row,)``.

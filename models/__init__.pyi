@@ -13,7 +13,7 @@ from .registry import (
 from .registry import (
     build as build,
 )
-from .train import (
+from .settings import (
     TrainConfig as TrainConfig,
 )
 from .train import (

@@ -1,7 +1,4 @@
-"""Arithmetic that does not depend on what the caller has set: modes of torch, put back afterwards.
-
-They are context managers, and decorators.
-"""
+"""Modes of torch in which results do not depend on the caller's: context managers, decorators."""
 
 import sys
 from collections.abc import Iterator
@@ -14,9 +11,9 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """Compute in float32, on the CPU where nothing else is said, and without autocast.
+    """Compute in float32, by default on the CPU, and without autocast.
 
-    Under autocast densities would be sums of thousands of nats in bfloat16, of 8 bits.
+    Under autocast a density of thousands of nats would be summed in bfloat16, of 8 bits.
 
     >>> with torch.autocast("cpu", dtype=torch.bfloat16), plain_arithmetic():
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
@@ -55,7 +52,7 @@ def sampling_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def denormals_flushed() -> Iterator[None]:
-    """Take denormal numbers as zero in the calling thread, as long as the block lasts.
+    """Flush denormal numbers to zero in the calling thread, inside of the block.
 
     >>> with denormals_flushed():
     ...     print(sys.float_info.min / 2)
@@ -72,5 +69,5 @@ def denormals_flushed() -> Iterator[None]:
 
 
 def _flushes() -> bool:
-    """Whether half of the smallest normal number is zero; torch does not say."""
+    """Whether denormal numbers are flushed to zero, which torch has no function to ask."""
     return sys.float_info.min / 2 == 0.0

@@ -75,6 +75,9 @@ class FloWaveNetConfig:
         sigma_data: RMS of the clean sources, full scale 1.
         sigma_min: lowest noise level trained for.
         sigma_max: highest noise level trained for.
+
+    >>> FloWaveNetConfig(squeeze=16, flows=2).multiple
+    16
     """
 
     partition: Literal["halves", "nested"] = "nested"
@@ -146,6 +149,10 @@ class FloWaveNet(nn.Module):
 
     Attributes:
         window: audio samples of a density that are evaluated at once, which bounds the memory.
+
+    >>> small = FloWaveNetConfig(squeeze=16, flows=2, components=2, layers=1, width=8)
+    >>> FloWaveNet(small).log_prob(torch.zeros(3, 64), torch.ones(3)).shape
+    torch.Size([3])
     """
 
     def __init__(self, config: FloWaveNetConfig) -> None:

@@ -35,7 +35,11 @@ def family_of(config: NetworkConfig) -> str:
 
 
 def build(config: NetworkConfig) -> Network:
-    """An untrained network of a config's family."""
+    """An untrained network of a config's family.
+
+    >>> type(build(WaveNetConfig(width=8, layers=2))).__name__
+    'WaveNet'
+    """
     return WaveNet(config) if isinstance(config, WaveNetConfig) else FloWaveNet(config)
 
 

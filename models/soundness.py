@@ -15,8 +15,10 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping
 from statistics import median
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHT_MAX = 1e10  # trained weights are far below 1e3
 TOLERATED = 3.0  # nats per audio sample
@@ -45,7 +47,7 @@ class Losses:
         return sound
 
 
-def unsound_weight(weights: Mapping[str, Tensor]) -> str | None:
+def unsound_weight(weights: "Mapping[str, Tensor]") -> str | None:
     """Name of a tensor with NaN, infinity, or more than :data:`WEIGHT_MAX`; None of sound ones.
 
     Args:

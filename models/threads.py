@@ -1,4 +1,4 @@
-"""Work that shares nothing, side by side on as many threads as torch has."""
+"""Independent jobs in as many threads as torch has."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +13,17 @@ T = TypeVar("T")
 def in_threads(work: Callable[[T], None], jobs: Sequence[T]) -> None:
     """Do all jobs, as many at once as torch has threads (``torch.get_num_threads``).
 
-    A network's own operations are too small to be shared well: two threads of one gradient give 1.3
-    times the rate, two gradients side by side nearly 2. Results do not depend on the number of
-    threads.
+    Two threads compute one gradient of a network 1.3 times as fast as one thread, and two gradients
+    side by side nearly twice as fast. Results do not depend on the number of threads.
 
     Args:
-        work: on one job; it is called in any order.
-        jobs: that share nothing they write to.
+        work: does one job; it is called in any order.
+        jobs: none of which writes to what another one uses.
+
+    >>> done = []
+    >>> in_threads(done.append, [1, 2, 3])
+    >>> sorted(done)
+    [1, 2, 3]
     """
     threads = min(torch.get_num_threads(), len(jobs))
     if threads < 2:

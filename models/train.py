@@ -30,19 +30,21 @@ import sys
 import time as clock
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from pyro_sep.checks.arguments import number, whole
+from pyro_sep.checks.optional import import_optional
 from pyro_sep.models.arithmetic import denormals_flushed, plain_arithmetic
 from pyro_sep.models.parallel import Ranks
 from pyro_sep.models.registry import Network, NetworkConfig, build
+from pyro_sep.models.settings import TrainConfig, schedule
 from pyro_sep.models.soundness import WEIGHT_MAX, Losses, unsound_weight
 from pyro_sep.storage.files import check_space
 from pyro_sep.storage.states import check_like, load_state, readable, save_state
@@ -50,13 +52,10 @@ from pyro_sep.storage.states import check_like, load_state, readable, save_state
 CHECKPOINT = "checkpoint.pt"
 KIND = "training"
 CHECKPOINT_SECONDS = 60.0
-LARGEST = 1 << 28  # audio samples of a batch: 1 GB
-GAIN_DB_MAX, RATE_MAX = 120.0, 1e30
 SAVED_TWICE = 2 * 4 + 1  # copies of the weights: two checkpoints, each with two moments; the prior
 LOG_STEPS = 50
 SERIAL_SIGMAS = (0.0, 0.01, 0.027, 0.077, 0.129, 0.359)  # the paper's levels, from noise-free audio
 SCORE_SHARE = 3  # every third frame is judged by its score: it costs three times as much
-STAIRS_FROM = 0.36  # share of the steps before the first stair, as in the public code of the paper
 TUNING_SHARE = 5  # fine-tuning takes a fifth of the steps, as 30,000 after 150,000 in the paper
 ALONE = Ranks()
 
@@ -64,54 +63,7 @@ ALONE = Ranks()
 Source = Callable[[int, int, torch.Generator], Tensor]
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Schedule of a training run.
-
-    Attributes:
-        steps: optimizer steps.
-        batch: frames per step.
-        time: audio samples per frame.
-        learning_rate: peak of the schedule.
-        warmup: steps of linear rise.
-        decay: what remains of the learning rate at the end.
-        stairs: how often the learning rate falls; 0 for a cosine.
-        ema: decay of the averaged weights, shorter at the beginning.
-        score_weight: w of the score's loss.
-        gain_db: frames are made louder or softer by a gain of uniform decibels up to this many.
-        clip: largest norm of a gradient.
-        seed: of weights, frames and noise.
-    """
-
-    steps: int = 5_000
-    batch: int = 6
-    time: int = 3_072
-    learning_rate: float = 2e-3
-    warmup: int = 200
-    decay: float = 5e-3
-    stairs: int = 0
-    ema: float = 0.999
-    score_weight: float = 0.0
-    gain_db: float = 0.0
-    clip: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "time"):
-            whole(name, getattr(self, name), f"1 to {LARGEST}", 1, LARGEST)
-        if self.batch * self.time > LARGEST:
-            raise ValueError(
-                f"batch: got {self.batch} frames of {self.time} audio samples, expected at most "
-                f"{LARGEST} samples in all; take fewer frames, or shorter ones"
-            )
-        whole("seed", self.seed, "0 or more")
-        bounds = {"learning_rate": RATE_MAX, "gain_db": GAIN_DB_MAX, "score_weight": WEIGHT_MAX}
-        for name, most in bounds.items():
-            if not 0 <= number(name, getattr(self, name)) <= most:
-                raise ValueError(f"{name}: got {getattr(self, name):g}, expected 0 to {most:g}")
-
-
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(FloatingPointError):
     """A loss, gradient or weight is no longer finite; the last sound state is kept."""
 
 
@@ -151,6 +103,16 @@ def fit(
         OSError: the folder cannot be written to.
         TrainingDivergedError: a loss, its gradient or a weight is not finite, or a weight is beyond
             :data:`~pyro_sep.models.soundness.WEIGHT_MAX`; the last sound state is in the folder.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from pyro_sep.data.source import ToySource
+    >>> from pyro_sep.models import WaveNetConfig
+    >>> small = WaveNetConfig(width=8, layers=2, hop=16, components=2)
+    >>> config = TrainConfig(steps=1, batch=1, time=64)
+    >>> with TemporaryDirectory() as folder:
+    ...     network = fit(ToySource("saw").draw, Path(folder), small, config, progress=False)
+    >>> network.training
+    False
     """
     if config.time % network_config.multiple:
         raise ValueError(
@@ -163,6 +125,9 @@ def fit(
             "match; expected 0"
         )
     ranks.check(config.batch)
+    import_optional("tensorboard", "train", "train")
+    from torch.utils.tensorboard import SummaryWriter
+
     run.mkdir(parents=True, exist_ok=True)
     training = _Training(run / CHECKPOINT, network_config, config, device, start, ranks, audio)
     check_space(run, SAVED_TWICE * training.bytes, "give another folder")
@@ -172,7 +137,7 @@ def fit(
         tqdm(initial=training.step, total=config.steps, unit="step", disable=not shown) as bar,
     ):
         while training.step < config.steps:
-            batch, learning_rate = training.draw(source), training.set_learning_rate()
+            batch, (learning_rate,) = training.draw(source), training.learning_rate.get_last_lr()
             loss, norm = training.differentiate(batch)
             training.update(loss, norm)
             bar.update()
@@ -210,9 +175,8 @@ class _Training:
         if start is not None:
             self.network.load_state_dict(start.state_dict())
         self.network.to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99)
-        )
+        parameters = {"params": self.network.parameters(), "initial_lr": 1.0}
+        self.optimizer = torch.optim.Adam([parameters], betas=(0.9, 0.99))
         self.average = copy.deepcopy(self.network)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.before = self.generator.get_state()  # the batch was drawn
@@ -221,6 +185,8 @@ class _Training:
         self.saved = -1  # step of the one in the file
         if path.exists():
             self._resume()
+        rate = partial(schedule, config=config)
+        self.learning_rate = LambdaLR(self.optimizer, rate, last_epoch=self.step - 1)
 
     @property
     def bytes(self) -> int:
@@ -237,13 +203,6 @@ class _Training:
                 self.network.code_length(noisy, clean, sigma)
         return clean, noisy, sigma
 
-    def set_learning_rate(self) -> float:
-        """That of the next step."""
-        learning_rate = schedule(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        return learning_rate
-
     def differentiate(self, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[float, float]:
         """Loss of all processes, and the norm of its gradient before it was clipped."""
         loss = _loss(self.network, batch, self.config, self.ranks)
@@ -259,6 +218,7 @@ class _Training:
         if self.losses.add(loss):
             self.sound = _copied(self._state() | {"generator": self.before}, self.sound)
         self.optimizer.step()
+        self.learning_rate.step()
         self.step += 1
         _average(self.average, self.network, min(self.config.ema, self.step / (10 + self.step)))
 
@@ -459,22 +419,6 @@ def draw_batch(
         sigma = (low + (high - low) * uniform).exp()
     noise = torch.randn(clean.shape, generator=generator)
     return clean, clean + sigma[:, None] * noise, sigma
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """Learning rate of a step: linear warmup, then a decay from 1 to ``decay`` of the peak.
-
-    By a cosine, or by stairs of one factor each, evenly spaced from :data:`STAIRS_FROM` of the
-    steps to the last one.
-    """
-    done = step / config.steps
-    if config.stairs:
-        spacing = (1 - STAIRS_FROM) / max(1, config.stairs - 1)
-        fallen = sum(done >= STAIRS_FROM + i * spacing for i in range(config.stairs))
-        remains = config.decay ** (fallen / config.stairs)
-    else:
-        remains = config.decay + (1 - config.decay) * 0.5 * (1 + math.cos(math.pi * done))
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup) * remains
 
 
 @torch.no_grad()

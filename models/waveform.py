@@ -56,6 +56,9 @@ class WaveformConfig:
 
     Raises:
         ValueError: unknown waveform.
+
+    >>> WaveformConfig("saw").sigma_min
+    0.01
     """
 
     waveform: str = "sine"
@@ -90,6 +93,9 @@ class Waveform(nn.Module):
 
     Args:
         config: which waveform.
+
+    >>> Waveform(WaveformConfig("saw")).log_prob(torch.zeros(3, 256), torch.ones(3)).shape
+    torch.Size([3])
     """
 
     def __init__(self, config: WaveformConfig) -> None:
@@ -127,6 +133,10 @@ class Waveform(nn.Module):
         ratio = torch.logaddexp(rest, self._leaf_ratio(x, sigma, *leaves).logsumexp(1))
         noise = math.log(sigma) + 0.5 * math.log(2 * math.pi)
         return (ratio - 0.5 * (x.double() / sigma).square().sum(1) - time * noise).to(x.dtype)
+
+    def squared_scores(self, value: Tensor, sigma: Tensor) -> Tensor:
+        """NaN ``(batch,)``: audio samples are not predicted one by one."""
+        return torch.full_like(value[:, 0], math.nan)
 
     @torch.no_grad()
     def sample(self, time: int, sigma: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
-"""How far a long run is, and how long it still takes: a bar in a terminal, elsewhere a line."""
+"""How far a long run is, how long it still takes, and how it goes on after an interrupt."""
 
 import sys
 import time as clock
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
+
+from pyro_sep.checks.names import printable
 
 LINE_SECONDS = 30.0  # between lines
 
@@ -21,8 +26,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+@contextmanager
+def resumable(checkpoint: Path) -> Iterator[None]:
+    """Say on standard error how a run goes on that is interrupted inside the context."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        known = checkpoint.exists()
+        kept = f"goes on from {checkpoint}" if known else "begins again, nothing was kept yet"
+        print(f"\n{printable(f'the same command {kept}')}", file=sys.stderr)
+        raise
+
+
 class Progress:
-    """Progress of a run, on the standard error.
+    """Progress of a run on standard error: a bar in a terminal, elsewhere a line now and then.
 
     Args:
         show: whether to say anything.

@@ -1,9 +1,8 @@
-"""Checkpoints: the whole state of a run in one file, from which a killed run goes on exactly."""
+"""Checkpoints: the whole state of a run in a file, from which a killed run continues exactly."""
 
 import math
 import time as clock
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 from pyro_sep.storage.states import load_state, readable, save_state
 
 KIND = "separation"
-SECONDS = 60.0  # between checkpoints that are not worth one by themselves
-DENSITY_ERROR = 1e-5  # relative: another number of threads adds up in another order
+SECONDS = 60.0  # at least, between the checkpoints after blocks of draws
+DENSITY_ERROR = 1e-5  # relative: another number of threads sums in another order
 
 
 class Checkpoint:
@@ -20,7 +19,7 @@ class Checkpoint:
 
     Args:
         path: of the file; it need not exist.
-        run: what tells this run from others, plain values by name.
+        run: what identifies the run, plain values by name.
     """
 
     def __init__(self, path: str | PathLike[str], run: Mapping[str, Any]) -> None:
@@ -55,7 +54,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         content = load_state(self.path, KIND)
-        with self.readable():
+        with readable(self.path, KIND):
             run, state = dict(content["run"]), dict(content["state"])
             names = [
                 name for name in self.run | run if not same_run(run.get(name), self.run.get(name))
@@ -71,13 +70,9 @@ class Checkpoint:
             )
         return state
 
-    def readable(self) -> AbstractContextManager[None]:
-        """Turn all that is wrong with a state of the file, where it is taken up, into one line."""
-        return readable(self.path, KIND)
-
 
 def same_run(one: Any, other: Any) -> bool:
-    """Whether two runs are known by the same values, floats to rounding."""
+    """Whether two runs are identified by the same values, floats to rounding."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same_run(one[key], other[key]) for key in one)
     if isinstance(one, float) and isinstance(other, float):

@@ -1,4 +1,4 @@
-"""Denoise and renoise, level by level: one evaluation each, for many candidates side by side."""
+"""Denoise and add noise, level by level: one evaluation each, for a batch of candidates."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,115 +7,95 @@ import torch
 from torch import Tensor
 
 from pyro_sep.inference.annealing.evaluator import Evaluator
-from pyro_sep.inference.annealing.settings import EXCHANGE_EVERY, Annealing
+from pyro_sep.inference.annealing.settings import SWAP_EVERY
 from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.steps.gains import follow
 from pyro_sep.inference.steps.permutation import draw_assignment
 
-RECENT = 3  # levels, whose mean log density says which candidates are best
+RECENT = 3  # levels, whose mean log density ranks candidates
 
 
 class Found(NamedTuple):
-    """Clean sources of every lane."""
+    """Clean sources that a search found, for every element of the batch."""
 
-    target: AnnealedPosterior  # of the lanes
-    clean: Tensor  # (lane, source, frame)
-    log_density: Tensor  # (lane,) of noisy ones at the last level, nats
+    target: AnnealedPosterior
+    clean: Tensor  # (batch, source, frame)
+    log_density: Tensor  # (batch,) of noisy ones at the last level, nats
 
-    def select(self, lanes: Tensor) -> "Found":
-        """Those of some lanes."""
-        return Found(self.target.select(lanes), self.clean[lanes], self.log_density[lanes])
+    def select(self, indices: Tensor) -> "Found":
+        """The subset of the batch."""
+        return Found(self.target.select(indices), self.clean[indices], self.log_density[indices])
 
-    def update(self, lanes: Tensor, other: "Found") -> "Found":
-        """With those of another in some lanes."""
+    def update(self, indices: Tensor, other: "Found") -> "Found":
+        """All of these, with those of another in a subset of the batch."""
         return Found(
-            self.target.update(lanes, other.target),
-            self.clean.index_copy(0, lanes, other.clean),
-            self.log_density.index_copy(0, lanes, other.log_density),
+            self.target.update(indices, other.target),
+            self.clean.index_copy(0, indices, other.clean),
+            self.log_density.index_copy(0, indices, other.log_density),
         )
 
 
-class Given(NamedTuple):
-    """Audio that is known already, at some moments of a frame."""
-
-    clean: Tensor  # (lane, source, frame)
-    where: Tensor  # (frame,), whether it is known there
-
-    def hold(self, clean: Tensor) -> Tensor:
-        """Clean sources with what is known in its place."""
-        return torch.where(self.where, self.clean, clean)
-
-    def select(self, lanes: Tensor) -> "Given":
-        """That of some lanes."""
-        return Given(self.clean[lanes], self.where)
-
-
-def best_lanes(log_density: Tensor, group: int, count: int = 1) -> Tensor:
-    """Lanes of the best of every group, by log density: ``(lane * count / group,)``.
-
-    Args:
-        log_density: ``(lane,)``, those of a group side by side.
-        group: its size.
-        count: how many of it.
-    """
+def best_of_groups(log_density: Tensor, group: int, count: int = 1) -> Tensor:
+    """Indices of the ``count`` best by log density ``(batch,)`` of every ``group`` side by side."""
     ranked = log_density.nan_to_num(nan=-torch.inf).reshape(-1, group)
     first = torch.arange(len(ranked), device=ranked.device)[:, None] * group
     return (first + ranked.topk(count, dim=1).indices).reshape(-1)
 
 
 def repeat(target: AnnealedPosterior, count: int) -> AnnealedPosterior:
-    """The posterior with every lane ``count`` times, side by side."""
-    lanes = torch.arange(len(target.mixture), device=target.mixture.device)
-    return target.select(lanes.repeat_interleave(count))
+    """The posterior with every element of the batch ``count`` times, side by side."""
+    indices = torch.arange(len(target.mixture), device=target.mixture.device)
+    return target.select(indices.repeat_interleave(count))
 
 
 def descend(
     target: AnnealedPosterior,
     position: Tensor,
     sigmas: Sequence[float],
-    settings: Annealing,
     evaluator: Evaluator,
     *,
     averaged: int = 1,
     group: int = 1,
     halving: Sequence[tuple[float, int]] = (),
-    exchange: bool = False,
-    given: "Given | None" = None,
+    swap: bool = False,
+    given: Tensor | None = None,
 ) -> Found:
-    """Denoise and renoise from level to level.
+    """Denoise and add noise from level to level.
 
     Args:
-        target: posterior of the lanes.
-        position: noisy sources ``(lane, source, frame)`` at the first level.
-        sigmas: levels.
-        settings: of the run.
+        target: posterior of the candidates.
+        position: noisy sources ``(batch, source, frame)`` at the first level.
+        sigmas: noise levels.
         evaluator: of densities.
-        averaged: levels, the last ones, over which clean sources and log density are averaged.
+        averaged: last levels, over which clean sources and log density are averaged.
         group: candidates of one mixture, side by side.
-        halving: levels, falling, and how many candidates of each go on below them.
-        exchange: whether sources exchange what they explain, while it is open who explains what.
-        given: audio of candidates that is known already.
+        halving: levels, falling, and how many candidates of each group continue below them.
+        swap: whether sources swap what they explain above ``sigma_freeze``.
+        given: clean sources that are held fixed ``(batch, source, frame)``, NaN where they are not.
     """
-    left = list(halving)
+    settings, left = evaluator.settings, list(halving)
     recent: list[Tensor] = []
     clean: list[Tensor] = []
     for i, sigma in enumerate(sigmas):
         while left and sigma < left[0][0]:
             count = left.pop(0)[1]
             if recent and count < group:
-                best = best_lanes(torch.stack(recent[-RECENT:]).mean(0), group, count)
+                best = best_of_groups(torch.stack(recent[-RECENT:]).mean(0), group, count)
                 target, position, group, recent = target.select(best), position[best], count, []
-                given = given and given.select(best)
-        if exchange and sigma >= settings.sigma_freeze and i % EXCHANGE_EVERY == 0:
+                given = None if given is None else given[best]
+        if swap and sigma >= settings.sigma_freeze and i % SWAP_EVERY == 0:
             cross = evaluator.cross_log_prior(target, position, sigma)
             assignment = draw_assignment(cross, evaluator.generator)
             target, position = target.reassign(position, assignment)
         evaluation = evaluator.evaluate(target, position, sigma)
         if sigma < settings.sigma_freeze:
             noise = sigma <= settings.sigma_detail
-            target, evaluation = evaluator.follow(target, position, evaluation, sigma, noise)
+            target, evaluation = follow(
+                target, position, evaluation, sigma, evaluator.generator, noise
+            )
         denoised = target.denoise(position, evaluation, sigma)
         if given is not None:
-            denoised = given.hold(denoised)
+            denoised = torch.where(given.isnan(), denoised, given)
         clean = [*clean, denoised][-averaged:]
         recent.append(evaluation.log_density)
         if i + 1 < len(sigmas):

@@ -1,33 +1,28 @@
-"""What a run evaluates: counted, shown, and with noise from one generator."""
+"""What the parts of a run share: settings, evaluations that are counted, and one generator."""
 
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
+from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.posterior import AnnealedPosterior
-from pyro_sep.inference.steps.gains import follow
+from pyro_sep.inference.state import Evaluation
 from pyro_sep.progress import Progress
 
-FORWARD = 1 / 3  # of a gradient's cost, a density alone
+FORWARD = 1 / 3  # cost of a log density without its gradient, in gradients
 
 
 class Evaluator:
-    """Densities and gradients of posteriors.
+    """Densities and gradients of posteriors under the settings of a run.
 
-    Args:
-        generator: source of all noise.
-        progress: is told the gradients of audio samples that were evaluated.
-
-    Attributes:
-        cost: of all so far, in gradients of one source's audio sample.
+    All noise is from the generator; ``progress`` is told of the cost.
     """
 
-    def __init__(self, generator: torch.Generator, progress: Progress) -> None:
-        self.generator, self.progress = generator, progress
-        self.cost = 0.0
+    def __init__(self, settings: Annealing, generator: torch.Generator, progress: Progress) -> None:
+        self.settings, self.generator, self.progress = settings, generator, progress
+        self.cost = 0.0  # of all evaluations so far, in gradients of one source's audio sample
 
     def count(self, position: Tensor, share: float = 1.0) -> None:
-        """Note the evaluation of sources ``(lane, source, frame)``."""
+        """Add the evaluation of sources ``(batch, source, frame)`` to the cost."""
         self.cost += share * position.numel()
         self.progress.advance(share * position.numel())
 
@@ -37,7 +32,7 @@ class Evaluator:
         return target.evaluate(position, sigma)
 
     def log_density(self, target: AnnealedPosterior, position: Tensor, sigma: float) -> Tensor:
-        """Log density alone."""
+        """Log density without its gradient."""
         self.count(position, FORWARD)
         return target.log_density(position, sigma)
 
@@ -46,17 +41,6 @@ class Evaluator:
         self.count(position, FORWARD * len(target.priors))
         return target.cross_log_prior(position, sigma)
 
-    def follow(
-        self,
-        target: AnnealedPosterior,
-        position: Tensor,
-        evaluation: Evaluation,
-        sigma: float,
-        noise: bool,
-    ) -> tuple[AnnealedPosterior, Evaluation]:
-        """Update unknown gains and, if asked, noise (:mod:`~pyro_sep.inference.steps.gains`)."""
-        return follow(target, position, evaluation, sigma, self.generator, noise)
-
     def noise(self, target: AnnealedPosterior, like: Tensor) -> Tensor:
-        """Standard normal, in the directions that a chain may follow."""
+        """Standard normal noise, projected onto the plane of moves if the mixture is exact."""
         return target.project(torch.empty_like(like).normal_(generator=self.generator))

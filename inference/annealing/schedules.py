@@ -1,6 +1,6 @@
-r"""Noise ladders and step sizes: values, apart from the samplers that walk them.
+r"""Noise ladders and step-size schedules.
 
-Which tone a frame holds is decided at noise levels where the evidence of the whole frame is some
+Which tones a frame holds is decided at noise levels where the evidence of the whole frame is some
 tens to hundreds of nats. A source of RMS r in T samples of noise sigma carries
 :math:`T r^2 / (2 \sigma^2)` nats against silence, so the ladder starts at
 
@@ -15,12 +15,16 @@ from collections.abc import Callable
 from pyro_sep.checks.arguments import number, whole
 
 START_NATS = 100.0
-MIN_LEVELS = 6  # of a ladder of two rates
+MIN_LEVELS = 6  # of a ladder of two rates: five sixths and a rest
 
 
-def start_level(time: int, level: float, nats: float = START_NATS) -> float:
-    """Noise level at which a frame of ``time`` samples and RMS ``level`` carries these nats."""
-    return level * math.sqrt(time / (2 * nats))
+def start_level(time: int, rms: float, nats: float = START_NATS) -> float:
+    """Noise level at which a source of this RMS in ``time`` audio samples carries these nats.
+
+    >>> start_level(200, 0.5)
+    0.5
+    """
+    return rms * math.sqrt(time / (2 * nats))
 
 
 def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[float, ...]:
@@ -28,6 +32,9 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
 
     Raises:
         ValueError: unless ``0 < sigma_min < sigma_max`` and there are at least two levels.
+
+    >>> geometric_ladder(4.0, 1.0, 3)
+    (4.0, 2.0, 1.0)
     """
     sigma_max, sigma_min = (number("ladder", end) for end in (sigma_max, sigma_min))
     if not 0 < sigma_min < sigma_max:
@@ -40,20 +47,23 @@ def geometric_ladder(sigma_max: float, sigma_min: float, levels: int) -> tuple[f
 
 
 def two_rate_ladder(
-    sigma_max: float, sigma_turn: float, sigma_min: float, levels: int
+    sigma_max: float, sigma_mid: float, sigma_min: float, levels: int
 ) -> tuple[float, ...]:
-    """Five sixths of the levels down to ``sigma_turn``, the rest faster to ``sigma_min``.
+    """Five sixths of the levels down to ``sigma_mid``, the rest faster to ``sigma_min``.
 
-    Above the turn the modes are chosen, and the ladder must be slow; below it they are refined.
+    Modes are chosen above ``sigma_mid``, where the ladder must be slow, and refined below it.
 
     Raises:
-        ValueError: unless ``0 < sigma_min < sigma_turn < sigma_max`` and there are at least
+        ValueError: unless ``0 < sigma_min < sigma_mid < sigma_max`` and there are at least
             :data:`MIN_LEVELS` levels.
+
+    >>> [round(sigma, 2) for sigma in two_rate_ladder(16.0, 1.0, 0.1, 6)]
+    [16.0, 8.0, 4.0, 2.0, 1.0, 0.1]
     """
     levels = whole("levels", levels, f"at least {MIN_LEVELS}", MIN_LEVELS)
     above = 5 * levels // 6
-    below = geometric_ladder(sigma_turn, sigma_min, levels - above + 1)
-    return geometric_ladder(sigma_max, sigma_turn, above) + below[1:]
+    below = geometric_ladder(sigma_mid, sigma_min, levels - above + 1)
+    return geometric_ladder(sigma_max, sigma_mid, above) + below[1:]
 
 
 def polynomial_decay(first: float, offset: float, power: float) -> Callable[[int], float]:
@@ -66,6 +76,10 @@ def polynomial_decay(first: float, offset: float, power: float) -> Callable[[int
 
     Raises:
         ValueError: a number out of its range.
+
+    >>> schedule = polynomial_decay(0.1, offset=10.0, power=1.0)
+    >>> schedule(0), schedule(10)
+    (0.1, 0.05)
     """
     numbers = {"first": first, "offset": offset, "power": power}
     first, offset, power = (number(name, value) for name, value in numbers.items())

@@ -6,137 +6,115 @@ there and adds noise of the next level, none of the old:
 .. math:: x \leftarrow D_\sigma(x) + \sigma' n, \qquad D_\sigma(x) = x + \sigma^2 \nabla
           \log p_\sigma(x \mid m)
 
-so early decisions are open for as long as the noise lets them be: decoupled annealing (Zhang et al.
-2024, DAPS, arXiv 2407.01521) with a single denoising step. It finds modes and does not sample:
-along directions that the posterior leaves open its variance is half of what it should be.
+so early decisions remain open while the noise is high: decoupled annealing (Zhang et al. 2024,
+DAPS, arXiv 2407.01521) with a single denoising step. It finds modes and does not sample: along
+directions that the posterior leaves open its variance is half of what it should be.
 
-Several candidates of every lane go down side by side, the best by log density go on (successive
-halving, Jamieson & Talwalkar 2016, arXiv 1502.07943). Then
-:mod:`~pyro_sep.inference.annealing.swaps` mends tones in the wrong hands, and
-:mod:`~pyro_sep.inference.annealing.recombination` what is wrong at single moments. Audio of a mode
-that is right surprises its priors no more than their own draws do
-(:meth:`pyro_sep.priors.NetworkPrior.misfit`); where it does, the search has failed, which can be
-seen without the truth, and is begun anew.
+Several candidates of each chain are denoised side by side, and the best by log density continue
+(successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943). Then a swap search
+(:mod:`~pyro_sep.inference.annealing.swaps`) corrects tones that were assigned to the wrong source,
+and :mod:`~pyro_sep.inference.annealing.recombination` what is wrong at single moments. A right mode
+surprises its priors no more than their own draws do (:meth:`pyro_sep.priors.NetworkPrior.misfit`);
+where what was found does, the search has failed, which shows without the truth, and is repeated.
 
 Where a frame holds more decisions than any candidate takes right, as music does, log densities do
 not tell the better candidate; the mean of all is nearer to the truth than any (``average``).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.annealing.descent import Found, Given, descend, repeat
+from pyro_sep.inference.annealing.descent import Found, descend, repeat
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.recombination import refine
-from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.annealing.swaps import mend
+from pyro_sep.inference.annealing.swaps import swap_search
 from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
 from pyro_sep.priors.base import misfit
 
 MISFIT = 1.1  # of right modes, at most, where a frame is long; wrong ones have 1.3 and more
-MISFIT_ERRORS = 3.0  # standard errors of a frame's misfit, that come on top
+MISFIT_ERRORS = 3.0  # standard errors of a frame's misfit, in addition
 
 
 class Result(NamedTuple):
-    """What was found in every lane, and how."""
+    """What a search found, and how, for every chain of the batch."""
 
-    target: AnnealedPosterior  # of the lanes
-    clean: Tensor  # (lane, source, frame)
-    tries: Tensor  # (lane,) how many searches it took
-    known: Tensor  # (lane,) whether the priors know what was found
+    target: AnnealedPosterior
+    clean: Tensor  # (batch, source, frame)
+    tries: Tensor  # (batch,), number of searches
+    plausible: Tensor  # (batch,), see is_plausible
 
 
 def candidates(
-    target: AnnealedPosterior,
-    settings: Annealing,
-    evaluator: Evaluator,
-    average: bool,
-    given: Given | None = None,
+    target: AnnealedPosterior, evaluator: Evaluator, average: bool, given: Tensor | None = None
 ) -> Found:
-    """The best candidate of every lane, or the mean of all."""
-    group = settings.candidates
-    lanes = repeat(target, group)
+    """The best candidate of every chain, or the mean of all; see ``given`` in :func:`descend`."""
+    settings = evaluator.settings
+    group, sigmas = settings.candidates, settings.search_sigmas
+    repeated = repeat(target, group)
+    start = repeated.start(settings.sigma_max, evaluator.generator)
     if given is not None:
-        given = Given(given.clean.repeat_interleave(group, 0), given.where)
-    start = lanes.start(settings.sigma_max, evaluator.generator)
-    if given is not None:
-        start = lanes.tie(start + given.hold(torch.zeros_like(start)))
+        given = given.repeat_interleave(group, 0)
+        start = repeated.tie(start + given.nan_to_num(nan=0.0))
     if not average:
-        return descend(
-            lanes,
-            start,
-            settings.search_sigmas,
-            settings,
-            evaluator,
-            averaged=2,
-            group=group,
-            halving=settings.halving,
-            exchange=given is None,
-            given=given,
-        )
-    found = descend(lanes, start, settings.search_sigmas, settings, evaluator)
-    clean, log_density = (
-        part.reshape(-1, group, *part.shape[1:]).mean(1)
-        for part in (found.clean, found.log_density)
-    )
-    first = torch.arange(len(clean), device=clean.device) * group
-    return Found(found.target.select(first), clean, log_density)
+        how: dict[str, Any] = {"halving": settings.halving, "swap": given is None, "given": given}
+        return descend(repeated, start, sigmas, evaluator, averaged=2, group=group, **how)
+    found = descend(repeated, start, sigmas, evaluator)
+    first = torch.arange(len(target.mixture), device=start.device) * group
+    means = (p.reshape(-1, group, *p.shape[1:]).mean(1) for p in (found.clean, found.log_density))
+    return Found(found.target.select(first), *means)
 
 
-def is_known(found: Found, sigma: float, evaluator: Evaluator) -> Tensor:
-    """Whether the priors know what was found, in every lane; true where they cannot say."""
+def is_plausible(found: Found, evaluator: Evaluator) -> Tensor:
+    """Whether what was found surprises its priors no more than their own draws do, ``(batch,)``.
+
+    True where the priors cannot tell.
+    """
+    sigma = evaluator.settings.sigma_min
     noisy = found.clean + sigma * evaluator.noise(found.target, found.clean)
-    evaluator.count(noisy, 1.0)
+    evaluator.count(noisy)
     surprise = at_draws(misfit, found.target.priors, noisy, sigma)
     bound = MISFIT + MISFIT_ERRORS * (2 / found.target.mixture.shape[-1]) ** 0.5
     return (surprise.nan_to_num(nan=0.0) <= bound).all(-1)
 
 
-def attempt(
-    target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
-) -> Found:
-    """One search in every lane."""
-    found = candidates(target, settings, evaluator, average)
-    rounds = [] if average else settings.rounds(len(target.priors), target.may_be_silent)
+def attempt(target: AnnealedPosterior, evaluator: Evaluator, average: bool) -> Found:
+    """What one search finds."""
+    found = candidates(target, evaluator, average)
+    if average:
+        return found
+    rounds = evaluator.settings.rounds(len(target.priors), target.may_be_silent)
     for i, held in enumerate(rounds):
         if target.may_be_silent and i == 0:
-            noisy = found.clean + held.sigmas[-1] * evaluator.noise(found.target, found.clean)
-            decided = found.target.decide(noisy, held.sigmas[-1], evaluator.generator)
+            sigma = held.sigmas[-1]
+            noisy = found.clean + sigma * evaluator.noise(found.target, found.clean)
+            decided = found.target.decide(noisy, sigma, evaluator.generator)
             found = found._replace(target=decided)
-        found = mend(found, held, settings, evaluator)
-    if target.may_be_silent:  # densities have it open again which are present
-        found = found._replace(target=found.target.with_latents(found.target.mixing.latents()))
-    return found
+        found = swap_search(found, held, evaluator)
+    # Presence is undecided again, and densities are those of either.
+    return found._replace(target=found.target.with_latents(found.target.mixing.latents()))
 
 
-def search(
-    target: AnnealedPosterior, settings: Annealing, evaluator: Evaluator, average: bool
-) -> Result:
-    """Clean sources of every lane, and whether it is a mode that the priors know.
+def search(target: AnnealedPosterior, evaluator: Evaluator, average: bool) -> Result:
+    """Clean sources of every chain, those of its best search, and whether they are plausible.
 
-    Args:
-        target: posterior of the lanes.
-        settings: of the run.
-        evaluator: of densities.
-        average: the mean of the candidates in place of the best, see the module's docstring.
+    A search ends with its best candidate, or with the mean of all where ``average``.
     """
-    found = attempt(target, settings, evaluator, average)
+    found = attempt(target, evaluator, average)
     tries = torch.ones_like(found.log_density, dtype=torch.long)
-    known = torch.ones_like(tries, dtype=torch.bool)
     if average:
-        return Result(found.target, found.clean, tries, known)
-    known = is_known(found, settings.sigma_min, evaluator)
-    for _ in range(1, settings.tries):
-        lanes = (~known).nonzero()[:, 0]
-        if not len(lanes):
+        return Result(found.target, found.clean, tries, tries > 0)
+    plausible = is_plausible(found, evaluator)
+    for _ in range(1, evaluator.settings.tries):
+        failed = (~plausible).nonzero()[:, 0]
+        if not len(failed):
             break
-        other = attempt(target.select(lanes), settings, evaluator, average)
-        tries[lanes] += 1
-        better = is_known(other, settings.sigma_min, evaluator)
-        known[lanes] = better
-        taken = better | (other.log_density > found.log_density[lanes])
-        found = found.update(lanes[taken], other.select(taken.nonzero()[:, 0]))
-    found = refine(found, settings, evaluator)
-    return Result(found.target, found.clean, tries, known)
+        other = attempt(target.select(failed), evaluator, average)
+        tries[failed] += 1
+        better = is_plausible(other, evaluator)
+        plausible[failed] = better
+        taken = better | (other.log_density > found.log_density[failed])
+        found = found.update(failed[taken], other.select(taken.nonzero()[:, 0]))
+    found = refine(found, evaluator)
+    return Result(found.target, found.clean, tries, plausible)

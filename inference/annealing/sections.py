@@ -1,14 +1,14 @@
-r"""Long frames as sections that overlap, each searched by itself, and put together again.
+r"""Long frames as overlapping sections, each searched by itself, and joined afterwards.
 
-The evidence of a frame grows with its length, and modes freeze by it: where a long frame's do,
-learned priors cannot tell sources apart yet, and a search of the whole is lost. A section of the
-length at which they can is found by itself. Sources are told apart by their priors, so sections
-fit together without being matched, and the cost is linear in the length.
+The evidence of a frame grows with its length, and the noise level at which modes are settled with
+it. At that of a long frame learned priors cannot tell sources apart yet, so a search of the whole
+frame fails; in a section of suitable length it succeeds. Sources are identified by their priors, so
+sections fit together without being matched, and the cost is linear in the length.
 
-Sections whose search failed, or that do not go on as their neighbours do, are grown: from the
-longest run of sections that agree, in both directions, each is searched anew with the audio beside
-it held (as known pixels are in inpainting, Lugmayr et al. 2022, arXiv 2201.09865). A prior that
-has heard a tone knows how it goes on.
+Sections whose search failed, or that do not agree with their neighbours, are grown: from the
+longest run of sections that agree, in both directions, each is searched again with the audio next
+to it held fixed (as known pixels are in inpainting, Lugmayr et al. 2022, arXiv 2201.09865). A prior
+that is given the beginning of a tone predicts its continuation.
 """
 
 import math
@@ -18,29 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_sep.inference.annealing.descent import Given
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.recombination import refine
-from pyro_sep.inference.annealing.search import candidates, is_known
-from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.inference.annealing.search import candidates, is_plausible
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import frame_time
 
 OVERLAP_SHARE = 8  # sections overlap by their length divided by this
-LONGER = 0.25  # sections may be longer by this share, where one fewer will do
-AGREEMENT = 0.5  # of the power of an overlap, that sections which agree differ by at most
+LONGER = 0.25  # sections may be longer by this share, where one fewer then covers the frame
+AGREEMENT = 0.5  # largest power of the difference of sections that agree, of an overlap's power
 
 
 def split(frame: int, section: int, multiple: int) -> tuple[list[int], int]:
-    """Where sections of a frame start, and their length; they overlap and cover it.
+    """Where sections of about ``section`` audio samples start that cover a frame, and their length.
 
-    Args:
-        frame: audio samples.
-        section: about as many in a section; the frame is one where it is little longer.
-        multiple: of which starts and length are.
-
-    >>> split(4000, 2048, 1)
-    ([0, 1872], 2128)
+    Starts and length are multiples of ``multiple``; a frame that is little longer is one section.
     """
     overlap = section // OVERLAP_SHARE
     count = max(1, math.ceil((frame - overlap) / (section - overlap) - LONGER))
@@ -51,10 +43,10 @@ def split(frame: int, section: int, multiple: int) -> tuple[list[int], int]:
 
 
 def join(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
-    """Audio ``(lane, source, frame)`` of its sections ``(lane, source, length)``.
+    """Audio ``(batch, source, frame)`` from its sections ``(batch, source, length)``.
 
-    In the first half of an overlap the earlier section is heard, whose prior has heard more of the
-    past by then; in the second half the later one is faded in.
+    The first half of an overlap is the earlier section's, whose prior has more of the past as its
+    context; over the second half the later section is faded in.
     """
     whole = sections[0]
     for start, section in zip(starts[1:], sections[1:], strict=True):
@@ -66,7 +58,7 @@ def join(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
 
 
 def agree(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
-    """Whether each section goes on as the one before it does, ``(lane, section - 1)``."""
+    """Whether each section agrees with the one before it, ``(batch, section - 1)``."""
     length = sections[0].shape[-1]
     joints = []
     for i in range(1, len(starts)):
@@ -79,90 +71,75 @@ def agree(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
     return torch.stack(joints, 1)
 
 
-def surest(known: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last of the longest run of sections that are known and agree, of every lane.
+def surest(plausible: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last of the longest run of plausible sections that agree, ``(batch,)`` each.
 
-    Args:
-        known: ``(lane, section)``.
-        joints: ``(lane, section - 1)``, whether neighbours agree.
+    ``plausible`` is ``(batch, section)``, and ``joints`` are those of :func:`agree`.
     """
     runs = []
-    for row, joined in zip(known.tolist(), joints.tolist(), strict=True):
-        best, first = (0, 0), 0
+    for row, joined in zip(plausible.tolist(), joints.tolist(), strict=True):
+        best, begun = (0, 0), 0
         for i in range(len(row)):
             if i and not (row[i - 1] and row[i] and joined[i - 1]):
-                first = i
-            best = max(best, (first, i), key=lambda run: (row[run[0]], run[1] - run[0], -run[0]))
+                begun = i
+            best = max(best, (begun, i), key=lambda run: (row[run[0]], run[1] - run[0], -run[0]))
         runs.append(best)
-    return tuple(torch.tensor(runs, device=known.device).unbind(1))  # type: ignore[return-value]
+    first, last = torch.tensor(runs, device=plausible.device).unbind(1)
+    return first, last
 
 
 def grow(
     target: AnnealedPosterior,
     sections: Sequence[Tensor],
-    known: Tensor,
+    plausible: Tensor,
     starts: Sequence[int],
-    settings: Annealing,
     evaluator: Evaluator,
 ) -> tuple[list[Tensor], Tensor]:
-    """Sections with those that failed grown from their neighbours, and which are known then.
+    """Sections, those that failed searched again from their neighbours, and which are plausible.
 
-    Args:
-        target: posterior of the whole lanes.
-        sections: clean sources of each ``(lane, source, length)``.
-        known: ``(lane, section)``, whether the priors know them.
-        starts: of the sections.
-        settings: of the run.
-        evaluator: of densities.
+    The target is the posterior of whole frames; sections are clean sources ``(batch, source,
+    length)``, and plausible ``(batch, section)``.
     """
-    sections, known = list(sections), known.clone()
-    first, last = surest(known, agree(sections, starts))
+    sections, plausible = list(sections), plausible.clone()
+    first, last = surest(plausible, agree(sections, starts))
     order = [(i, i - 1) for i in range(1, len(starts))]
     order += [(i, i + 1) for i in reversed(range(len(starts) - 1))]
     for i, beside in order:
         outside = last < i if beside < i else first > i
         pair = sorted((i, beside))
         joined = agree([sections[j] for j in pair], [starts[j] for j in pair])[:, 0]
-        lanes = (outside & ~(known[:, i] & joined)).nonzero()[:, 0]
-        if not len(lanes):
+        failed = (outside & ~(plausible[:, i] & joined)).nonzero()[:, 0]
+        if not len(failed):
             continue
-        neighbour = [sections[j][lanes] for j in pair]
-        clean, sure = _grown(
-            target.select(lanes), neighbour, pair, beside, starts, settings, evaluator
+        begin, shift = starts[pair[0]], starts[pair[1]] - starts[pair[0]]
+        both = slice(begin, begin + shift + sections[0].shape[-1])
+        clean, plausible[failed, i] = _grown(
+            target.select(failed).section(both),
+            sections[beside][failed],
+            shift,
+            beside < i,
+            evaluator,
         )
-        sections[i] = sections[i].index_copy(0, lanes, clean)
-        known[lanes, i] = sure
-    return sections, known
+        sections[i] = sections[i].index_copy(0, failed, clean)
+    return sections, plausible
 
 
 def _grown(
-    target: AnnealedPosterior,
-    neighbour: Sequence[Tensor],
-    pair: Sequence[int],
-    beside: int,
-    starts: Sequence[int],
-    settings: Annealing,
-    evaluator: Evaluator,
+    target: AnnealedPosterior, neighbour: Tensor, shift: int, forward: bool, evaluator: Evaluator
 ) -> tuple[Tensor, Tensor]:
-    """A section of some lanes, searched with its neighbour held, and whether it is known."""
-    length = neighbour[0].shape[-1]
+    """The later of two sections, or the earlier if not forward, searched with the other held fixed.
+
+    The target is the posterior of both, whose starts are ``shift`` audio samples apart. Returns the
+    clean sources and whether they are plausible.
+    """
+    length = neighbour.shape[-1]
     step = frame_time(target.priors, 1)
-    cut = min(length // 2 // step * step, starts[pair[1]] - starts[pair[0]])
-    forward = beside == pair[0]
-    begin, end = starts[pair[0]], starts[pair[1]] + length
-    begin, end = (begin + cut, end) if forward else (begin, end - cut)
-    heard = neighbour[0][..., cut:] if forward else neighbour[1][..., : length - cut]
-    rest = end - begin - heard.shape[-1]
-    padding = (0, rest) if forward else (rest, 0)
-    held = F.pad(torch.ones_like(heard[0, 0], dtype=torch.bool), padding)
-    audio = F.pad(heard, padding)
-    window = target.section(slice(begin, end))
-    found = candidates(window, settings, evaluator, False, Given(audio, held))
-    found = refine(found, settings, evaluator)
-    start = starts[pair[1]] - begin if forward else 0
-    clean = found.clean[..., start : start + length]
+    cut = min(length // 2 // step * step, shift)  # of the neighbour, what is far from the other
+    given = neighbour[..., cut:] if forward else neighbour[..., : length - cut]
+    given = F.pad(given, (0, shift) if forward else (shift, 0), value=math.nan)
+    window = target.section(slice(cut, None) if forward else slice(0, shift + length - cut))
+    found = refine(candidates(window, evaluator, False, given), evaluator)
+    start = shift - cut if forward else 0
     part = slice(start, start + length)
-    sure = is_known(
-        found._replace(target=window.section(part), clean=clean), settings.sigma_min, evaluator
-    )
-    return clean, sure
+    found = found._replace(target=window.section(part), clean=found.clean[..., part])
+    return found.clean, is_plausible(found, evaluator)

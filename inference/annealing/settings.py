@@ -1,4 +1,4 @@
-"""Settings of an annealed run, and what follows from them: its ladders."""
+"""Settings of an annealed run, and the noise ladders that follow from them."""
 
 import math
 from dataclasses import dataclass
@@ -6,35 +6,34 @@ from typing import Any, NamedTuple
 
 from pyro_sep.checks.arguments import flag, number, whole
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
-from pyro_sep.inference.kernels.mala import OPTIMAL_ACCEPTANCE
-from pyro_sep.inference.posterior import TANGENTS
+from pyro_sep.inference.steps.mala import OPTIMAL_ACCEPTANCE
 
-PERSISTENT_ACCEPTANCE = 0.9  # a refused step turns the velocity back: it must be rare
-MOST = 1_000_000  # of levels, steps and the like: more would never end
-
-# In units of sigma_freeze, where it is settled who explains what:
-HALVINGS = ((2.0, 2), (1.1, 4))  # below each this part of the candidates goes on, below the last
-SINGLE = 0.45  # one
-TURN = 0.66  # from there a search goes on faster
-OPEN = 2.0  # replicas are noised to this; who explains what stays, how well is open
-SWAP = (0.6, 0.11, 6)  # candidates are noised to the first, and compared at the second, where a
-#                        triangle's overtones tell it from a sine; in so many levels
-DETAIL = 0.15  # overtones begin to tell
-PRESENCE = (1.4, 0.45, 9)  # a source that is woken has to find its tone, which takes longer
+PERSISTENT_ACCEPTANCE = 0.9  # a rejected step reverses the velocity: it must be rare
+MOST = 1_000_000  # of levels, steps and other counts: a run of more would never end
+MIN_SECTION = 256  # audio samples: less holds no period of a low tone
+SWAP_EVERY = 4  # levels of a search, between two draws of which source explains what
+SCREENED = 2  # swaps that are tried in a round, of all pairs of sources
 REPLICA_LEVELS = 10
-RESTART = 3.5  # in units of sigma_min: from there a chain goes down from what was found
-MIN_SECTION = 256  # audio samples
-EXCHANGE_EVERY = 4  # levels of a search
-SCREENED = 2  # exchanges that are tried in a round, of all pairs
-SPLICED = 8  # lengths of a frame, whose densities say which moments are best
+
+# Noise levels in units of sigma_freeze, where it is settled which source explains what:
+HALVINGS = ((2.0, 2), (1.1, 4))  # below each level one in so many candidates continues,
+SINGLE = 0.45  # and below this one the best alone
+TURN = 0.66  # below it the levels of a search fall faster
+OPEN = 2.0  # replicas start here: which source explains what is kept, details are not
+DETAIL = 0.15  # below it overtones tell sources apart
+# A round noises all candidates to the first level and compares them at the second, after so many:
+SWAP = (0.6, 0.11, 6)  # overtones tell a triangle from a sine at the second
+PRESENCE = (1.4, 0.45, 9)  # a source that was silent has to find its tone, which takes longer
+
+RESTART = 3.5  # in units of sigma_min, where a chain starts from the sources that were found
 
 
 class Round(NamedTuple):
-    """A comparison of candidates, all noised again and denoised alike."""
+    """A comparison of candidates that all start from the same noise level."""
 
-    sigmas: tuple[float, ...]  # from where they are noised to, to where they are compared
-    averaged: int  # levels, the last ones, whose mean log density is compared
-    most: int  # of them, one after the other
+    sigmas: tuple[float, ...]  # from the level of the start to that of the comparison
+    averaged: int  # last levels, whose mean log density is compared
+    most: int  # rounds one after the other, at most
 
 
 @dataclass(frozen=True)
@@ -46,28 +45,32 @@ class Annealing:
 
     Attributes:
         sigma_max: first noise level.
-        sigma_freeze: where it is settled which source explains what: exchanges end there.
-        sigma_min: last noise level, where draws are kept.
-        tries: searches at most, where what was found surprises the priors.
+        sigma_freeze: where it is settled which source explains what: swaps end there.
+        sigma_min: last noise level, where draws are recorded.
+        tries: searches at most, where what was found is implausible under the priors.
         candidates: of every search, side by side.
         levels: of a search.
-        swaps: rounds at most in which sources are put in each other's place, where there are more
-            than two; twice as many where it is decided which are present.
-        replicas: of what was found, from which the best moments are taken; 0 for none.
+        swaps: rounds at most in which swaps of sources are tried, where there are more than two
+            sources; twice as many where presence is inferred.
+        replicas: refinements of what was found, which are recombined; 0 for none.
         section: audio samples that are searched at once; longer frames are searched in sections.
         chains: independent searches per mixture, each with a chain of draws.
         cooling: noise levels through which a chain comes down to the last one.
         warmup: steps at the last level before the first draw.
-        draws: draws kept per chain.
+        draws: draws recorded per chain.
         thin: steps between draws, one gradient each.
         step_size: kappa, in units of sigma; the stability bound is sqrt(2).
         persistence: share of the velocity that survives a step; 0 is overdamped Langevin dynamics.
         adjusted: by a Metropolis test of every step, see :mod:`~pyro_sep.inference.steps.ghmc`;
-            then the step size is that of the first step alone, and adapts before the draws.
+            then the step size is that of the first step, and adapts before the draws.
 
     Raises:
         ValueError: a number out of its range, or of no number's type; noise levels that do not
             fall.
+
+    >>> settings = Annealing(sigma_max=2.0, sigma_freeze=0.5, sigma_min=0.05, cooling=2)
+    >>> settings.cooling_sigmas
+    (0.17500000000000002, 0.05)
     """
 
     sigma_max: float
@@ -75,13 +78,13 @@ class Annealing:
     sigma_min: float
     tries: int = 4
     candidates: int = 4
-    levels: int = 42
+    levels: int = 40
     swaps: int = 2
     replicas: int = 8
     section: int = 2_048
     chains: int = 1
-    cooling: int = 12
-    warmup: int = 10
+    cooling: int = 8
+    warmup: int = 6
     draws: int = 10
     thin: int = 2
     step_size: float = 0.7
@@ -89,11 +92,10 @@ class Annealing:
     adjusted: bool = False
 
     def __post_init__(self) -> None:
-        least = dict.fromkeys(("swaps", "replicas"), 0)
-        least |= dict.fromkeys(
+        least = dict.fromkeys(
             ("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin"), 1
         )
-        least |= {"levels": MIN_LEVELS, "section": MIN_SECTION}
+        least |= {"swaps": 0, "replicas": 0, "levels": MIN_LEVELS, "section": MIN_SECTION}
         taken: dict[str, Any] = {
             name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
             for name, low in least.items()
@@ -102,42 +104,38 @@ class Annealing:
             raise ValueError(f"{large[0]}: got {taken[large[0]]}, expected at most {MOST}")
         for name in ("sigma_max", "sigma_freeze", "sigma_min"):
             taken[name] = number(name, getattr(self, name))
-        step_size, persistence = self.step_size, self.persistence
         expected = "above 0, below sqrt(2)"
-        taken["step_size"] = number("step_size", step_size, expected, 0, math.sqrt(2))
+        taken["step_size"] = number("step_size", self.step_size, expected, 0, math.sqrt(2))
         expected = "at least 0, below 1"
-        taken["persistence"] = number("persistence", persistence, expected, -math.inf, 1)
+        taken["persistence"] = number("persistence", self.persistence, expected, -math.inf, 1)
         if taken["persistence"] < 0:
-            raise ValueError(f"persistence: got {persistence}, expected {expected}")
+            raise ValueError(f"persistence: got {self.persistence}, expected {expected}")
         taken["adjusted"] = flag("adjusted", self.adjusted)
         for name, value in taken.items():
-            object.__setattr__(self, name, value)  # in the types of Python, whatever was given
+            object.__setattr__(self, name, value)  # as Python's own types, whatever was given
         two_rate_ladder(self.sigma_max, self.sigma_freeze, self.sigma_min, self.levels)  # or raises
-        self._ladder()
 
     @property
     def target_acceptance(self) -> float:
-        """Share of adjusted steps to take: the best of MALA; more where velocities survive."""
+        """Share of adjusted steps to accept: MALA's optimum; more where velocities persist."""
         return PERSISTENT_ACCEPTANCE if self.persistence else OPTIMAL_ACCEPTANCE
 
     @property
     def search_sigmas(self) -> tuple[float, ...]:
         """Levels of a search, slow until it is settled who explains what; the last one twice."""
-        return (*self._ladder(), self.sigma_min)
-
-    def _ladder(self) -> tuple[float, ...]:
         turn = max(TURN * self.sigma_freeze, 1.01 * self.sigma_min)
-        return two_rate_ladder(self.sigma_max, turn, self.sigma_min, self.levels)
+        ladder = two_rate_ladder(self.sigma_max, turn, self.sigma_min, self.levels)
+        return (*ladder, self.sigma_min)
 
     @property
     def halving(self) -> tuple[tuple[float, int], ...]:
-        """Levels, falling, and how many candidates go on below them."""
+        """Levels, falling, and how many candidates continue below them."""
         parts = [(share * self.sigma_freeze, -(-self.candidates // n)) for share, n in HALVINGS]
         return (*parts, (SINGLE * self.sigma_freeze, 1))
 
     @property
     def sigma_detail(self) -> float:
-        """Where overtones begin to tell sources apart."""
+        """Level below which overtones tell sources apart."""
         return max(self.sigma_min, DETAIL * self.sigma_freeze)
 
     @property
@@ -155,45 +153,13 @@ class Annealing:
         return geometric_ladder(start, self.sigma_min, self.cooling)
 
     def rounds(self, count: int, may_be_silent: bool) -> list[Round]:
-        """Rounds of candidates of ``count`` sources; first, if it is not known, who is present."""
-        held = []
-        if may_be_silent:
-            held.append((PRESENCE, 2 * self.swaps))
-        if count > 2 or may_be_silent:
-            held.append((SWAP, self.swaps))
+        """Rounds of candidates of ``count`` sources, those of presence first if it is inferred."""
+        kinds = [(PRESENCE, 2 * self.swaps)] if may_be_silent else []
+        kinds += [(SWAP, self.swaps)] if count > 2 or may_be_silent else []
         rounds = []
-        for (high, low, levels), most in held:
+        for (high, low, levels), most in kinds:
             end = max(self.sigma_min, low * self.sigma_freeze)
             start = min(self.sigma_max, max(high * self.sigma_freeze, 2 * end))
             sigmas = geometric_ladder(start, end, levels)
             rounds.append(Round((*sigmas, end), 2, most))
         return rounds
-
-    def gradients(
-        self, count: int, may_be_silent: bool, average: bool, overlap: float = 1.0
-    ) -> float:
-        """About how many gradients of a frame a chain takes, if no search fails.
-
-        Args:
-            count: of sources.
-            may_be_silent: whether it is to be decided which are present.
-            average: whether a search ends with the mean of its candidates.
-            overlap: length of all sections that are searched, in lengths of the frame.
-        """
-        chain = self.cooling + self.warmup + self.draws * (self.thin + TANGENTS)
-        if average:
-            return overlap * self.candidates * (self.levels + 1) + chain
-        left = [self.candidates] * (self.levels + 1)
-        for i, sigma in enumerate(self.search_sigmas):
-            left[i] = min([n for level, n in self.halving if sigma < level], default=left[i])
-        above = [
-            n
-            for n, sigma in zip(left, self.search_sigmas, strict=False)
-            if sigma >= self.sigma_freeze
-        ]
-        exchanges = sum(above[::EXCHANGE_EVERY]) * count / 3
-        tried = 1 + min(SCREENED, count * (count - 1) // 2) + (count if may_be_silent else 0)
-        rounds = sum(len(r.sigmas) * tried + count / 3 for r in self.rounds(count, may_be_silent))
-        replicas = self.replicas * REPLICA_LEVELS + (self.replicas + 2) * SPLICED / 3
-        search = sum(left) + exchanges + 1 + rounds + bool(self.replicas) * replicas
-        return overlap * search + chain

@@ -1,5 +1,1 @@
-"""Langevin kernels for Pyro's MCMC."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Kernels for Pyro's MCMC."""

@@ -1,64 +1,33 @@
 """What the Langevin kernels for Pyro's MCMC share: a chain's set-up, its counters, its statistics.
 
-A kernel is a pure step, from one :class:`Point` to the next, in the clothes of Pyro's
-``MCMCKernel``. Sites live in unconstrained space, as in Pyro's HMC, and the potential is minus the
-log density there.
+A kernel runs a pure step behind the interface of Pyro's ``MCMCKernel``. Sites live in unconstrained
+space, as in Pyro's HMC, and the potential is minus the log density there.
 """
 
 import math
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.infer.mcmc.util import initialize_model
 from pyro.ops.integrator import potential_grad
-from torch import Tensor
 
 from pyro_sep.checks.arguments import shown
-
-Params = dict[str, Tensor]
-
-
-class Point(NamedTuple):
-    """A chain, or lanes of chains, between two steps."""
-
-    params: Params  # by site, (*lane, *event)
-    potential: Tensor  # (*lane,), nats
-    gradient: Params  # of the potential, by site, (*lane, *event)
-
-    def isfinite(self) -> Tensor:
-        """Where the potential and the whole gradient are finite, ``(*lane,)``."""
-        finite = self.potential.isfinite()
-        for gradient in self.gradient.values():
-            finite = finite & gradient.isfinite().reshape(*finite.shape, -1).all(-1)
-        return finite
-
-
-class Transition(NamedTuple):
-    """Where a step led, and what it has to say for itself."""
-
-    point: Point
-    diverging: bool  # the density or its gradient was not finite at the proposal
-    statistics: dict[str, float]  # under ArviZ's names; ``step_size`` is one
-
-
-def evaluate(potential_fn: Callable[[Params], Tensor], params: Params) -> Point:
-    """The point at ``params``, by one gradient of a scalar potential."""
-    gradient, potential = potential_grad(potential_fn, params)
-    return Point(params, potential, gradient)
+from pyro_sep.inference.state import LangevinState, Params, StepInfo
 
 
 class LangevinKernel(MCMCKernel):
-    """Base of the kernels: a subclass gives :meth:`_advance`, and :meth:`_prepare` if it needs to.
+    """Base of the kernels: a subclass has a step size and makes steps.
 
-    Every chain starts anew: ``setup`` resets all counters. Its statistics of each draw after
-    warm-up, ``lp`` (log density in unconstrained space, nats), ``diverging`` and those of the
-    transition, are lists in ``diagnostics()``, so ``MCMC.diagnostics()`` has them by chain.
-    ``divergences`` are the numbers of the draws that diverged, as Pyro's HMC counts them, which
-    ``arviz.from_pyro`` marks; it reads no other statistic, so others are put beside them::
+    ``setup`` resets all counters, so chains are independent. The statistics of each draw after
+    warm-up, ``lp`` (log density in unconstrained space, nats), ``step_size``, ``diverging`` and
+    those that :attr:`recorded` names, are lists in ``diagnostics()``, so ``MCMC.diagnostics()`` has
+    them by chain. ``divergences`` are the numbers of the draws that diverged, as Pyro's HMC counts
+    them, which ``arviz.from_pyro`` marks; it reads no other statistic, so others are added by
+    hand::
 
         data = arviz.from_pyro(mcmc)
         energy = mcmc.diagnostics()["energy"]  # of MALA
@@ -72,6 +41,9 @@ class LangevinKernel(MCMCKernel):
     Raises:
         ValueError: a model or a strategy that cannot be called.
     """
+
+    #: Fields of :class:`~pyro_sep.inference.StepInfo` among the statistics.
+    recorded: tuple[str, ...] = ()
 
     def __init__(
         self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None
@@ -93,15 +65,23 @@ class LangevinKernel(MCMCKernel):
 
     def _reset(self) -> None:
         self._step = self._warmup_steps = 0
-        self._point: Point | None = None
-        self._divergences: list[int] = []
-        self._warmup_divergences: list[int] = []
+        self._state: LangevinState | None = None
+        self._divergences: list[int] = []  # numbers of steps
         self._statistics: dict[str, list[float]] = {}
         self._last_lp = self._last_step_size = math.nan
 
     @abstractmethod
-    def _advance(self, point: Point) -> Transition:
+    def _advance(self, state: LangevinState, step_size: float) -> tuple[LangevinState, StepInfo]:
         """One step of the chain, the ``self._step``-th from 0."""
+
+    @abstractmethod
+    def _next_step_size(self) -> float:
+        """Size of the next step."""
+
+    def _evaluate(self, params: Params) -> LangevinState:
+        """The state at ``params``, by one gradient."""
+        gradient, potential = potential_grad(self._potential_fn, params)
+        return LangevinState(params, potential, gradient)
 
     @property
     def _warming_up(self) -> bool:
@@ -112,7 +92,7 @@ class LangevinKernel(MCMCKernel):
         """Trace the model, find the start, and reset every counter."""
         self._reset()
         self._warmup_steps = warmup_steps
-        strategy = {} if self._init_strategy is None else {"init_strategy": self._init_strategy}
+        strategy = {"init_strategy": self._init_strategy} if self._init_strategy else {}
         start, self._potential_fn, self.transforms, self._trace = initialize_model(
             self.model,
             args,
@@ -125,7 +105,7 @@ class LangevinKernel(MCMCKernel):
         self._prepare(start)
 
     def _prepare(self, start: Params) -> None:
-        """Set what depends on the model or the start; nothing here."""
+        """Set what depends on the model or the start."""
 
     @property
     def initial_params(self) -> Params | None:
@@ -139,38 +119,36 @@ class LangevinKernel(MCMCKernel):
     @torch.enable_grad()
     def sample(self, params: Params) -> Params:
         """One step from unconstrained ``params`` to new ones."""
-        if self._point is None:
-            self._point = evaluate(self._potential_fn, params)
-        self._point, diverging, statistics = self._advance(self._point)
-        self._last_lp = -float(self._point.potential)
-        self._last_step_size = statistics["step_size"]
-        if diverging and self._warming_up:
-            self._warmup_divergences.append(self._step)
-        elif diverging:
-            self._divergences.append(self._step - self._warmup_steps)
+        state = self._evaluate(params) if self._state is None else self._state
+        self._last_step_size = self._next_step_size()
+        self._state, info = self._advance(state, self._last_step_size)
+        self._last_lp, diverging = -float(self._state.potential), bool(info.diverging)
+        if diverging:
+            self._divergences.append(self._step)
         if not self._warming_up:
-            for name, value in {"lp": self._last_lp, "diverging": diverging, **statistics}.items():
+            found = {"lp": self._last_lp, "diverging": diverging, "step_size": self._last_step_size}
+            found |= {name: float(getattr(info, name)) for name in self.recorded}
+            for name, value in found.items():
                 self._statistics.setdefault(name, []).append(value)
         self._step += 1
-        return self._point.params
+        return self._state.params
 
     def logging(self) -> "OrderedDict[str, str]":
         """Step size and log density, for the progress bar."""
-        return OrderedDict(
-            [("step size", f"{self._last_step_size:.2e}"), ("lp", f"{self._last_lp:.1f}")]
-        )
+        size, lp = f"{self._last_step_size:.2e}", f"{self._last_lp:.1f}"
+        return OrderedDict({"step size": size, "lp": lp})
 
     def diagnostics(self) -> dict[str, Any]:
-        """Diverging draws and warm-up steps, each from 0; last step size; lists of each draw's."""
-        statistics = {name: list(values) for name, values in self._statistics.items()}
+        """Numbers of diverging draws and warm-up steps, last step size, statistics of each draw."""
+        warmup, found = self._warmup_steps, self._divergences
         return {
-            "divergences": list(self._divergences),
-            "warmup divergences": list(self._warmup_divergences),
+            "divergences": [step - warmup for step in found if step >= warmup],
+            "warmup divergences": [step for step in found if step < warmup],
             "step size": self._last_step_size,
-            **statistics,
+            **{name: list(values) for name, values in self._statistics.items()},
         }
 
     def cleanup(self) -> None:
-        """Let go of the chain's point and draws' statistics, which MCMC has; may run twice."""
-        self._point = None
+        """Release the chain's state and the draws' statistics, which MCMC has copied."""
+        self._state = None
         self._statistics = {}

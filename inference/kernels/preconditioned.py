@@ -1,66 +1,25 @@
-r"""Preconditioned SGLD: a step of its own length in every direction, from the gradient's RMS.
-
-One step of size eta at temperature tau, from a position z with log density log p:
-
-.. math:: z' = z + \eta G \nabla \log p(z) + \sqrt{2 \eta \tau G} \, \epsilon, \qquad
-          G = \operatorname{diag} \frac{1}{\varepsilon + \sqrt{V}}
-
-V is an exponential average of squared gradients, :math:`V \leftarrow \alpha V + (1 - \alpha)
-(\nabla \log p)^2`. Where G moves with z, the chain needs a drift :math:`\Gamma = \sum_j \partial_j
-G_{\cdot j}` that is dropped in practice, at the price of a bias. Here V adapts in warm-up only and
-is frozen afterwards: the draws are those of Langevin dynamics with a constant preconditioner, whose
-law is that of the model but for the bias of an unadjusted step. On a normal of standard deviation
-s, V nears :math:`1 / s^2` and G nears s, so eta is a length: the step is stable where eta < 2 s for
-the smallest s.
-
-Li, Chen, Carlson & Carin 2016, Preconditioned Stochastic Gradient Langevin Dynamics for Deep Neural
-Networks (arXiv 1512.07666).
-"""
+"""Preconditioned SGLD as a kernel for Pyro's MCMC."""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pyro_sep.checks.arguments import number, positive
-from pyro_sep.inference.kernels.base import Params, Point, Transition
-from pyro_sep.inference.kernels.sgld import SGLD, langevin_step
-
-
-def preconditioned_step(
-    position: Tensor,
-    gradient: Tensor,
-    square: Tensor,
-    step_size: float,
-    temperature: float = 1.0,
-    epsilon: float = 1e-5,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One unadjusted step; everything has the shape of ``position`` or broadcasts to it.
-
-    Args:
-        position: any shape.
-        gradient: of the log density at the position.
-        square: V, the averaged square of the gradient.
-        step_size: eta, in units of the position.
-        temperature: tau; 1 samples the density, 0 climbs it.
-        epsilon: bounds the preconditioner, G <= 1 / epsilon.
-        generator: source of the noise; torch's global one where None.
-    """
-    preconditioner = 1 / (epsilon + square.sqrt())
-    return langevin_step(position, gradient, step_size * preconditioner, temperature, generator)
+from pyro_sep.inference.kernels.sgld import SGLD
+from pyro_sep.inference.state import LangevinState, Params, PreconditionedState, StepInfo
+from pyro_sep.inference.steps.preconditioned import preconditioned_step
 
 
 class PreconditionedSGLD(SGLD):
     """Preconditioned SGLD on any Pyro model, constrained sites included.
 
-    It needs a warm-up: without one V is the square of the start's gradient.
+    The step is :func:`~pyro_sep.inference.preconditioned_step`. V adapts in warm-up only, so that
+    the draws have the law of a constant preconditioner; without a warm-up V is the square of the
+    start's gradient.
 
     Args:
         model: Pyro model; its continuous latent sites are sampled.
         step_size: eta, a number or a schedule ``step -> eta`` over the steps of one chain.
-        temperature: tau, see the module's docstring.
+        temperature: tau; 1 samples the posterior.
         decay: alpha; the average's memory is 1 / (1 - alpha) steps.
         epsilon: bounds the preconditioner, G <= 1 / epsilon.
         init_strategy: where a chain starts; Pyro's default where None.
@@ -70,6 +29,13 @@ class PreconditionedSGLD(SGLD):
 
     Raises:
         ValueError: a step size, temperature or epsilon that is not positive, a decay not in (0, 1).
+
+    >>> import pyro, pyro.distributions as dist
+    >>> from pyro.infer import MCMC
+    >>> kernel = PreconditionedSGLD(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)), step_size=0.1)
+    >>> MCMC(kernel, num_samples=5, warmup_steps=5, disable_progbar=True).run()
+    >>> kernel.square["x"].shape
+    torch.Size([])
     """
 
     def __init__(
@@ -81,7 +47,7 @@ class PreconditionedSGLD(SGLD):
         epsilon: float = 1e-5,
         init_strategy: Callable[..., Any] | None = None,
     ) -> None:
-        if step_size is None:  # which SGLD would derive, but of the wrong unit
+        if step_size is None:  # SGLD would derive one, but of another unit
             raise ValueError("step_size: got None, expected a positive number or a schedule")
         self.decay = number("decay", decay, "a number in (0, 1), such as 0.99", 0, 1)
         self.epsilon = positive("epsilon", epsilon)
@@ -91,26 +57,16 @@ class PreconditionedSGLD(SGLD):
         super()._reset()
         self.square: Params = {}
 
-    def _advance(self, point: Point) -> Transition:
-        squares = {name: gradient.square() for name, gradient in point.gradient.items()}
-        if not self.square:
-            self.square = squares
-        elif self._warming_up:
-            self.square = {
-                name: square.lerp(squares[name], 1 - self.decay)
-                for name, square in self.square.items()
-            }
-        return super()._advance(point)
-
-    def _propose(self, point: Point, step_size: float) -> Params:
-        return {
-            name: preconditioned_step(
-                value,
-                -point.gradient[name],
-                self.square[name],
-                step_size,
-                self.temperature,
-                self.epsilon,
-            )
-            for name, value in point.params.items()
-        }
+    def _advance(self, state: LangevinState, step_size: float) -> tuple[LangevinState, StepInfo]:
+        square = self.square or {name: part.square() for name, part in state.gradient.items()}
+        decay = self.decay if self._warming_up else None
+        after, info = preconditioned_step(
+            PreconditionedState(*state, square),
+            self._evaluate,
+            step_size,
+            self.temperature,
+            self.epsilon,
+            decay,
+        )
+        self.square = after.square
+        return LangevinState(after.params, after.potential, after.gradient), info

@@ -1,5 +1,1 @@
-"""Sequential Monte Carlo down the noise ladder, and its evidence."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+"""Sequential Monte Carlo: weighted draws of the posterior, and the evidence."""

@@ -13,16 +13,16 @@ that of the mixture under noise of twice the annealed variance,
 .. math:: Z_1 = \int \mathcal{N}\bigl(m; \textstyle\sum_k a_k s_k, (2 \sigma_{min}^2
           \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k) \, ds
 
-Between levels particles follow underdamped Langevin dynamics and, above ``sigma_freeze``, exchange
-what two sources explain. Velocities survive with their particles. Uncorrected steps are exact on
-Gaussians alone, so on other priors the evidence has a bias of their size; Metropolis-adjusted ones
+Between levels particles follow underdamped Langevin dynamics and, above ``sigma_freeze``, swap what
+two sources explain. Velocities are resampled with their particles. Unadjusted steps are exact on
+Gaussians alone, so on other priors the evidence has a bias; Metropolis-adjusted ones
 (:mod:`~pyro_sep.inference.steps.ghmc`) have none, and their size follows the acceptance from level
 to level.
 """
 
 import math
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -31,10 +31,11 @@ from tqdm import tqdm
 
 from pyro_sep.inference.annealing.settings import PERSISTENT_ACCEPTANCE, Annealing
 from pyro_sep.inference.posterior import AnnealedPosterior
-from pyro_sep.inference.smc.core import Population, smc
+from pyro_sep.inference.smc.core import smc
+from pyro_sep.inference.state import Evaluation, Population, UnderdampedState
 from pyro_sep.inference.steps.ghmc import adjusted_step
 from pyro_sep.inference.steps.permutation import draw_assignment, reassign
-from pyro_sep.inference.steps.underdamped import UnderdampedState, underdamped_step
+from pyro_sep.inference.steps.underdamped import underdamped_step
 
 BRIDGE = 0.1  # part of the path that leads from Gaussian to true priors
 
@@ -55,13 +56,22 @@ def anneal_particles(
     Args:
         target: posterior of the particles, all on one mixture.
         sigma_max: first noise level.
-        sigma_freeze: exchanges end there.
+        sigma_freeze: level below which sources are not swapped.
         sigma_min: last noise level.
         generator: source of randomness, on the mixture's device.
         steps: Langevin steps between levels, one gradient each.
         share: see :func:`~pyro_sep.inference.smc.core.smc`.
         adjusted: by a Metropolis test of every step.
         progress: show a bar.
+
+    >>> from pyro_sep.mixing.known import Mixing
+    >>> from pyro_sep.priors.io import load_priors
+    >>> priors = [load_priors("toy/oracle")["square"]]
+    >>> mixture = 0.1 * torch.arange(64).sin().expand(4, -1)
+    >>> target = AnnealedPosterior(mixture, priors, Mixing((1.0,)))
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> anneal_particles(target, 2.0, 2.0, 1.5, generator, steps=1, share=0.5).position.shape
+    torch.Size([4, 1, 64])
     """
     path = _Path(target, sigma_max, sigma_freeze, sigma_min, generator, steps, adjusted)
     with tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}{elapsed}") as bar:
@@ -79,24 +89,24 @@ def anneal_particles(
     )
 
 
+@dataclass
 class _Path:
-    """From the Gaussian posterior to that of the lowest noise level."""
+    """Path from the Gaussian posterior to that of the lowest noise level, with moves along it."""
 
-    def __init__(
-        self,
-        target: AnnealedPosterior,
-        sigma_max: float,
-        sigma_freeze: float,
-        sigma_min: float,
-        generator: torch.Generator,
-        steps: int,
-        adjusted: bool,
-    ) -> None:
-        self.target, self.generator, self.steps = target, generator, steps
-        self.adjusted, self.step_size = adjusted, Annealing.step_size  # in units of sigma
-        self.sigma_max, self.sigma_freeze, self.sigma_min = sigma_max, sigma_freeze, sigma_min
-        levels = [prior.rms for prior in target.priors]
-        self.scales = target.mixture.new_tensor([[math.hypot(r, sigma_max)] for r in levels])
+    target: AnnealedPosterior
+    sigma_max: float
+    sigma_freeze: float
+    sigma_min: float
+    generator: torch.Generator
+    steps: int
+    adjusted: bool
+    step_size: float = Annealing.step_size  # in units of sigma
+
+    @cached_property
+    def scales(self) -> Tensor:
+        """Std of the noisy sources under Gaussian priors ``(source, 1)``."""
+        scales = [[math.hypot(prior.rms, self.sigma_max)] for prior in self.target.priors]
+        return self.target.mixture.new_tensor(scales)
 
     def sigma(self, t: float) -> float:
         """Noise level at t."""
@@ -105,19 +115,19 @@ class _Path:
 
     @property
     def log_evidence(self) -> float:
-        """Of the Gaussian posterior."""
+        """Log evidence of the Gaussian posterior."""
         mixture = self.target.mixture[0]
         return float(Normal(0.0, self._mixture_variance().sqrt()).log_prob(mixture.double()).sum())
 
     def draw(self) -> Tensor:
-        """Exact draws from it: a draw from the prior, moved by what its mixture lacks."""
+        """Exact draws from the Gaussian posterior: those of its prior, corrected by residuals."""
         mixture, mixing = self.target.mixture, self.target.mixing
         shape = (len(mixture), len(self.scales), self.target.frame)
         sources = mixture.new_empty(shape).normal_(generator=self.generator) * self.scales
         noise = torch.empty_like(mixture).normal_(generator=self.generator)
-        lack = mixing.residual(mixture + mixing.scale_at(self.sigma_max) * noise, sources)
+        residual = mixing.residual(mixture + mixing.scale_at(self.sigma_max) * noise, sources)
         pull = mixing.weights(sources) * self.scales**2 / self._mixture_variance().to(sources)
-        return sources + pull * lack[:, None]
+        return sources + pull * residual[:, None]
 
     def _mixture_variance(self) -> Tensor:
         gains = self.target.mixing.weights(self.scales)
@@ -125,7 +135,7 @@ class _Path:
         return (gains * self.scales).double().square().sum() + own
 
     def log_density(self, position: Tensor, t: float) -> Tensor:
-        """Of the particles at t."""
+        """Log density of the particles at t."""
         log_density = self.target.log_density(position, self.sigma(t))
         if t < BRIDGE:
             gaussian = self._log_gaussian(position)
@@ -138,9 +148,9 @@ class _Path:
         return prior + mixing.log_likelihood(self.target.mixture, position, self.sigma_max)
 
     def move(self, position: Tensor, velocity: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        """Langevin steps and, where modes are being chosen, an exchange before them."""
+        """Positions and velocities after Langevin steps and, above sigma_freeze, swaps before."""
         sigma = self.sigma(t)
-        evaluate: Any = partial(self.target.evaluate, sigma=sigma)
+        evaluate = partial(self.target.evaluate, sigma=sigma)
         if t < BRIDGE:
             evaluate = partial(self._evaluate_bridge, share=t / BRIDGE)
         elif sigma >= self.sigma_freeze:
@@ -148,16 +158,16 @@ class _Path:
             assignment = draw_assignment(cross, self.generator)
             position = reassign(position, assignment, self.target.mixing.weights(position))
         state = UnderdampedState(position, velocity, evaluate(position))
+        step = adjusted_step if self.adjusted else underdamped_step
         for _ in range(self.steps):
-            how = (evaluate, self.step_size * sigma, Annealing.persistence, self.generator)
+            size = self.step_size * sigma
+            state, info = step(state, evaluate, size, Annealing.persistence, self.generator)
             if self.adjusted:
-                state, acceptance_rate = adjusted_step(state, *how)
-                self.step_size *= math.exp(float(acceptance_rate.mean()) - PERSISTENT_ACCEPTANCE)
-            else:
-                state = underdamped_step(state, *how)
+                acceptance_rate = float(info.acceptance_rate.mean())
+                self.step_size *= math.exp(acceptance_rate - PERSISTENT_ACCEPTANCE)
         return state.position, state.velocity
 
-    def _evaluate_bridge(self, position: Tensor, share: float) -> Any:
+    def _evaluate_bridge(self, position: Tensor, share: float) -> Evaluation:
         full = self.target.evaluate(position, self.sigma_max)
         pull = self.target.mixing.score(self.target.mixture, position, self.sigma_max)
         gaussian = pull - position / self.scales**2

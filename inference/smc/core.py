@@ -1,8 +1,8 @@
 r"""Sequential Monte Carlo along a path of densities: weighted draws, and the evidence.
 
-A population of particles is drawn from a density that can be normalised, t = 0, and taken to the
-target, t = 1. From t to t' a particle gains the weight :math:`w = \gamma_{t'}(x) / \gamma_t(x)`,
-and
+A population of particles starts as draws from a density of known normalisation, t = 0, and ends
+as weighted draws from the target, t = 1. From t to t' the weight of a particle is multiplied by
+:math:`w = \gamma_{t'}(x) / \gamma_t(x)`, and
 
 .. math:: \log \frac{Z_1}{Z_0} = \sum_t \log \sum_i W_i w_i
 
@@ -13,30 +13,22 @@ sample size
 .. math:: N \, \frac{(\sum_i W_i w_i)^2}{\sum_i W_i w_i^2}
 
 is still a given share of the N particles (Zhou, Johansen & Aston 2016, arXiv 1303.3123). Where the
-weights have become uneven, ESS below N / 2, particles are resampled systematically; then a Markov
-chain that leaves :math:`\gamma_{t'}` invariant moves all of them. Modes that lose weight die, which
-no single chain can do. Del Moral, Doucet & Jasra 2006 (JRSS B 68, 3).
+weights have become uneven, ESS below N / 2, particles are resampled systematically; then steps of a
+Markov chain with invariant law :math:`\gamma_{t'}` follow. Modes that lose weight lose their
+particles, which a single chain cannot do. Del Moral, Doucet & Jasra 2006 (JRSS B 68, 3).
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_sep.inference.state import Population
+
 BISECTIONS = 40
 STEP_ERROR = 0.1  # relative, of the distance to the farthest level
 RESAMPLE_SHARE = 0.5
-
-
-class Population(NamedTuple):
-    """Weighted draws from the target."""
-
-    position: Tensor  # (particle, ...)
-    log_weight: Tensor  # (particle,), their exponentials add up to 1
-    log_evidence: float  # log Z_1 - log Z_0, in nats
-    levels: tuple[float, ...]  # t, from 0 to 1
 
 
 def smc(
@@ -46,7 +38,7 @@ def smc(
     share: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> Population:
-    """Take particles from t = 0 to t = 1.
+    """Weighted draws at t = 1 from exact draws at t = 0.
 
     Args:
         position: exact draws at t = 0, ``(particle, ...)``.
@@ -81,14 +73,14 @@ def smc(
 
 
 def effective_sample_size(log_weight: Tensor) -> float:
-    """Kish's 1 / sum of the squared weights ``(particle,)``, normalised ones."""
+    """Kish's 1 / sum of squared weights, from normalised log weights ``(particle,)``."""
     return float((-(2 * log_weight).logsumexp(0)).exp())
 
 
 def systematic(log_weight: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Indices ``(particle,)`` of the survivors: each N times its weight often, give or take one.
+    """Indices ``(particle,)`` of systematic resampling, each N times its weight often, within one.
 
-    Kitagawa 1996 (JCGS 5, 1). One uniform number for all.
+    Kitagawa 1996 (JCGS 5, 1).
     """
     count = len(log_weight)
     first = torch.rand((), generator=generator, dtype=torch.float64, device=log_weight.device)
@@ -103,9 +95,9 @@ def _next_level(
     levels: list[float],
     share: float,
 ) -> tuple[float, Tensor]:
-    """About the farthest level that keeps the share, and the log weights gained.
+    """About the farthest level that keeps the share, and the log weights gained on the way.
 
-    At most twice as far as the last step.
+    The step is at most twice the last one.
     """
     level = levels[-1]
     here = log_density(position, level).double()

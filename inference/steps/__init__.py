@@ -1,1 +1,1 @@
-"""Transitions of a Markov chain."""
+"""Pure steps of Markov chains: ``(state) -> (state, info)``, and draws from conditionals."""

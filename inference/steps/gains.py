@@ -1,40 +1,48 @@
-r"""Unknown gains and noise, updated in blocks of their own beside the sources.
+r"""Unknown gains and noise, updated beside the sources.
 
 Given noisy sources x the likelihood of :mod:`pyro_sep.mixing.latent` is nearly Gaussian in the
 gains, of precision :math:`X X^\top / v`, with v the variance of the mixture, which depends on the
-gains too. :func:`update` draws along the axes of that Gaussian, one after the other, so that gains
-which the sources leave open together move together. It draws by slice sampling, of all of the line
-within the range of the gains, and so it does the noise (Neal 2003, Ann. Statist. 31): there is no
-step size, and no gain gets stuck where v is far from that of the mode.
+gains too. :func:`update` draws along the axes of that Gaussian, one after the other, so that
+correlated gains move together, by slice sampling within their whole range, and the noise likewise
+(Neal 2003, Ann. Statist. 31). So there is no step size to choose.
 
-Such gains move by as little as noisy sources leave open, while what the mixture leaves open is
-wide: twice the gain with half the source. :func:`rescale` goes along it. With fixed reference
-contributions :math:`w_k`, near :math:`a_k s_k`,
+These draws move gains little, since noisy sources determine them well, while the mixture also
+allows twice the gain with half the source. :func:`rescale` moves along this direction. With fixed
+reference contributions :math:`w_k`, near :math:`a_k s_k`,
 
 .. math:: a_k' = a_k e^{\delta_k}, \qquad x_k' = x_k + w_k (1 / a_k' - 1 / a_k)
 
-keeps the share of the signal and the noise of the source. Its inverse is a move of the same law,
-and it keeps the volume of x, so the ratio is that of the posteriors times :math:`\prod_k a_k' /
-a_k`. It is the interweaving of two parametrisations (Yu & Meng 2011, J. Comput. Graph. Stat. 20).
+keeps the contribution of the signal and the noise of the source. Its inverse is a move of the same
+law, and it keeps the volume of x, so the ratio is that of the posteriors times :math:`\prod_k a_k'
+/ a_k`. It is the interweaving of two parametrisations (Yu & Meng 2011, J. Comput. Graph. Stat. 20).
 
-All moves leave the posterior of every lane as it is, each lane for itself.
+Both leave the posterior of every chain invariant.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
 from pyro_sep.inference.posterior import AnnealedPosterior
-from pyro_sep.inference.steps.underdamped import UnderdampedState, choose
+from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState, choose, isfinite
+from pyro_sep.inference.steps.underdamped import energy
 from pyro_sep.mixing.latent import GAIN_RANGE, MAX_NOISE, LatentMixing
 
 RESCALE_WIDTH = 0.1  # of delta: half the spread of the toy sources' amplitudes
-RESCALE_EVERY = 2  # steps: their gradient costs as much as that of one
-SLICE_STEPS = 60  # each shrinks the slice by a half or so: to float64's last bits
+RESCALE_EVERY = 2  # steps: its gradient costs as much as that of a step
+SLICE_STEPS = 60  # each about halves the slice: down to float64's last bits
+
+
+class JointState(NamedTuple):
+    """Chains whose gains and noise, those of the posterior, are sampled beside the sources."""
+
+    target: AnnealedPosterior
+    chain: UnderdampedState
 
 
 def update(
@@ -45,25 +53,23 @@ def update(
     generator: torch.Generator,
     noise: bool = True,
 ) -> LatentMixing:
-    """Gains and noise after one update given the sources.
-
-    Args:
-        mixing: before it; what is known in it stays.
-        mixture: ``(lane, time)``.
-        sources: noisy ones ``(lane, source, frame)``.
-        sigma: their noise level.
-        generator: source of randomness.
-        noise: whether unknown noise is updated too.
-    """
-    # In float32 differences drown.
-    exact = replace(mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double())
+    """A draw of the unknown gains and, if asked, noise, given sources at a noise level."""
+    # In float32 differences of densities are lost to rounding.
+    drawn = replace(mixing, gains=mixing.gains.double(), noise_scale=mixing.noise_scale.double())
     fit = _Fit(mixture.double(), sources[..., : mixture.shape[-1]].double(), sigma)
     if mixing.infer_gains:
-        exact = _update_gains(exact, fit, generator)
+        for axis in torch.linalg.eigh(fit.gram).eigenvectors.unbind(-1):
+            ends = torch.stack([(end - drawn.gains) / axis for end in GAIN_RANGE])
+            low, high = ends.amin(0).amax(-1), ends.amax(0).amin(-1)
+            moved = partial(_along, drawn, axis)
+            drawn = _slice(fit, moved, torch.zeros_like(low), low, high, generator)
     if mixing.infer_noise and noise:
-        exact = _update_noise(exact, fit, generator)
+        scale = drawn.noise_scale
+        low = torch.zeros_like(scale)
+        moved = partial(_with_noise, drawn)
+        drawn = _slice(fit, moved, scale, low, low + MAX_NOISE, generator)
     return replace(
-        mixing, gains=exact.gains.to(mixing.gains), noise_scale=exact.noise_scale.to(mixing.gains)
+        mixing, gains=drawn.gains.to(mixing.gains), noise_scale=drawn.noise_scale.to(mixing.gains)
     )
 
 
@@ -75,63 +81,52 @@ def follow(
     generator: torch.Generator,
     noise: bool,
 ) -> tuple[AnnealedPosterior, Evaluation]:
-    """Posterior and evaluation after an update of what is unknown of the mixing; else as they are.
-
-    Args:
-        target: of the lanes.
-        position: noisy sources ``(lane, source, frame)``.
-        evaluation: there.
-        sigma: their noise level.
-        generator: source of randomness.
-        noise: whether unknown noise is updated too.
-    """
-    if not isinstance(target.mixing, LatentMixing):
+    """Posterior and evaluation after :func:`update`; unchanged where gains and noise are known."""
+    if not target.mixing.has_latents:
         return target, evaluation
-    mixing = update(target.mixing, target.mixture, position, sigma, generator, noise)
+    mixing = cast(LatentMixing, target.mixing)
+    mixing = update(mixing, target.mixture, position, sigma, generator, noise)
     return target.remix(mixing, position, evaluation, sigma)
 
 
 def rescale(
-    target: AnnealedPosterior,
-    mixing: LatentMixing,
-    state: UnderdampedState,
-    contributions: Tensor,
+    state: JointState,
     evaluate: Callable[[AnnealedPosterior, Tensor], Evaluation],
+    contributions: Tensor,
     generator: torch.Generator,
-) -> tuple[AnnealedPosterior, UnderdampedState]:
-    """Trade gains for amplitudes in every lane, at the cost of one evaluation.
+) -> tuple[JointState, StepInfo]:
+    """One step that trades unknown gains for amplitudes, at the cost of one evaluation.
 
-    Args:
-        target: of the lanes.
-        mixing: the target's, of unknown gains.
-        state: of its lanes.
-        contributions: w_k ``(lane, source, frame)``, chosen without regard to the state.
-        evaluate: a posterior at sources of a noise level.
-        generator: source of randomness.
+    The contributions w_k ``(batch, source, frame)`` must not depend on the state.
     """
-    step = RESCALE_WIDTH * torch.empty_like(mixing.gains).normal_(generator=generator)
-    gains = mixing.gains * step.exp()
-    position = state.position + contributions * (1 / gains - 1 / mixing.gains)[..., None]
-    proposed = replace(target, mixing=replace(mixing, gains=gains))
-    evaluation = evaluate(proposed, position)
-    gained = evaluation.log_density.double() - state.evaluation.log_density.double()
-    taken = _decide(gained + step.double().sum(-1), generator)
-    chosen = replace(mixing, gains=torch.where(taken[:, None], gains, mixing.gains))
-    moved = UnderdampedState(position, state.velocity, evaluation)
-    return replace(target, mixing=chosen), choose(taken, moved, state)
+    target, chain = state
+    mixing = cast(LatentMixing, target.mixing)
+    log_step = RESCALE_WIDTH * torch.empty_like(mixing.gains).normal_(generator=generator)
+    gains = mixing.gains * log_step.exp()
+    position = chain.position + contributions * (1 / gains - 1 / mixing.gains)[..., None]
+    evaluation = evaluate(replace(target, mixing=replace(mixing, gains=gains)), position)
+    gained = evaluation.log_density.double() - chain.evaluation.log_density.double()
+    log_ratio = (gained + log_step.double().sum(-1)).nan_to_num(nan=-math.inf)
+    uniform = torch.empty_like(log_ratio).uniform_(generator=generator)
+    accepted = uniform.log() < log_ratio
+    mixing = replace(mixing, gains=choose(accepted, gains, mixing.gains))
+    moved = choose(accepted, UnderdampedState(position, chain.velocity, evaluation), chain)
+    diverging = ~isfinite(*evaluation[:2])
+    info = StepInfo(log_ratio.exp().clamp(max=1), diverging, energy(moved))
+    return JointState(replace(target, mixing=mixing), moved), info
 
 
 class _Fit:
-    """What sources say of the gains of their mixture, in float64."""
+    """Density of gains and noise given the sources, by sufficient statistics in float64."""
 
     def __init__(self, mixture: Tensor, heard: Tensor, sigma: float) -> None:
         self.sigma, self.time = sigma, mixture.shape[-1]
-        self.gram = (heard @ heard.mT).nan_to_num()  # a lane that diverged must not stop the others
+        self.gram = (heard @ heard.mT).nan_to_num()  # one that diverged must not stop the others
         self.with_mixture = (heard @ mixture[..., None])[..., 0]
         self.power = mixture.square().sum(-1)
 
     def log_density(self, mixing: LatentMixing) -> Tensor:
-        """Of gains and noise ``(lane,)``, up to a constant."""
+        """Log density of gains and noise ``(batch,)``, up to a constant."""
         a = mixing.gains
         fit = (a * (self.gram @ a[..., None])[..., 0] - 2 * a * self.with_mixture).sum(-1)
         scale = mixing.scale_at(self.sigma)[..., 0]
@@ -139,53 +134,32 @@ class _Fit:
         return normal + mixing.log_prior()
 
 
-def _update_gains(mixing: LatentMixing, fit: _Fit, generator: torch.Generator) -> LatentMixing:
-    for axis in torch.linalg.eigh(fit.gram).eigenvectors.unbind(-1):
-        start = mixing
-        ends = torch.stack([(end - start.gains) / axis for end in GAIN_RANGE])
-        low, high = ends.amin(0).amax(-1), ends.amax(0).amin(-1)
-
-        def moved(t: Tensor, start: LatentMixing = start, axis: Tensor = axis) -> LatentMixing:
-            return replace(start, gains=start.gains + t[:, None] * axis)
-
-        def log_density(t: Tensor, moved: Callable[[Tensor], LatentMixing] = moved) -> Tensor:
-            return fit.log_density(moved(t))
-
-        mixing = moved(_slice(log_density, torch.zeros_like(low), low, high, generator))
-    return mixing
+def _along(mixing: LatentMixing, axis: Tensor, t: Tensor) -> LatentMixing:
+    return replace(mixing, gains=mixing.gains + t[:, None] * axis)
 
 
-def _update_noise(mixing: LatentMixing, fit: _Fit, generator: torch.Generator) -> LatentMixing:
-    def log_density(noise_scale: Tensor) -> Tensor:
-        return fit.log_density(replace(mixing, noise_scale=noise_scale))
-
-    low = torch.zeros_like(mixing.noise_scale)
-    drawn = _slice(log_density, mixing.noise_scale, low, low + MAX_NOISE, generator)
-    return replace(mixing, noise_scale=drawn)
+def _with_noise(mixing: LatentMixing, noise_scale: Tensor) -> LatentMixing:
+    return replace(mixing, noise_scale=noise_scale)
 
 
 def _slice(
-    log_density: Callable[[Tensor], Tensor],
-    present: Tensor,
+    fit: _Fit,
+    moved: Callable[[Tensor], LatentMixing],
+    start: Tensor,
     low: Tensor,
     high: Tensor,
     generator: torch.Generator,
-) -> Tensor:
-    """One draw of every lane, started from the whole of its line; its ends close in on it."""
-    height = log_density(present) + torch.empty_like(present).uniform_(generator=generator).log()
-    drawn, found = present, torch.zeros_like(present, dtype=torch.bool)
+) -> LatentMixing:
+    """A slice-sampling draw on a line, whose slice is all of it at first, and shrinks."""
+    height = fit.log_density(moved(start))
+    height = height + torch.empty_like(start).uniform_(generator=generator).log()
+    drawn, found = start, torch.zeros_like(start, dtype=torch.bool)
     for _ in range(SLICE_STEPS):
-        trial = low + (high - low) * torch.empty_like(present).uniform_(generator=generator)
-        hit = ~found & (log_density(trial) >= height)
+        trial = low + (high - low) * torch.empty_like(start).uniform_(generator=generator)
+        hit = ~found & (fit.log_density(moved(trial)) >= height)
         drawn, found = torch.where(hit, trial, drawn), found | hit
         if bool(found.all()):
             break
-        low = torch.where(trial < present, trial, low)
-        high = torch.where(trial < present, high, trial)
-    return drawn
-
-
-def _decide(log_ratio: Tensor, generator: torch.Generator) -> Tensor:
-    """Whether each lane takes what is proposed to it."""
-    uniform = torch.empty_like(log_ratio).uniform_(generator=generator)
-    return uniform.log() < log_ratio.nan_to_num(nan=-math.inf)
+        low = torch.where(trial < start, trial, low)
+        high = torch.where(trial < start, high, trial)
+    return moved(drawn)

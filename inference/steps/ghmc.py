@@ -1,12 +1,12 @@
-r"""Generalised Hamiltonian Monte Carlo: underdamped Langevin dynamics whose law is exact.
+r"""Generalised Hamiltonian Monte Carlo: underdamped Langevin dynamics with a Metropolis test.
 
 The velocity is refreshed in part, :math:`v \to \rho v + \sqrt{1 - \rho^2} \, \epsilon`, then one
-leapfrog step of size h leads from :math:`(z, v)` to :math:`(z', v')`, which is taken with
+leapfrog step of size h leads from :math:`(z, v)` to :math:`(z', v')`, which is accepted with
 probability
 
 .. math:: \min\left(1, e^{H(z, v) - H(z', v')}\right), \qquad H(z, v) = -\log p(z) + \|v\|^2 / 2
 
-Where it is refused the velocity turns back. With persistence rho = 0 this is MALA of step size
+Where it is rejected the velocity is reversed. With persistence rho = 0 this is MALA of step size
 :math:`h^2 / 2`. Horowitz 1991, A generalized guided Monte Carlo algorithm (Phys. Lett. B 268).
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
-from pyro_sep.inference.steps.underdamped import UnderdampedState, choose, refresh
+from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState, choose, isfinite
+from pyro_sep.inference.steps.underdamped import energy, refresh
 
 
 def adjusted_step(
@@ -27,33 +27,28 @@ def adjusted_step(
     persistence: float,
     generator: torch.Generator | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[UnderdampedState, Tensor]:
-    """One step, of one gradient; every lane takes or refuses its own.
+) -> tuple[UnderdampedState, StepInfo]:
+    """One step, of one gradient; every chain accepts or rejects its own proposal.
 
-    Args:
-        state: before the step.
-        evaluate: log density and gradient at a position.
-        step_size: h, in units of the position.
-        persistence: rho in [0, 1), the share of the velocity that survives a step.
-        generator: source of noise and decisions; torch's global one where None.
-        project: see :func:`~pyro_sep.inference.steps.underdamped.refresh`.
+    Arguments are those of :func:`~pyro_sep.inference.underdamped_step`.
 
-    Returns:
-        The state after it, and the probability ``(lane,)`` with which the step was taken.
+    >>> from pyro_sep.inference.steps.underdamped import init
+    >>> def evaluate(x):
+    ...     return Evaluation(-x.square().sum(1) / 2, -x, x)
+    >>> state, info = adjusted_step(init(torch.zeros(3, 2), evaluate), evaluate, 0.1, 0.9)
+    >>> bool((info.acceptance_rate > 0.9).all())
+    True
     """
     velocity = refresh(state.velocity, persistence, generator, project)
     half = velocity + step_size / 2 * state.evaluation.gradient
     position = state.position + step_size * half
     evaluation = evaluate(position)
     proposed = UnderdampedState(position, half + step_size / 2 * evaluation.gradient, evaluation)
-    refused = UnderdampedState(state.position, -velocity, state.evaluation)
-    log_ratio = _energy(refused) - _energy(proposed)
-    acceptance_rate = log_ratio.nan_to_num(nan=-math.inf).exp().clamp(max=1)
-    uniform = torch.empty_like(acceptance_rate).uniform_(generator=generator)
-    return choose(uniform < acceptance_rate, proposed, refused), acceptance_rate
-
-
-def _energy(state: UnderdampedState) -> Tensor:
-    """H of every lane, in float64: in float32 its differences drown."""
-    kinetic = state.velocity.double().square().flatten(1).sum(1) / 2
-    return kinetic - state.evaluation.log_density.double()
+    rejected = UnderdampedState(state.position, -velocity, state.evaluation)
+    before, after = energy(rejected), energy(proposed)
+    acceptance_rate = (before - after).nan_to_num(nan=-math.inf).exp().clamp(max=1)
+    accepted = torch.empty_like(acceptance_rate).uniform_(generator=generator) < acceptance_rate
+    info = StepInfo(
+        acceptance_rate, ~isfinite(*evaluation[:2]), torch.where(accepted, after, before)
+    )
+    return choose(accepted, proposed, rejected), info

@@ -1,9 +1,9 @@
-r"""Exchange what two sources explain: a Gibbs move over assignments.
+r"""Swap what two sources explain: a Gibbs draw of which contribution each source takes.
 
-Langevin dynamics cannot carry a tone from one source to another once the noise is low. The exchange
+Langevin dynamics cannot carry a tone from one source to another once the noise is low. The swap
 :math:`x_i \to a_j x_j / a_i, \; x_j \to a_i x_i / a_j` leaves the mixture and the volume as they
-are, so the posterior odds of the exchange are those of the priors alone, and choosing between the
-two by these odds leaves the posterior invariant (heat bath).
+are, so the posterior odds of the swap are those of the priors alone, and choosing between the two
+by these odds leaves the posterior invariant (heat bath).
 """
 
 from itertools import combinations
@@ -15,43 +15,39 @@ from torch import Tensor
 def draw_assignment(
     cross_log_prior: Tensor, generator: torch.Generator | None = None, sweeps: int = 2
 ) -> Tensor:
-    """Which share each source takes: ``(lane, source)``, entry i the index of i's new share.
+    """Index of the contribution that each source takes, ``(batch, source)``.
 
     Args:
-        cross_log_prior: ``(lane, prior, share)``, log density of every share under every prior.
+        cross_log_prior: log density of every contribution under every prior ``(batch, prior,
+            contribution)``.
         generator: source of randomness; torch's global one where None.
         sweeps: passes over all pairs of sources.
     """
-    lanes, count, _ = cross_log_prior.shape
+    batch, count, _ = cross_log_prior.shape
     device = cross_log_prior.device
-    assignment = torch.arange(count, device=device).repeat(lanes, 1)
-    lane = torch.arange(lanes, device=device)
+    assignment = torch.arange(count, device=device).repeat(batch, 1)
+    row = torch.arange(batch, device=device)
     for _ in range(sweeps):
         for i, j in combinations(range(count), 2):
-            ours, theirs = assignment[:, i], assignment[:, j]
+            own, other = assignment[:, i], assignment[:, j]
             log_odds = (
-                cross_log_prior[lane, i, theirs]
-                + cross_log_prior[lane, j, ours]
-                - cross_log_prior[lane, i, ours]
-                - cross_log_prior[lane, j, theirs]
+                cross_log_prior[row, i, other]
+                + cross_log_prior[row, j, own]
+                - cross_log_prior[row, i, own]
+                - cross_log_prior[row, j, other]
             )
-            uniform = torch.rand(lanes, generator=generator, device=device)
-            exchange = uniform < torch.sigmoid(log_odds)
+            uniform = torch.rand(batch, generator=generator, device=device)
             swapped = assignment.clone()
-            swapped[:, i], swapped[:, j] = theirs, ours
-            assignment = torch.where(exchange[:, None], swapped, assignment)
+            swapped[:, i], swapped[:, j] = other, own
+            accepted = uniform < torch.sigmoid(log_odds)
+            assignment = torch.where(accepted[:, None], swapped, assignment)
     return assignment
 
 
 def reassign(sources: Tensor, assignment: Tensor, gains: Tensor) -> Tensor:
-    """Sources ``(lane, source, time)`` after the exchange.
+    """Sources ``(batch, source, time)`` after the swaps, with known gains ``(source, 1)``.
 
-    Velocities stay: they are independent of the position.
-
-    Args:
-        sources: before it.
-        assignment: from :func:`draw_assignment`.
-        gains: ``(source, 1)``.
+    Velocities are independent of the position, and stay.
     """
     contributions = sources * gains
     return contributions.gather(1, assignment[..., None].expand_as(contributions)) / gains

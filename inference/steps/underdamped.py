@@ -1,4 +1,4 @@
-r"""Underdamped Langevin dynamics: momentum carries a chain along ridges that diffusion creeps on.
+r"""Underdamped Langevin dynamics: a velocity that persists from step to step.
 
 .. math:: dz = v \, dt, \qquad dv = \nabla \log p(z) \, dt - \gamma v \, dt + \sqrt{2 \gamma} \, dW
 
@@ -11,20 +11,11 @@ stable step size h, :math:`h^2 \lambda < 4` for the largest curvature lambda. Le
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
-
-
-class UnderdampedState(NamedTuple):
-    """A chain, or lanes of chains, between two steps."""
-
-    position: Tensor
-    velocity: Tensor
-    evaluation: Evaluation  # at the position
+from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState, isfinite
 
 
 def init(
@@ -44,31 +35,17 @@ def refresh(
     generator: torch.Generator | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """A velocity of which a share survives.
-
-    Args:
-        velocity: before it.
-        persistence: rho in [0, 1), the share.
-        generator: source of the noise; torch's global one where None.
-        project: of the noise, orthogonally onto the space in which a constrained chain moves.
-    """
+    """The velocity after a partial refreshment, by noise that is projected first."""
     noise = torch.empty_like(velocity).normal_(generator=generator)
     if project is not None:
         noise = project(noise)
     return persistence * velocity + math.sqrt(1 - persistence**2) * noise
 
 
-def choose(taken: Tensor, new: UnderdampedState, old: UnderdampedState) -> UnderdampedState:
-    """The new state in the lanes ``(lane,)`` that took it, the old one in the others."""
-
-    def pick(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(taken.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-
-    return UnderdampedState(
-        pick(new.position, old.position),
-        pick(new.velocity, old.velocity),
-        Evaluation._make(map(pick, new.evaluation, old.evaluation)),
-    )
+def energy(state: UnderdampedState) -> Tensor:
+    """H of every chain ``(batch,)``, in float64: its differences are lost to float32's rounding."""
+    kinetic = state.velocity.double().square().flatten(1).sum(1) / 2
+    return kinetic - state.evaluation.log_density.double()
 
 
 def underdamped_step(
@@ -78,20 +55,29 @@ def underdamped_step(
     persistence: float,
     generator: torch.Generator | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
-) -> UnderdampedState:
-    """One BAOAB step.
+) -> tuple[UnderdampedState, StepInfo]:
+    """One BAOAB step, which is always accepted.
 
     Args:
         state: before the step.
         evaluate: log density and gradient at a position.
         step_size: h, in units of the position.
-        persistence: rho in [0, 1), the share of the velocity that survives a step.
+        persistence: rho in [0, 1), see the module's docstring.
         generator: source of the noise; torch's global one where None.
-        project: see :func:`refresh`.
+        project: of the noise, orthogonally onto the space in which a constrained chain moves.
+
+    >>> def evaluate(x):
+    ...     return Evaluation(-x.square().sum(1) / 2, -x, x)
+    >>> state, info = underdamped_step(init(torch.zeros(3, 2), evaluate), evaluate, 0.5, 0.9)
+    >>> state.position.shape, info.acceptance_rate
+    (torch.Size([3, 2]), tensor([1., 1., 1.]))
     """
     velocity = state.velocity + step_size / 2 * state.evaluation.gradient
     position = state.position + step_size / 2 * velocity
     velocity = refresh(velocity, persistence, generator, project)
     position = position + step_size / 2 * velocity
     evaluation = evaluate(position)
-    return UnderdampedState(position, velocity + step_size / 2 * evaluation.gradient, evaluation)
+    velocity = velocity + step_size / 2 * evaluation.gradient
+    state = UnderdampedState(position, velocity, evaluation)
+    finite = isfinite(*evaluation[:2])
+    return state, StepInfo(torch.ones_like(evaluation.log_density), ~finite, energy(state))

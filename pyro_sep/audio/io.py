@@ -29,7 +29,15 @@ ENDLESS = 2**62  # audio samples
 
 
 class Recording(NamedTuple):
-    """An audio file as read, mono and at the rate asked for."""
+    """An audio file as read, mono and at the rate asked for.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_audio(f"{folder}/a.wav", torch.zeros(2, 441), 44_100)
+    ...     recording = load_audio(f"{folder}/a.wav", 16_000)
+    >>> recording.notes
+    ('mixed down from 2 channels', 'resampled from 44100 Hz to 16000 Hz')
+    """
 
     samples: Tensor  # (time,), float32, full scale is 1
     sample_rate: int  # Hz
@@ -63,6 +71,13 @@ def load_audio(
             above 768 kHz, no audio samples, NaN or infinity; an excerpt that holds nothing; a
             channel that is not there; channels that cancel; no ffmpeg for a file that needs it.
         OSError: the file cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_audio(f"{folder}/a.wav", torch.zeros(2, 441), 44_100)
+    ...     recording = load_audio(f"{folder}/a.wav", 16_000)
+    >>> recording.samples.shape, recording.original.shape
+    (torch.Size([160]), torch.Size([2, 441]))
     """
     excerpt = _read(path, start, duration)
     channels, rate, notes = excerpt.channels, excerpt.rate, list(excerpt.notes)
@@ -94,6 +109,13 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
         FileNotFoundError: no such file.
         ValueError: as :func:`load_audio`, but for excerpts and channels.
         OSError: the file cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_audio(f"{folder}/a.wav", torch.zeros(2, 441), 44_100)
+    ...     audio, rate = read_audio(f"{folder}/a.wav")
+    >>> audio.shape, rate
+    (torch.Size([2, 441]), 44100)
     """
     excerpt = _read(path)
     return excerpt.channels, excerpt.rate
@@ -212,6 +234,12 @@ def save_audio(path: str | PathLike[str], samples: Tensor, sample_rate: int) -> 
     Raises:
         ValueError: another suffix, another shape, NaN or infinity, a FLAC beyond full scale.
         OSError: the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_audio(f"{folder}/a.wav", torch.zeros(2, 441), 44_100)
+    ...     read_audio(f"{folder}/a.wav")[0].shape
+    torch.Size([2, 441])
     """
     path = Path(path)
     audio_format = path.suffix.lower()[1:]
@@ -274,6 +302,9 @@ def active_frames(samples: Tensor, time: int, threshold_db: float = -60.0) -> Te
 
     Raises:
         ValueError: not ``(time,)``, or frames of no audio sample.
+
+    >>> active_frames(torch.cat([torch.zeros(256), torch.ones(256)]), 128).shape
+    torch.Size([2, 128])
     """
     if samples.ndim != 1:
         raise ValueError(f"samples: got shape {tuple(samples.shape)}, expected (time,)")

@@ -39,6 +39,9 @@ def resample(samples: Tensor, from_rate: int, to_rate: int, time: int | None = N
 
     Raises:
         ValueError: a rate that audio may not have, a negative length.
+
+    >>> resample(torch.zeros(2, 441), 44_100, 16_000).shape
+    torch.Size([2, 160])
     """
     if time is not None and time < 0:
         raise ValueError(f"time: got {time}, expected 0 or more audio samples")

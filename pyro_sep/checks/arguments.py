@@ -1,15 +1,20 @@
-"""Arguments as people have them in hand: what they are taken for, or one line that says why not."""
+"""Arguments as people have them in hand: what they are taken for, or one line that says why not.
+
+The module does not import torch: the command line reads the defaults of its options by it.
+"""
 
 import math
 import operator
-from collections.abc import Collection, Iterable, Sequence
-from difflib import get_close_matches
+import sys
+from collections.abc import Collection
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def number(
@@ -93,7 +98,7 @@ def choice(name: str, value: Any, choices: Collection[str]) -> str:
 
 def numbers(name: str, value: Any, expected: str) -> tuple[float, ...]:
     """Numbers in a row, as a list, a tuple, an array or a tensor; see :func:`number`."""
-    row = value.tolist() if isinstance(value, Tensor | np.ndarray) and value.ndim == 1 else value
+    row = value.tolist() if _is_array(value) and value.ndim == 1 else value
     try:
         if not isinstance(row, list | tuple):
             raise ValueError
@@ -102,7 +107,7 @@ def numbers(name: str, value: Any, expected: str) -> tuple[float, ...]:
         raise ValueError(f"{name}: got {shown(row)}, expected {expected}") from None
 
 
-def audio(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+def audio(name: str, value: Any, device: "torch.device | None" = None) -> "Tensor":
     """Audio of any type of floats as a tensor in float32, without a gradient: a copy.
 
     Args:
@@ -117,7 +122,9 @@ def audio(name: str, value: Any, device: torch.device | None = None) -> Tensor:
     >>> audio("mixture", [0.1, 0.2]).dtype
     torch.float32
     """
-    if not isinstance(value, Tensor):
+    import torch
+
+    if not isinstance(value, torch.Tensor):
         value = _from_numpy(name, value)
     kind = str(value.dtype).removeprefix("torch.")
     if value.is_meta or value.is_nested or value.layout != torch.strided:
@@ -127,32 +134,23 @@ def audio(name: str, value: Any, device: torch.device | None = None) -> Tensor:
     raise _no_audio(name, kind)
 
 
-def known_options(given: Iterable[str], known: Sequence[str]) -> None:
-    """Raise ValueError for an option that is none of those known, and say which it is like."""
-    for name in given:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            remedy = f"did you mean {near[0]}?" if near else "leave it out"
-            raise ValueError(
-                f"{name}: got an unknown option, expected {', '.join(known)}; {remedy}"
-            )
-
-
 def shown(value: Any) -> str:
     """What was given, in a part of a line.
 
     >>> shown(np.zeros((2, 3)))
     'an array of shape (2, 3)'
     """
-    if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        kind = "a tensor" if isinstance(value, Tensor) else "an array"
+    if _is_array(value) and value.ndim:
+        kind = "an array" if isinstance(value, np.ndarray) else "a tensor"
         return f"{kind} of shape {tuple(value.shape)}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _from_numpy(name: str, value: Any) -> Tensor:
+def _from_numpy(name: str, value: Any) -> "Tensor":
     """Audio that is no tensor, of any byte order, in float32."""
+    import torch
+
     if isinstance(value, list | tuple):  # torch takes no list of tensors, NumPy none with gradients
         value = [part.detach().cpu().float() if _is_floats(part) else part for part in value]
     try:
@@ -176,7 +174,8 @@ def _no_audio(name: str, got: str) -> ValueError:
 
 
 def _is_floats(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and not value.is_meta
+    is_tensor = _is_array(value) and not isinstance(value, np.ndarray)
+    return bool(is_tensor and value.is_floating_point() and not value.is_meta)
 
 
 def _is_truth(value: Any) -> bool:
@@ -185,5 +184,11 @@ def _is_truth(value: Any) -> bool:
 
 def _scalar(value: Any) -> Any:
     """What a tensor or an array without axes holds."""
-    holds = isinstance(value, Tensor | np.ndarray) and value.ndim == 0
+    holds = _is_array(value) and value.ndim == 0
     return value.item() if holds and not getattr(value, "is_meta", False) else value
+
+
+def _is_array(value: Any) -> bool:
+    """Whether it is an array or a tensor; there are no tensors before torch is imported."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))

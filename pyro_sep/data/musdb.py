@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_sep.audio.io import active_frames
 from pyro_sep.audio.scanning import files_below
-from pyro_sep.audio.streams import STEM_MP4, read_stream
+from pyro_sep.audio.streams import STEM_MP4, missing_program, read_stream
 from pyro_sep.checks.names import printable
+from pyro_sep.checks.optional import import_optional
 from pyro_sep.data.tracks import (
     MIXTURE,
     SUBSETS,
@@ -41,6 +42,10 @@ def musdb_tracks(root: Path) -> list[Track]:
         ValueError: there is no such root, no track in it, no ffmpeg for a .stem.mp4, or one that
             ffprobe cannot read.
         OSError: a folder that may not be read.
+
+    >>> musdb_tracks(Path("no such folder"))
+    Traceback (most recent call last):
+    ValueError: no such folder: expected the root of musdb18; no such folder
     """
     if not root.exists():
         raise ValueError(f"{printable(root)}: expected the root of musdb18; no such folder")
@@ -162,16 +167,16 @@ def _of_streams(path: Path, name: str, subset: str, place: str = "") -> Track:
 
 def _multitrack(path: Path, name: str, subset: str) -> Any:
     """A .stem.mp4 as a track of musdb, by its whole path: neither an option nor an address."""
-    try:
-        import ffmpeg
-        import musdb
-
-        return musdb.MultiTrack(str(path.absolute()), name, subset=subset, stem_id=0)
-    except (RuntimeError, FileNotFoundError) as error:  # stempeg's, on import; ffprobe's
+    if missing_program() is not None:
         raise ValueError(
             f"{printable(path)}: got no ffmpeg, expected ffmpeg and ffprobe on the path; install "
             "them, as by apt-get install ffmpeg"
-        ) from error
+        )
+    ffmpeg, musdb = (
+        import_optional(name, printable(path), "music") for name in ("ffmpeg", "musdb")
+    )
+    try:
+        return musdb.MultiTrack(str(path.absolute()), name, subset=subset, stem_id=0)
     except (ffmpeg.Error, LookupError) as error:
         raise ValueError(
             f"{printable(path)}: got no stems in it, expected five streams of audio; replace the "

@@ -1,7 +1,7 @@
 """Where isolated audio of one source comes from: a toy waveform, a folder, a stem of musdb18."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +23,12 @@ HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
 
 
 class SourceAudio(Protocol):
-    """Clean audio of one source."""
+    """Clean audio of one source.
+
+    >>> source = open_source("toy:sine", sample_rate=16_000, time=256)
+    >>> source.name, source.held_out(2, 256).shape
+    ('sine', torch.Size([2, 256]))
+    """
 
     name: str
     sample_rate: int
@@ -174,6 +179,9 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
 
     Raises:
         ValueError: none of these, or what it names cannot be read.
+
+    >>> open_source("toy:saw", sample_rate=16_000, time=256).name
+    'saw'
     """
     if not spec.strip():
         raise ValueError("source: got no name, expected toy:WAVEFORM, a folder, or FOLDER:STEM")
@@ -198,26 +206,6 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
 def default_spec(name: str, musdb: Path | None) -> str:
     """A source that goes by its name alone: a stem where there is musdb18, else a toy waveform."""
     return f"toy:{name}" if musdb is None else f"musdb:{name}"
-
-
-def held_out_audio(
-    names: Iterable[str], sample_rate: int, count: int, time: int, musdb: Path | None = None
-) -> dict[str, Tensor]:
-    """Held-out audio ``(frame, time)`` of sources that go by their names alone.
-
-    Raises:
-        ValueError: an unknown source, or one that is silent throughout.
-    """
-    audio = {
-        name: open_source(default_spec(name, musdb), sample_rate, time, musdb).held_out(count, time)
-        for name in names
-    }
-    if silent := [name for name, frames in audio.items() if not len(frames)]:
-        raise ValueError(
-            f"{musdb}: got no held-out frame of {', '.join(silent)} that is not silent, expected "
-            "test tracks with it"
-        )
-    return audio
 
 
 def fingerprint(audio: SourceAudio, time: int, seed: int = 0) -> str:

@@ -25,7 +25,11 @@ AMPLITUDES = (0.8, 1.0)
 
 
 class ToyMixture(NamedTuple):
-    """A mixture with the sources it was made from."""
+    """A mixture with the sources it was made from.
+
+    >>> toy_mixture("test", 0, ("sine", "saw"), 256).sources.shape
+    torch.Size([2, 256])
+    """
 
     mixture: Tensor  # (time,)
     sources: Tensor  # (source, time)
@@ -67,6 +71,9 @@ def draw_sources(
 
     Returns:
         Sources ``(count, time)`` in float32 and their frequencies ``(count,)`` in Hz.
+
+    >>> draw_sources("square", 3, 256, torch.Generator().manual_seed(0))[0].shape
+    torch.Size([3, 256])
     """
     u = torch.rand(count, 3, dtype=torch.float64, generator=generator)
     frequency = FREQUENCIES[0] + (FREQUENCIES[1] - FREQUENCIES[0]) * u[:, :1]
@@ -92,6 +99,10 @@ def toy_mixture(
 
     Raises:
         ValueError: unknown split or waveform, index out of range, no source.
+
+    >>> example = toy_mixture("test", 0, ("sine", "saw"), 256)
+    >>> torch.allclose(example.mixture, example.sources.mean(0))
+    True
     """
     if split not in SPLIT_SIZES:
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLIT_SIZES)}")

@@ -42,6 +42,9 @@ class Track:
             it is known by itself.
         draws: read posterior draws of a stem by its name, where it was separated and there are any.
         path: of its folder in the one where it was found, ``"train/song"``; else its name.
+
+    >>> Track("song", "test", {"bass": lambda: (torch.zeros(2, 441), 44_100)}).stems
+    ['bass']
     """
 
     name: str
@@ -182,6 +185,14 @@ def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     Raises:
         ValueError: no folder, no audio in it, or two files of one stem.
         OSError: a folder that may not be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from pyro_sep.audio import save_audio
+    >>> with TemporaryDirectory() as folder:
+    ...     (Path(folder) / "song").mkdir()
+    ...     save_audio(f"{folder}/song/bass.wav", torch.zeros(441), 44_100)
+    ...     [(track.name, track.stems) for track in stems_folder(folder)]
+    [('song', ['bass'])]
     """
     return tracks_of(audio_files(folder), Path(folder))
 

@@ -41,7 +41,11 @@ NEEDED = {
 
 
 class Verdict(StrEnum):
-    """What is the matter with a trace; the first that holds, in this order."""
+    """What is the matter with a trace; the first that holds, in this order.
+
+    >>> Verdict.CONVERGED.value
+    'converged'
+    """
 
     RESIDUAL = "residual too large"
     PRIOR = "prior unsuitable"
@@ -97,6 +101,9 @@ class Diagnosis:
         gradients: of the log posterior, that the sampler counted; NaN where it did not.
         verdict: what follows.
         blamed: names of the sources that the verdict is about; empty where it is about all.
+
+    >>> Diagnosis((), -60.0, 1e4, Verdict.CONVERGED, ()).residual
+    -60.0
     """
 
     sources: tuple[SourceDiagnosis, ...]
@@ -117,6 +124,14 @@ def diagnose(trace: xr.DataTree) -> Diagnosis:
 
     Raises:
         ValueError: a tree that lacks what such a trace holds.
+
+    >>> import torch
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> mixture = 0.9 * (torch.arange(256) / 8).sin()
+    >>> tree = separate(mixture, sine, levels=6, candidates=1, replicas=0, cooling=1, draws=4).trace
+    >>> diagnose(tree).verdict.value
+    'one chain, nothing to compare'
     """
     _check(trace)
     worst = chain_agreement(trace)
@@ -270,7 +285,13 @@ def mixture_residual(tree: xr.DataTree) -> float:
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:
-    """The figures as text, one row per source, and the verdict."""
+    """The figures as text, one row per source, and the verdict.
+
+    >>> sine = SourceDiagnosis("sine", 1.0, 400.0, 0.04, 0.99, 0.0, 1.0)
+    >>> diagnosis = Diagnosis((sine,), -60.0, 1e4, Verdict.CONVERGED, ())
+    >>> format_diagnosis(diagnosis).splitlines()[-1]
+    'verdict: converged; chains agree, and the draws are enough'
+    """
     width = max(8, *(len(row.name) + 2 for row in diagnosis.sources))
     lines = [
         f"{'source':<{width}}{'R-hat':>8}{'bulk ESS':>10}{'ESS/gradient':>14}"

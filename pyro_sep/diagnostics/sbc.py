@@ -60,6 +60,10 @@ def ranks(
 
     Raises:
         ValueError: shapes that do not fit, no draws, or values that are not finite.
+
+    >>> draws = np.arange(9.0)[None]
+    >>> ranks(np.array([2.5]), draws, np.random.default_rng(0))
+    array([3])
     """
     wanted = (*true.shape[:1], *draws.shape[1:2], *true.shape[1:])
     if draws.shape != wanted or draws.ndim < 2 or draws.shape[1] < 1:
@@ -96,6 +100,10 @@ def coverage(
 
     Returns:
         ``(interval, ...)``; its Monte Carlo error is :func:`coverage_error`.
+
+    >>> found = np.arange(1_000) % 10
+    >>> coverage(found, 9, np.random.default_rng(0), nominal=[0.5]).round(1)
+    array([0.5])
     """
     place = (ranks + generator.random(ranks.shape)) / (draws + 1)
     return np.stack([(abs(place - 0.5) < p / 2).mean(0) for p in nominal])
@@ -115,6 +123,9 @@ class RankTest:
         simulations: N.
         draws: L.
         null: statistics of uniform ranks, sorted.
+
+    >>> RankTest.simulate(20, 9, np.random.default_rng(0)).simulations
+    20
     """
 
     simulations: int

@@ -26,6 +26,11 @@ def si_sdr(estimate: Tensor, reference: Tensor) -> Tensor:
 
     Raises:
         ValueError: the lengths differ, or a reference is silent.
+
+    >>> tone = (torch.arange(256) / 8).sin()
+    >>> noisy = tone + 0.1 * (torch.arange(256) / 3).cos()
+    >>> round(si_sdr(noisy, tone).item())
+    20
     """
     if estimate.shape[-1] != reference.shape[-1]:
         raise ValueError(
@@ -58,6 +63,10 @@ def si_sdr_improvement(estimate: Tensor, reference: Tensor, mixture: Tensor) -> 
 
     Raises:
         ValueError: the lengths differ, or a reference is silent.
+
+    >>> tone, other = (torch.arange(256) / 8).sin(), (torch.arange(256) / 3).cos()
+    >>> round(si_sdr_improvement(tone + 0.1 * other, tone, tone + other).item())
+    20
     """
     return si_sdr(estimate, reference) - si_sdr(mixture, reference)
 
@@ -80,6 +89,10 @@ def residual_db(sources: Tensor, mixture: Tensor, gains: Tensor) -> Tensor:
 
     Raises:
         ValueError: the shapes do not fit, or the mixture is silent.
+
+    >>> sources = torch.ones(2, 256)
+    >>> residual_db(sources, torch.ones(256), torch.tensor([0.4, 0.5])).round().item()
+    -20.0
     """
     if sources.shape[-2:] != (*gains.shape, mixture.shape[-1]):
         raise ValueError(

@@ -1,9 +1,4 @@
-from .known import (
-    Mixing as Mixing,
-)
-from .known import (
-    model as model,
-)
-from .latent import (
-    LatentMixing as LatentMixing,
-)
+from .known import Mixing, default_gains, model
+from .latent import LatentMixing
+
+__all__ = ["LatentMixing", "Mixing", "default_gains", "model"]

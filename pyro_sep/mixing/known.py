@@ -6,13 +6,13 @@ At noise level sigma the sources are :math:`x_k = s_k + \sigma n_k`, whose mixtu
 noise of all of them, so the annealed likelihood has variance :math:`\sigma^2 \sum_k a_k^2 +
 \gamma^2`.
 
-Sources may be longer than their mixture, where a prior takes only frames of some multiple: what is
-beyond its end is not heard, and its likelihood does not depend on it.
+Sources may be longer than their mixture, where a prior takes only frames of some multiple. The
+likelihood does not depend on the audio samples beyond the mixture's end.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Self, cast
@@ -26,8 +26,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Size, Tensor
 
 from pyro_sep.checks.arguments import numbers, positive, shown, whole
-from pyro_sep.data.toy import WAVEFORMS
-from pyro_sep.priors.base import Prior, Priors, check_priors
+from pyro_sep.priors.base import Prior, Priors, check_priors, stated
 
 #: Default std of the mixing noise, full scale 1: that of 10-bit audio, far below what is audible.
 NOISE_SCALE = 1e-3
@@ -37,10 +36,9 @@ SITES = ("mixture", "gains", "noise_scale")  # of the model, besides the sources
 
 
 class LinearMixing(ABC):
-    """What follows from gains and noise.
+    """Gains and noise of a mixture: the base of :class:`Mixing`, where both are known.
 
-    Known ones are :class:`Mixing`, the same in all lanes; of unknown ones,
-    :class:`~pyro_sep.mixing.LatentMixing`, every lane has its own.
+    In :class:`~pyro_sep.mixing.LatentMixing` they are unknown, and each chain has its own.
     """
 
     @property
@@ -51,11 +49,11 @@ class LinearMixing(ABC):
     @property
     @abstractmethod
     def gain_energy(self) -> float | Tensor:
-        """Sum of the squared gains: a number, or a column ``(*lane, 1)``."""
+        """Sum of the squared gains: a number, or a column ``(*batch, 1)``."""
 
     @abstractmethod
     def weights(self, like: Tensor) -> Tensor:
-        """Gains as a column ``(*lane, source, 1)`` of a tensor's dtype and device."""
+        """Gains as a column ``(*batch, source, 1)`` of a tensor's dtype and device."""
 
     @abstractmethod
     def scale_at(self, sigma: float) -> float | Tensor:
@@ -63,34 +61,39 @@ class LinearMixing(ABC):
 
     @abstractmethod
     def noise(self, like: Tensor) -> Tensor:
-        """The noise's std, ``(*lane,)``, of a tensor's dtype and device."""
+        """The noise's std, ``(*batch,)``, of a tensor's dtype and device."""
 
-    def select(self, lanes: Tensor) -> Self:
-        """That of some lanes."""
+    def select(self, indices: Tensor) -> Self:
+        """The mixing restricted to a subset of the batch."""
         return self
 
-    def update(self, lanes: Tensor, other: Self) -> Self:
-        """With those of another in some lanes."""
+    def update(self, indices: Tensor, other: Self) -> Self:
+        """The mixing with the values of another one in a subset of the batch."""
         return self
+
+    @property
+    def has_latents(self) -> bool:
+        """Whether gains or noise are unknown."""
+        return bool(self.latents())
 
     def latents(self) -> dict[str, Tensor]:
-        """What is unknown of gains and noise, by name, ``(*lane, ...)``."""
+        """Unknown gains and noise by name, ``(*batch, ...)``."""
         return {}
 
-    def with_latents(self, unknown: Mapping[str, Tensor]) -> Self:
-        """With these values of :meth:`unknown`."""
+    def with_latents(self, latents: Mapping[str, Tensor]) -> Self:
+        """The mixing with these values of :meth:`latents`."""
         return self
 
     def log_prior(self) -> float | Tensor:
-        """Log density ``(*lane,)`` of what is unknown of gains and noise, in nats."""
+        """Log prior density ``(*batch,)`` of unknown gains and noise, in nats."""
         return 0.0
 
     def fixed_weights(self, like: Tensor) -> Tensor:
-        """Gains ``(source, 1)`` of the places that sources exchange; 1 where gains go along."""
+        """Gains ``(source, 1)`` that stay when sources are swapped; 1 where they move too."""
         return self.weights(like)
 
     def reassign(self, assignment: Tensor) -> Self:
-        """After an exchange, see :func:`~pyro_sep.inference.steps.permutation.draw_assignment`."""
+        """The mixing after sources are swapped by an assignment ``(batch, source)``."""
         return self
 
     def mix(self, sources: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ class LinearMixing(ABC):
         return self.weights(sources) * residual[..., None, :]
 
     def residual(self, mixture: Tensor, sources: Tensor) -> Tensor:
-        """What the sources leave unexplained ``(..., time)``, 0 where the mixture has ended."""
+        """The mixture less that of the sources ``(..., time)``, 0 beyond the mixture's end."""
         heard = mixture.shape[-1]
         mixed = self.mix(sources)
         return F.pad(mixture - mixed[..., :heard], (0, mixed.shape[-1] - heard))
@@ -134,7 +137,7 @@ class LinearMixing(ABC):
 
 @dataclass(frozen=True)
 class Mixing(LinearMixing):
-    """Known gains and noise of a mixture; the one place that holds them.
+    """Known gains and noise of a mixture, the same in all chains.
 
     Attributes:
         gains: a_k, one per source; any list, array or tensor of numbers becomes a tuple.
@@ -142,6 +145,9 @@ class Mixing(LinearMixing):
 
     Raises:
         ValueError: gains or noise that are no finite numbers, or 0.
+
+    >>> Mixing([1, 0.5]).mix(torch.ones(2, 3))
+    tensor([1.5000, 1.5000, 1.5000])
     """
 
     gains: tuple[float, ...]
@@ -162,7 +168,7 @@ class Mixing(LinearMixing):
 
     @classmethod
     def mean(cls, count: int, noise_scale: float = NOISE_SCALE) -> "Mixing":
-        """The mixture is the mean of ``count`` sources."""
+        """The mixing whose mixture is the mean of ``count`` sources."""
         count = whole("count", count, "at least one source", 1)
         return cls((1 / count,) * count, noise_scale)
 
@@ -197,15 +203,15 @@ def model(
     Gains and noise may be latent too: where ``mixing`` is
     :func:`pyro_sep.mixing.latent.draw_mixing`, which has sites of its own.
 
-    Batches are Pyro's: it runs inside of ``pyro.plate``, under ``Predictive(parallel=True)`` and
-    with ``vectorize_particles``. Mixtures of a batch have sources of their own: what of their batch
-    is in no plate yet gets one, named :data:`BATCH` and the number of its axis.
+    It runs inside of ``pyro.plate``, under ``Predictive(parallel=True)`` and with
+    ``vectorize_particles``. Each mixture of a batch has its own sources: a batch axis that no plate
+    is for gets one, named :data:`BATCH` and the number of the axis.
 
     Args:
         mixture: observed audio ``(*batch, time)``; None where it is to be drawn, as long as the
             frame of the priors.
         priors: prior of each source, in the order of the gains.
-        mixing: gains and noise, of one lane or of those of the batch.
+        mixing: gains and noise, with or without a batch.
         sigma: noise level of the sources; each prior's own where None (its lowest by default), with
             the likelihood's plain ``noise_scale``.
 
@@ -213,8 +219,14 @@ def model(
         The sources ``(*batch, source, frame)``, as long as their mixture or a little longer.
 
     Raises:
-        ValueError: priors that are none, or are called as other sites of the model are; another
-            number of gains; a mixture that is no audio.
+        ValueError: no priors, or one with the name of another site; another number of gains; a
+            mixture that is no audio.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> toy = load_priors("toy/oracle")
+    >>> priors = {name: toy[name].frame(256) for name in ("sine", "saw")}
+    >>> model(None, priors, Mixing.mean(2), sigma=0.1).shape
+    torch.Size([2, 256])
     """
     check_priors(priors)
     check_count(priors, mixing)
@@ -245,13 +257,13 @@ def model(
 
 
 def _drawn_time(priors: Priors) -> int:
-    """Audio samples of a mixture that nobody has observed: of the shortest prior."""
+    """Audio samples of a mixture that is drawn: those of the shortest prior."""
     return min(cast(TorchDistribution, prior).event_shape[-1] for prior in priors.values())
 
 
 @contextmanager
 def _own_plates(batch: Size) -> Iterator[None]:
-    """Plates for the axes of a batch that no plate around the model is for."""
+    """Plates for the axes of a batch that are in no plate yet."""
     taken = {getattr(messenger, "dim", None) for messenger in _PYRO_STACK}
     with ExitStack() as plates:
         for dim in range(-len(batch), 0):
@@ -260,36 +272,26 @@ def _own_plates(batch: Size) -> Iterator[None]:
         yield
 
 
-class Counted:
-    """A Pyro model that counts its runs: under Pyro's kernels, one per gradient.
-
-    Args:
-        model: without arguments.
-    """
-
-    def __init__(self, model: Callable[[], Tensor]) -> None:
-        self.model, self.count = model, 0
-
-    def __call__(self) -> Tensor:
-        """Run it."""
-        self.count += 1
-        return self.model()
-
-
 def frame_time(priors: Iterable[Prior], time: int) -> int:
-    """Audio samples of sources whose mixture has ``time``: as few more as all priors can take."""
+    """Audio samples of the sources of a mixture of ``time``: a frame that all priors take."""
     multiple = math.lcm(*(prior.multiple for prior in priors))
     return -(-time // multiple) * multiple
 
 
-def usual_gains(names: Collection[str]) -> tuple[float, ...]:
-    """Gains where a user gives none: mixtures of toy waveforms are means, recordings are sums."""
-    return (1 / len(names) if are_tones(names) else 1.0,) * len(names)
+def default_gains(priors: Priors) -> tuple[float, ...]:
+    """Gains where a user gives none, by the ``mixing`` that the priors state.
 
+    They are 1 where mixtures are sums of their sources, and 1/N where they are means of N.
 
-def are_tones(names: Collection[str]) -> bool:
-    """Whether all of these sources are toy waveforms."""
-    return set(names) <= set(WAVEFORMS)
+    Raises:
+        ValueError: priors of sets that differ in it.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> default_gains(load_priors("toy/oracle"))
+    (0.25, 0.25, 0.25, 0.25)
+    """
+    is_mean = stated(priors, "mixing", "give gains") == "mean"
+    return (1 / len(priors) if is_mean else 1.0,) * len(priors)
 
 
 def check_count(priors: Priors, mixing: LinearMixing) -> None:

@@ -1,12 +1,13 @@
-r"""Unknown gains and unknown noise of a mixture, and how well they can be known.
+r"""Unknown gains and unknown noise of a mixture.
 
 A gain is log-uniform on a range, alike for all sources; the noise's std is half-normal:
 
 .. math:: p(a_k) \propto 1 / a_k, \quad a_k \in (a_{\min}, a_{\max}), \qquad
           p(\gamma) \propto e^{-\gamma^2 / 2 \gamma_0^2}, \quad \gamma \in (0, 1)
 
-The mixture tells the contributions :math:`a_k s_k`. So a gain is known as well as the prior knows
-the amplitude of its source: amplitudes uniform on 0.8 to 1 leave it open to 25 %.
+A gain and its source's amplitude are only weakly identifiable; their product, the contribution
+:math:`a_k s_k`, is identified well. A prior of amplitudes uniform on 0.8 to 1 leaves the gain open
+to 25 %.
 
 At noise level sigma the mixture of noisy sources carries their noise, of variance :math:`\sigma^2
 \sum_k a_k^2`. It counts as part of the mixture's:
@@ -16,11 +17,10 @@ At noise level sigma the mixture of noisy sources carries their noise, of varian
           V_\sigma = \max(\gamma^2, 2 \sigma^2 \textstyle\sum_k a_k^2)
 
 The mean of this over the noise of x, given clean sources s, is :math:`\mathcal{N}(m; \sum_k a_k
-s_k, V_\sigma I)`. So noise above the floor :math:`\sigma (2 \sum_k a_k^2)^{1/2}` is known as it
-would be from clean sources; of noise below it all that can be said is that it is below, and there
-it has its prior. Where it is below, small gains have less noise to account for: they come out low,
-by 1 or 2 % with the toy priors at the default levels, more where a prior leaves amplitudes open.
-Both go with sigma.
+s_k, V_\sigma I)`. So noise above the floor :math:`\sigma (2 \sum_k a_k^2)^{1/2}` has the posterior
+that it would have given clean sources, and noise below it has its prior. There small gains explain
+less noise, so gains are estimated low: by 1 or 2 % with the toy priors at the default levels, more
+where a prior leaves amplitudes open. Floor and bias shrink with sigma.
 """
 
 import math
@@ -36,7 +36,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
-from pyro_sep.mixing.known import NOISE_SCALE, LinearMixing, Mixing, check_count
+from pyro_sep.mixing.known import NOISE_SCALE, LinearMixing, Mixing, check_count, default_gains
 from pyro_sep.priors.base import Priors, check_priors, device_of
 
 GAIN_RANGE = (0.2, 2.0)
@@ -56,7 +56,7 @@ class LogUniform(dist.TransformedDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """The range."""
+        """The interval between the two numbers."""
         return constraints.interval(self.low, self.high)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LogUniform":
@@ -67,13 +67,17 @@ class LogUniform(dist.TransformedDistribution):
 
 @dataclass(frozen=True)
 class LatentMixing(LinearMixing):
-    """Gains and noise of every lane; one lane where tensors have no lanes.
+    """Gains and noise of each chain of a batch, where one of them or both are unknown.
 
     Attributes:
-        gains: a_k, ``(*lane, source)``.
-        noise_scale: gamma, ``(*lane,)``.
+        gains: a_k, ``(*batch, source)``.
+        noise_scale: gamma, ``(*batch,)``.
         infer_gains: whether the gains are unknown.
         infer_noise: whether the noise is.
+
+    >>> mixing = LatentMixing(torch.tensor([[0.5, 1.0]]), torch.tensor([0.01]), infer_noise=False)
+    >>> mixing.mix(torch.ones(1, 2, 3)), list(mixing.latents())
+    (tensor([[1.5000, 1.5000, 1.5000]]), ['gains'])
     """
 
     gains: Tensor
@@ -88,24 +92,24 @@ class LatentMixing(LinearMixing):
 
     @property
     def gain_energy(self) -> Tensor:
-        """Sum of the squared gains, ``(*lane, 1)``."""
+        """Sum of the squared gains, ``(*batch, 1)``."""
         return self.gains.square().sum(-1, keepdim=True)
 
     def weights(self, like: Tensor) -> Tensor:
-        """Gains as a column ``(*lane, source, 1)`` of a tensor's dtype and device."""
+        """Gains as a column ``(*batch, source, 1)`` of a tensor's dtype and device."""
         return self.gains[..., None].to(like)
 
     def noise(self, like: Tensor) -> Tensor:
-        """The noise's std, ``(*lane,)``, of a tensor's dtype and device."""
+        """The noise's std, ``(*batch,)``, of a tensor's dtype and device."""
         return self.noise_scale.to(like)
 
     def scale_at(self, sigma: float) -> Tensor:
-        """Std of the mixture given sources at noise level ``sigma``, ``(*lane, 1)``."""
+        """Std of the mixture given sources at noise level ``sigma``, ``(*batch, 1)``."""
         own = sigma**2 * self.gain_energy
         return (torch.maximum(self.noise_scale[..., None] ** 2, 2 * own) - own).sqrt()
 
     def log_prior(self) -> Tensor:
-        """Log density of what is unknown, up to a constant, ``(*lane,)``."""
+        """Log prior density of unknown gains and noise, up to a constant, ``(*batch,)``."""
         total = torch.zeros_like(self.noise_scale)
         if self.infer_gains:
             low, high = GAIN_RANGE
@@ -115,60 +119,58 @@ class LatentMixing(LinearMixing):
             total = total - (self.noise_scale / NOISE_SPREAD) ** 2 / 2
         return total
 
-    def select(self, lanes: Tensor) -> Self:
-        """That of some lanes."""
-        return replace(
-            self,
-            gains=self.gains[lanes],
-            noise_scale=self.noise_scale[lanes],
-        )
+    def select(self, indices: Tensor) -> Self:
+        """The mixing restricted to a subset of the batch."""
+        return replace(self, gains=self.gains[indices], noise_scale=self.noise_scale[indices])
 
-    def update(self, lanes: Tensor, other: Self) -> Self:
-        """With those of another in some lanes."""
+    def update(self, indices: Tensor, other: Self) -> Self:
+        """The mixing with the values of another one in a subset of the batch."""
         return replace(
             self,
-            gains=self.gains.index_copy(0, lanes, other.gains),
-            noise_scale=self.noise_scale.index_copy(0, lanes, other.noise_scale),
+            gains=self.gains.index_copy(0, indices, other.gains),
+            noise_scale=self.noise_scale.index_copy(0, indices, other.noise_scale),
         )
 
     def latents(self) -> dict[str, Tensor]:
-        """What is unknown of gains and noise, by name, ``(*lane, ...)``."""
+        """Unknown gains and noise by name, ``(*batch, ...)``."""
         gains = {"gains": self.gains} if self.infer_gains else {}
         return gains | ({"noise_scale": self.noise_scale} if self.infer_noise else {})
 
-    def with_latents(self, unknown: Mapping[str, Tensor]) -> Self:
-        """With these values of :meth:`unknown`."""
-        kept: dict[str, Any] = dict(unknown)
-        return replace(self, **kept)
+    def with_latents(self, latents: Mapping[str, Tensor]) -> Self:
+        """The mixing with these values of :meth:`latents`."""
+        values: dict[str, Any] = dict(latents)
+        return replace(self, **values)
 
     def fixed_weights(self, like: Tensor) -> Tensor:
-        """Ones ``(source, 1)``: gains go along; or the gains, which lanes share where known."""
+        """Ones ``(source, 1)`` where gains are unknown and swapped too; else the known gains."""
         if self.infer_gains:
             return torch.ones(self.count, 1, dtype=like.dtype, device=like.device)
         return self.weights(like)[0]
 
     def reassign(self, assignment: Tensor) -> Self:
-        """After an exchange ``(lane, source)``."""
+        """The mixing after a swap ``(batch, source)``."""
         if self.infer_gains:
             return replace(self, gains=self.gains.gather(-1, assignment))
         return self
 
 
 def known_mixing(priors: Priors, gains: Gains | Infer | None, noise_scale: float | Infer) -> Mixing:
-    """What is known of a mixing, and defaults for the rest: gains are 1/N where None.
+    """The known gains and noise, or defaults: those of the priors where gains are None.
 
     Raises:
         ValueError: numbers that do not fit, see :class:`~pyro_sep.mixing.Mixing`; other words than
-            "infer".
+            "infer"; no gains where priors of several sets disagree, see :func:`default_gains`.
     """
     check_priors(priors)
     for name, value in (("gains", gains), ("noise_scale", noise_scale)):
         if isinstance(value, str) and value != "infer":
             raise ValueError(f"{name}: got {value!r}, expected numbers or 'infer'")
     gamma = NOISE_SCALE if isinstance(noise_scale, str) else noise_scale
-    if gains is None or isinstance(gains, str):
-        return Mixing.mean(len(priors), gamma)
-    mixing = Mixing(cast(tuple[float, ...], gains), gamma)
+    if isinstance(gains, str):
+        return Mixing.mean(len(priors), gamma)  # a place holder
+    mixing = Mixing(
+        cast(tuple[float, ...], default_gains(priors) if gains is None else gains), gamma
+    )
     check_count(priors, mixing)
     return mixing
 
@@ -180,14 +182,14 @@ def start_mixing(
     infer_gains: bool,
     infer_noise: bool,
 ) -> LatentMixing:
-    """Where lanes start: gains alike, of the mixture's power, and noise of its prior's width.
+    """The start of a search: equal gains, by the mixture's power, and the width of noise's prior.
 
     Args:
-        mixture: of the lanes, ``(lane, time)``.
+        mixture: ``(batch, time)``.
         priors: of the sources.
-        known: what is not inferred.
-        infer_gains: whether gains are.
-        infer_noise: whether the noise is.
+        known: gains and noise that are not inferred.
+        infer_gains: whether gains are inferred.
+        infer_noise: whether the noise is inferred.
     """
     gains = mixture.new_tensor(known.gains).repeat(len(mixture), 1)
     if infer_gains:

@@ -1,42 +1,34 @@
-from .auditing import (
-    audit as audit,
-)
-from .base import (
-    FloWaveNetPrior as FloWaveNetPrior,
-)
-from .base import (
-    NetworkPrior as NetworkPrior,
-)
-from .base import (
-    Prior as Prior,
-)
-from .base import (
-    Priors as Priors,
-)
-from .base import (
-    WaveformPrior as WaveformPrior,
-)
-from .base import (
-    WaveNetPrior as WaveNetPrior,
-)
+from .auditing import audit
+from .base import Prior, Priors
 from .io import (
-    choose_priors as choose_priors,
+    add_to_set,
+    choose_priors,
+    load_prior,
+    load_priors,
+    save_prior,
+    save_priors,
+    shipped_sets,
 )
-from .io import (
-    load_prior as load_prior,
-)
-from .io import (
-    load_priors as load_priors,
-)
-from .io import (
-    save_prior as save_prior,
-)
-from .io import (
-    shipped_sets as shipped_sets,
-)
-from .spike_slab import (
-    SpikeAndSlab as SpikeAndSlab,
-)
-from .training import (
-    train_prior as train_prior,
-)
+from .networks import FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from .spike_slab import SpikeAndSlab
+from .training import train_prior
+from .waveform import WaveformPrior
+
+__all__ = [
+    "FloWaveNetPrior",
+    "NetworkPrior",
+    "Prior",
+    "Priors",
+    "SpikeAndSlab",
+    "WaveNetPrior",
+    "WaveformPrior",
+    "add_to_set",
+    "audit",
+    "choose_priors",
+    "load_prior",
+    "load_priors",
+    "save_prior",
+    "save_priors",
+    "shipped_sets",
+    "train_prior",
+]

@@ -27,8 +27,8 @@ from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors
 from pyro_sep.storage.files import save_json
 
-#: The paper's noise levels, and those where an annealed sampler chooses its modes.
 UNIT = "nats per audio sample over the noise"
+#: The paper's noise levels, and those where an annealed sampler chooses its modes.
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359, 1.0, 2.0)
 
 
@@ -58,6 +58,15 @@ def audit(
     Raises:
         ValueError: audio of a source without a prior or the other way round, or a source without
             a frame.
+
+    >>> from pyro_sep.data import open_source
+    >>> from pyro_sep.priors import load_priors
+    >>> priors = load_priors("toy/oracle")
+    >>> sources = {name: open_source(f"toy:{name}", 16_000, 1_024) for name in priors}
+    >>> audio = {name: source.held_out(2, 1_024) for name, source in sources.items()}
+    >>> table = audit(priors, audio, sigmas=[0.359])
+    >>> discriminative(table)
+    {0.359: True}
     """
     if set(priors) != set(audio):
         raise ValueError(f"audio: got {sorted(audio)}, expected the priors' names {sorted(priors)}")
@@ -90,42 +99,6 @@ def audit(
         name="excess",
         attrs={"units": "nat per audio sample"},
     )
-
-
-def log_likelihoods(
-    sets: Mapping[str, Priors],
-    audio: Mapping[str, Tensor],
-    sigmas: Sequence[float],
-    seed: int = 0,
-    progress: bool = False,
-) -> xr.DataArray:
-    """Mean log density per audio sample, of clean audio and of audio noised at its level.
-
-    Args:
-        sets: sets of priors by name; all sets know the same sources.
-        audio: as in :func:`audit`, like the other arguments.
-        sigmas: noise levels.
-        seed: of the noise.
-        progress: show bars.
-
-    Returns:
-        Nats with dims ``(priors, input, sigma, prior, source)``; ``input`` is ``"clean"`` or
-        ``"noised"``.
-
-    Raises:
-        ValueError: audio of a source without a prior or the other way round.
-    """
-    tables = [
-        xr.concat(
-            [audit(priors, audio, sigmas, seed, progress, noised) for noised in (False, True)],
-            "input",
-        )
-        for priors in sets.values()
-    ]
-    excess = xr.concat(tables, "priors").assign_coords(priors=list(sets), input=["clean", "noised"])
-    entropies = [noise_entropy(sigma) for sigma in sigmas]
-    floor = xr.DataArray(entropies, {"sigma": excess["sigma"]}, "sigma")
-    return (excess - floor).rename("log_likelihood")
 
 
 def known_levels(priors: Priors) -> list[float]:

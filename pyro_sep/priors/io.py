@@ -1,8 +1,14 @@
 """Priors on disk: safetensors with the network's config in the header, one file a source.
 
-A set of priors is a folder of ``NAME.safetensors``, its sources in the order of their names. Or it
-is a folder with a ``priors.json``: a list of its priors in order, as paths without suffix from the
-folder, so that each may come from another set. The sets that ship lie in ``pyro_sep/weights``.
+A set of priors is a folder with a ``priors.json``::
+
+    {"priors": ["wavenet/sine", "wavenet/saw"], "mixing": "mean", "estimate": "best"}
+
+``priors`` are its priors in order, as paths without suffix from the folder, so that each may come
+from another set. ``mixing`` says whether a mixture is the sum of its sources or their mean, and
+``estimate`` which estimate suits (:func:`pyro_sep.separate`). A folder of ``NAME.safetensors``
+without a ``priors.json`` is of recordings: their mixture is a sum, its estimate the mean, and the
+sources are in the order of their names. The sets that ship lie in ``pyro_sep/weights``.
 """
 
 import dataclasses
@@ -12,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,17 +33,96 @@ from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, empty_weights, family_of
 from pyro_sep.models.soundness import WEIGHT_MAX, unsound_weight
 from pyro_sep.models.waveform import WaveformConfig
-from pyro_sep.priors.base import PRIORS, NetworkPrior, WaveformPrior
-from pyro_sep.storage.files import atomic_write_bytes
+from pyro_sep.priors.base import UNSTATED, Estimate, MixingRule
+from pyro_sep.priors.networks import PRIORS, NetworkPrior
+from pyro_sep.priors.waveform import WaveformPrior
+from pyro_sep.storage.files import atomic_write_bytes, save_json
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 ORACLE = "toy/oracle"
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
-ORDER_FILE = "priors.json"
+SET_FILE = "priors.json"
+SET_LOCK = ".pyro-sep-priors.lock"
 FORMAT = "pyro_sep.{}.1"
 FORMATS = {FORMAT.format(family): family for family in FAMILIES}
-ORDER_BYTES = 1 << 20  # of a priors.json at most
+SET_BYTES = 1 << 20  # of a priors.json at most
 ASCENTS = 2  # folders that an entry of it may go up: to a neighbour of the set, or of what holds it
+
+
+class PriorSet(NamedTuple):
+    """The content of a ``priors.json``."""
+
+    priors: list[str]
+    mixing: str
+    estimate: str
+
+
+def add_to_set(folder: Path, prior: NetworkPrior) -> Path:
+    """Write a prior to NAME.safetensors and its name to the folder's priors.json; the former path.
+
+    Several processes may add to one folder at the same time.
+
+    Args:
+        folder: of the set, made where it is missing.
+        prior: whose ``mixing`` and ``estimate`` become those of the set where it has no priors yet.
+
+    Raises:
+        ValueError: a set of another mixing or estimate; a prior that :func:`save_prior` refuses.
+        OSError: the folder cannot be written to.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     add_to_set(Path(folder), load_priors("toy/wavenet")["sine"]).name
+    ...     load_priors(folder)["sine"].mixing
+    'sine.safetensors'
+    'mean'
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{prior.name}.safetensors"
+    with FileLock(folder / SET_LOCK):
+        try:
+            check_set(folder, prior.mixing, prior.estimate)
+            entries = {PurePosixPath(entry).name: entry for entry in _read_set(folder).priors}
+            save_prior(prior, path)
+            names = [*(entries | {prior.name: prior.name}).values()]
+            content = PriorSet(names, prior.mixing, prior.estimate)
+            save_json(content._asdict(), folder / SET_FILE)
+        finally:  # before it is released: a process that waits for it then makes a new one
+            (folder / SET_LOCK).unlink(missing_ok=True)
+    return path
+
+
+def check_set(folder: Path, mixing: str, estimate: str) -> None:
+    """Raise ValueError where a folder holds a set of another mixing or estimate."""
+    if not folder.is_dir():
+        return
+    names, *there = _read_set(folder)
+    if names and there != [mixing, estimate]:
+        raise ValueError(
+            f"{folder}: got priors of mixing {there[0]!r} and estimate {there[1]!r}, expected "
+            f"{mixing!r} and {estimate!r}; give another folder"
+        )
+
+
+def save_priors(priors: Mapping[str, NetworkPrior], folder: Path) -> None:
+    """Write a set of priors that :func:`load_priors` reads: their weights, and a priors.json.
+
+    Args:
+        priors: by source name, of one mixing and one estimate.
+        folder: made where it is missing.
+
+    Raises:
+        ValueError: a prior that :func:`add_to_set` refuses.
+        OSError: the folder cannot be written to.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_priors(choose_priors(load_priors("toy/wavenet"), "saw, sine"), Path(folder))
+    ...     list(load_priors(folder))
+    ['saw', 'sine']
+    """
+    for prior in priors.values():
+        add_to_set(folder, prior)
 
 
 def save_prior(prior: NetworkPrior, path: Path) -> None:
@@ -46,6 +132,12 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
         ValueError: a prior without weights or with some that are not finite, a name that a source
             may not have (:func:`~pyro_sep.data.tracks.check_source_name`).
         OSError: the file cannot be written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_prior(load_priors("toy/wavenet")["sine"], Path(folder) / "tone.safetensors")
+    ...     load_prior(Path(folder) / "tone.safetensors").name
+    'sine'
     """
     config = prior.network.config
     if isinstance(config, WaveformConfig):
@@ -80,9 +172,9 @@ def _in_order(content: bytes) -> bytes:
 
 @plain_arithmetic()
 def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
-    """Read one prior.
+    """The prior in a file of :func:`save_prior`, where there is an example.
 
-    What a header claims is compared with the tensors in the file before memory is taken for it.
+    The config in the header is compared with the tensors in the file before memory is allocated.
 
     Raises:
         ValueError: not a safetensors file, not one of ours, weights that do not fit their config or
@@ -156,6 +248,9 @@ def load_priors(
 ) -> dict[str, NetworkPrior]:
     """A set of priors by source name, in the set's order.
 
+    Each prior states the set's ``mixing`` and ``estimate``, which are the defaults of
+    :func:`pyro_sep.separate`.
+
     Args:
         name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
             that is best by measurement, ``"toy/wavenet"`` and ``"toy/flow"`` those of one family,
@@ -164,6 +259,9 @@ def load_priors(
 
     Raises:
         ValueError: no such set or folder, a file that is not a prior, differing sample rates.
+
+    >>> list(load_priors("toy"))
+    ['sine', 'saw', 'square', 'triangle']
     """
     name = str(name_or_folder).rstrip("/") or str(name_or_folder)
     if name == ORACLE:
@@ -174,10 +272,10 @@ def load_priors(
             f"priors: got {str(name_or_folder)!r}, "
             f"expected a shipped set ({', '.join(shipped_sets())}) or a folder"
         )
-    files = _files(folder)
-    paths = {path.stem: path for path in files}
-    if len(paths) < len(files):
-        raise ValueError(f"{folder / ORDER_FILE}: got a source twice, expected one prior of each")
+    content = _read_set(folder)
+    paths = {PurePosixPath(e).name: folder / f"{e}.safetensors" for e in content.priors}
+    if len(paths) < len(content.priors):
+        raise ValueError(f"{folder / SET_FILE}: got a source twice, expected one prior of each")
     try:
         check_source_names(paths)
     except ValueError as error:
@@ -185,6 +283,8 @@ def load_priors(
     if not paths:
         raise ValueError(f"{folder}: no *.safetensors in it; train priors with `pyro-sep train`")
     priors = {name: load_prior(path, device) for name, path in paths.items()}
+    for prior in priors.values():
+        prior.mixing, prior.estimate = content.mixing, content.estimate
     rates = {prior.sample_rate for prior in priors.values()}
     if len(rates) > 1:
         raise ValueError(
@@ -194,7 +294,11 @@ def load_priors(
 
 
 def shipped_sets() -> list[str]:
-    """Names of the sets that ship."""
+    """Names of the sets that ship.
+
+    >>> shipped_sets()
+    ['music', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
+    """
     return [*_shipped(), ORACLE]
 
 
@@ -205,10 +309,13 @@ def _shipped() -> dict[str, Path]:
 
 
 def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, NetworkPrior]:
-    """Those of a set that are named, separated by commas, in that order; spaces do not matter.
+    """The priors of a set by their names, separated by commas, in that order.
 
     Raises:
-        ValueError: a name that the set does not hold, a name twice, or an empty one.
+        ValueError: a name that the set does not have, a name twice, or an empty one.
+
+    >>> list(choose_priors(load_priors("toy/oracle"), "saw, sine"))
+    ['saw', 'sine']
     """
     chosen = [name.strip() for name in names.split(",")]
     if missing := [name for name in chosen if name not in priors]:
@@ -218,27 +325,36 @@ def choose_priors(priors: Mapping[str, NetworkPrior], names: str) -> dict[str, N
     return {name: priors[name] for name in chosen}
 
 
-def _files(folder: Path) -> list[Path]:
-    """The priors of a set, in its order."""
-    if os.path.lexists(folder / ORDER_FILE):
-        return [folder / f"{entry}.safetensors" for entry in _order(folder / ORDER_FILE)]
-    paths = sorted(folder.glob("*.safetensors"))
-    return [path for path in paths if not path.name.startswith(".")]  # of systems, not of users
-
-
-def _order(path: Path) -> list[str]:
-    names = None
-    if path.is_file() and path.stat().st_size <= ORDER_BYTES:
-        with suppress(ValueError, RecursionError):
-            names = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: expected a JSON list of names; write it anew, or delete it")
-    if wrong := [name for name in names if not _is_near(name)]:
+def _read_set(folder: Path) -> PriorSet:
+    """The set of priors in a folder: what its priors.json says, or all weights that are there."""
+    path = folder / SET_FILE
+    if not os.path.lexists(path):
+        names = sorted(path.stem for path in folder.glob("*.safetensors"))
+        names = [name for name in names if not name.startswith(".")]  # of systems, not of users
+        return PriorSet(names, **UNSTATED)
+    content = None
+    if path.is_file() and path.stat().st_size <= SET_BYTES:
+        with suppress(ValueError, TypeError, RecursionError):
+            content = PriorSet(**json.loads(path.read_text(encoding="utf-8")))
+    if content is None or not _is_sound(content):
+        raise ValueError(
+            f'{path}: expected {{"priors": [NAME, ...], "mixing": "sum" or "mean", "estimate": '
+            '"best" or "mean"}; write it anew, or delete it'
+        )
+    if wrong := [entry for entry in content.priors if not _is_near(entry)]:
         raise ValueError(
             f"{path}: got the entry {wrong[0]!r:.80}, expected a path from the folder without "
             "suffix, such as wavenet/sine or ../wavenet/sine"
         )
-    return names
+    return content
+
+
+def _is_sound(content: PriorSet) -> bool:
+    """Whether the values of a priors.json are of the right types."""
+    listed = isinstance(content.priors, list) and all(isinstance(e, str) for e in content.priors)
+    return (
+        listed and content.mixing in get_args(MixingRule) and content.estimate in get_args(Estimate)
+    )
 
 
 def _is_near(entry: str) -> bool:
@@ -251,7 +367,7 @@ def _is_near(entry: str) -> bool:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what comes of a file that is no safetensors file into one line."""
+    """Raise the errors of a file that is no safetensors file as a ValueError of one line."""
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -263,7 +379,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _foreign(path: Path) -> Iterator[None]:
-    """Turn what a wrong header or wrong tensors raise into one line."""
+    """Raise the errors of a wrong header or wrong tensors as a ValueError of one line."""
     try:
         yield
     except (KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Trained weights and their page: data, command, time, how well they know the source."""
+"""Model cards: what a prior was trained on, how, and how well it knows held-out audio."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.auditing import audit
-from pyro_sep.priors.base import NetworkPrior
-from pyro_sep.priors.io import save_prior
+from pyro_sep.priors.io import add_to_set
+from pyro_sep.priors.networks import NetworkPrior
 from pyro_sep.storage.files import atomic_write
 
 COMMAND_OPTIONS = (
@@ -28,18 +28,18 @@ COMMAND_OPTIONS = (
 
 
 def train_command(source: str, settings: Mapping[str, object]) -> str:
-    """The ``pyro-sep train`` of these settings."""
+    """The ``pyro-sep train`` command of these settings."""
     options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
     root = " --musdb ROOT" if source.startswith("musdb:") else ""
     return f"pyro-sep train --source {source}{root} --out DIR {options}"
 
 
 def check_free(paths: Iterable[Path], run: Path) -> None:
-    """Raise ValueError where weights would take the place of others than those of a run.
+    """Raise ValueError where weights or a card would overwrite those of another run.
 
     Args:
         paths: of the weights.
-        run: folder of the run, which is there if it has begun.
+        run: folder of the run; its checkpoints show that the weights are its own.
     """
     for path in paths:
         for file in (path, path.with_suffix(".md")):
@@ -58,21 +58,19 @@ def save_with_card(
     settings: Mapping[str, object],
     seconds: float,
     held_out: Tensor,
-) -> Path:
-    """Write NAME.safetensors and its model card, each whole or not at all; where the weights are.
+) -> None:
+    """Add a prior to a set, with its model card; each file is written whole or not at all.
 
     Args:
-        folder: of a set of priors; made where there is none.
-        prior: what was trained.
-        source: what it was trained on, as named on the command line.
+        folder: of the set; made where it is missing.
+        prior: that was trained.
+        source: of its training audio, as :func:`~pyro_sep.priors.train_prior` takes it.
         command: that trains it.
         settings: of the training run.
         seconds: wall time of the run, of its last part where it was resumed.
         held_out: clean audio ``(frame, time)`` for the excess table.
     """
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{prior.name}.safetensors"
-    save_prior(prior, path)
+    path = add_to_set(folder, prior)
     rows = ""
     if len(held_out):
         table = audit({prior.name: prior}, {prior.name: held_out})
@@ -96,4 +94,3 @@ sample over the noise (0 is the ceiling):
 {rows}"""
     with atomic_write(path.with_suffix(".md")) as partial:
         partial.write_text(text)
-    return path

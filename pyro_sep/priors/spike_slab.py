@@ -1,12 +1,12 @@
-r"""Which sources are present: a prior that may be silent.
+r"""A prior of a source that may be silent, by which presence is inferred.
 
 With probability q, the absence, the clean source is exact silence, otherwise it is drawn from its
-prior: a spike and a slab (Mitchell & Beauchamp 1988, Bayesian variable selection in linear
+prior: the spike and the slab of Mitchell & Beauchamp (1988, Bayesian variable selection in linear
 regression). At noise level sigma both are densities,
 
 .. math:: p_\sigma(x) = (1 - q) \, p_{k,\sigma}(x) + q \, \mathcal{N}(x; 0, \sigma^2 I)
 
-so every sampler takes it as it takes any prior, and the posterior probability that source k is
+so every sampler takes it like any other prior, and the posterior probability that source k is
 present is the mean, over posterior draws of the noisy x, of the slab's share in this sum.
 """
 
@@ -19,13 +19,13 @@ from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.checks.arguments import number
-from pyro_sep.priors.base import Prior, misfit
+from pyro_sep.priors.base import UNSTATED, Prior, misfit
 
-ABSENCE = 0.5  # neither is favoured beforehand
+ABSENCE = 0.5  # presence and silence are equally probable
 
 
 class SpikeAndSlab(TorchDistribution):
-    """The law of a source that may be silent, plus white noise.
+    """The prior of a source that may be silent, plus white noise.
 
     ``event_shape`` is the wrapped prior's, ``batch_shape`` that of ``sigma``.
 
@@ -36,11 +36,18 @@ class SpikeAndSlab(TorchDistribution):
 
     Raises:
         ValueError: an absence that is not between 0 and 1; a noise level that the prior refuses.
+
+    >>> from pyro_sep.priors.waveform import WaveformPrior
+    >>> prior = SpikeAndSlab(WaveformPrior.of("sine").frame(256), sigma=0.1)
+    >>> tone = (torch.arange(256) / 8).sin()
+    >>> prior.presence(torch.stack([0.9 * tone, 0 * tone])).round()
+    tensor([1., 0.])
     """
 
     arg_constraints = {"sigma": constraints.positive}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = False
+    may_be_silent = True
 
     def __init__(
         self, prior: Prior, absence: float = ABSENCE, sigma: float | Tensor | None = None
@@ -53,6 +60,8 @@ class SpikeAndSlab(TorchDistribution):
         self.prior = prior.condition(level)
         self.sigma = torch.as_tensor(getattr(self.prior, "sigma", level))
         self.name, self.sample_rate = prior.name, prior.sample_rate
+        for what, default in UNSTATED.items():
+            setattr(self, what, getattr(prior, what, default))
         event_shape = cast(TorchDistribution, prior).event_shape
         super().__init__(self.sigma.shape, event_shape, validate_args=False)
 

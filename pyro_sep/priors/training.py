@@ -1,5 +1,172 @@
-"""Learn the prior of a source from isolated recordings of it."""
+"""Train the prior of a source on isolated recordings of it."""
+
+import sys
+import time as clock
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import torch
+from tqdm import tqdm
+
+from pyro_sep.audio.resampling import check_rate
+from pyro_sep.checks.arguments import choice
+from pyro_sep.data.source import fingerprint, open_source, training_rms
+from pyro_sep.data.toy import SAMPLE_RATE
+from pyro_sep.data.tracks import check_source_name
+from pyro_sep.models.parallel import Ranks
+from pyro_sep.models.registry import FAMILIES
+from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME, TrainConfig
+from pyro_sep.models.train import ALONE, CHECKPOINT, SERIAL_SIGMAS, fit, fit_serially
+from pyro_sep.priors.base import Estimate, MixingRule
+from pyro_sep.priors.io import check_set
+from pyro_sep.priors.model_card import check_free, save_with_card, train_command
+from pyro_sep.priors.networks import PRIORS, NetworkPrior
+from pyro_sep.progress import resumable
+from pyro_sep.storage.files import only_run
+
+FLOW_SCORE_WEIGHT = 0.3
 
 
-def train_prior() -> None:
-    """Not yet."""
+def train_prior(
+    source: str,
+    out: str | PathLike[str],
+    *,
+    family: Literal["wavenet", "flow"] = "wavenet",
+    size: str = "toy",
+    recipe: Literal["conditional", "serial"] = "conditional",
+    steps: int = TrainConfig.steps,
+    batch: int = TrainConfig.batch,
+    time: int = TrainConfig.time,
+    learning_rate: float = TrainConfig.learning_rate,
+    warmup: int = TrainConfig.warmup,
+    decay: float = TrainConfig.decay,
+    stairs: int = TrainConfig.stairs,
+    ema: float = TrainConfig.ema,
+    score_weight: float | None = None,
+    gain_db: float = TrainConfig.gain_db,
+    clip: float = TrainConfig.clip,
+    seed: int = TrainConfig.seed,
+    sample_rate: int = SAMPLE_RATE,
+    musdb: str | PathLike[str] | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+    ranks: Ranks = ALONE,
+    command: str | None = None,
+) -> NetworkPrior | dict[float, NetworkPrior]:
+    """The trained prior of a source; it is also written to ``OUT/NAME.safetensors``.
+
+    A model card ``NAME.md`` beside the weights says how the prior was trained and how well it knows
+    held-out audio. ``priors.json`` states how the sources of the set add up: toy tones to their
+    mean, recordings to their sum. The run's checkpoints are in ``OUT/NAME.run``: the same call goes
+    on from there where it was cut off. A TensorBoard log is there too.
+
+    Args:
+        source: isolated audio of one source: ``"toy:WAVEFORM"``, a folder of recordings,
+            ``"FOLDER:STEM"``, or ``"musdb:STEM"``.
+        out: folder of the set of priors; made where it is missing.
+        family: of the network.
+        size: of the network: ``"toy"``, ``"toy-deep"``, ``"music"`` or ``"paper"``, as far as the
+            family has it.
+        recipe: ``"conditional"``, one network for all noise levels; or ``"serial"``, the paper's,
+            one network for each of its noise levels, in ``OUT/sigma-SIGMA``.
+        steps: see :class:`~pyro_sep.models.TrainConfig`, like the other settings up to ``seed``.
+        batch: frames per step.
+        time: audio samples per frame.
+        learning_rate: peak of the schedule.
+        warmup: steps of linear rise.
+        decay: final learning rate as a share of the peak.
+        stairs: number of falls of the learning rate; 0 for a cosine.
+        ema: decay of the averaged weights.
+        score_weight: weight of the score matching loss; 0.3 for a conditional flow, else 0.
+        gain_db: random gain of the frames in decibels, up to plus or minus this.
+        clip: largest norm of a gradient.
+        seed: of weights, frames and noise.
+        sample_rate: of the prior, in Hz; recordings are resampled to it.
+        musdb: root of musdb18, for ``"musdb:STEM"``.
+        device: where the network is trained; the prior that is returned is on the CPU.
+        progress: show a bar, and notes on the recordings, on standard error.
+        ranks: the processes that share the run; the first of them writes.
+        command: for the model card; by default that of ``pyro-sep train``.
+
+    Returns:
+        The prior; for the serial recipe a dict of priors by noise level.
+
+    Raises:
+        ValueError: no such source, family, size or recipe; audio or settings that do not fit;
+            weights or a checkpoint of another run in the folder, or priors of sources that add up
+            otherwise; a package that is missing.
+        OSError: the folder cannot be written to, or another run writes to it now.
+        TrainingDivergedError: the loss is no longer finite.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     prior = train_prior("toy:sine", folder, steps=1, batch=1, time=64)
+    >>> prior.name, prior.sample_rate
+    ('sine', 16000)
+    """
+    sizes = FAMILIES[choice("family", family, FAMILIES)].sizes
+    network_config = sizes[choice("size", size, sizes)]
+    serial = choice("recipe", recipe, ("conditional", "serial")) == "serial"
+    check_rate("sample_rate", sample_rate)
+    if score_weight is None:
+        score_weight = FLOW_SCORE_WEIGHT if family == "flow" and not serial else 0.0
+    config = TrainConfig(
+        steps=steps,
+        batch=batch,
+        time=time,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        decay=decay,
+        stairs=stairs,
+        ema=ema,
+        score_weight=score_weight,
+        gain_db=gain_db,
+        clip=clip,
+        seed=seed,
+    )
+    audio = open_source(source, sample_rate, time, None if musdb is None else Path(musdb))
+    check_source_name(audio.name)
+    if audio.sample_rate != sample_rate:
+        raise ValueError(
+            f"sample_rate: got {sample_rate} Hz for {source}, expected {audio.sample_rate}, its own"
+        )
+    for note in audio.notes if progress and ranks.first else ():
+        tqdm.write(note, file=sys.stderr)
+    network_config = replace(network_config, sigma_data=training_rms(audio, time, seed))
+    out, run = Path(out), Path(out) / f"{audio.name}.run"
+    folders = [out / f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS] if serial else [out]
+    check_free([folder / f"{audio.name}.safetensors" for folder in folders], run)
+    is_toy = source.startswith("toy:")
+    law: tuple[MixingRule, Estimate] = ("mean", "best") if is_toy else ("sum", "mean")
+    for folder in folders:
+        check_set(folder, *law)
+    arguments = (audio.draw, run, network_config, config, device, progress)
+    known, started = fingerprint(audio, time, seed), clock.monotonic()
+    alone = only_run(run) if ranks.first else nullcontext()
+    with resumable(run if serial else run / CHECKPOINT), alone:
+        if serial:
+            networks = list(fit_serially(*arguments, ranks=ranks, audio=known).values())
+        else:
+            networks = [fit(*arguments, ranks=ranks, audio=known)]
+    seconds = clock.monotonic() - started
+    priors = [
+        PRIORS[family](
+            network.cpu(),
+            name=audio.name,
+            sample_rate=sample_rate,
+            mixing=law[0],
+            estimate=law[1],
+        )
+        for network in networks
+    ]
+    if ranks.first:
+        settings = {"family": family, "size": size, "recipe": recipe, "sample_rate": sample_rate}
+        settings |= asdict(config)
+        command = command or train_command(source, settings)
+        held_out = audio.held_out(AUDIT_FRAMES, AUDIT_TIME)
+        for folder, prior in zip(folders, priors, strict=True):
+            save_with_card(folder, prior, source, command, settings, seconds, held_out)
+    return dict(zip(SERIAL_SIGMAS, priors, strict=True)) if serial else priors[0]

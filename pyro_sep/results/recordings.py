@@ -1,4 +1,4 @@
-"""From recordings to a folder of results for each."""
+"""Separates recordings, each into a folder of results."""
 
 import json
 import os
@@ -14,22 +14,17 @@ from typing import Any
 import torch
 
 from pyro_sep.audio.io import Recording
-from pyro_sep.data.tracks import DRAWS, MIXTURE
-from pyro_sep.trace.dataset import TRACE
-from pyro_sep.storage.files import check_space, is_same, only_run
-from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
-from pyro_sep.priors.base import Priors
-from pyro_sep.separation.api import (
-    RESOLVED,
-    Separation,
-    check_mixtures,
-    fingerprints,
-    resolve_settings,
-    separate,
-)
-from pyro_sep.results.stems import StemFiles
 from pyro_sep.audio.streams import STEM_MP4
+from pyro_sep.data.tracks import DRAWS, MIXTURE
+from pyro_sep.models.train import CHECKPOINT
+from pyro_sep.priors.base import UNSTATED, Priors
+from pyro_sep.results.stems import StemFiles
+from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
+from pyro_sep.separation.api import Separation, separate
+from pyro_sep.separation.inputs import check_mixtures, fingerprints
+from pyro_sep.separation.presets import RESOLVED, resolve_settings
+from pyro_sep.storage.files import check_space, is_same, only_run
+from pyro_sep.trace.dataset import TRACE
 
 FLOAT = 4  # bytes
 OVERHEAD = 2_000_000  # bytes of formats, the picture and the page
@@ -42,20 +37,20 @@ def track_folders(
     names: Collection[str] = (),
     attempt: Callable[[Path], AbstractContextManager[object]] = nullcontext,
 ) -> dict[Path, Path]:
-    """By file the folder of its results: OUT/TRACK, its name without suffix or .stem.mp4.
+    """The folder of results of each file: OUT/TRACK, its name without suffix or .stem.mp4.
 
     TRACK/mixture.wav, as in musdb18-HQ, is called after its folder, as that is given.
 
     Args:
         paths: of all files that are read.
-        out: where the folders go.
-        names: of the files that are going to be written in each.
-        attempt: what is to be done about the errors of a file; they are raised by default.
+        out: parent of the folders.
+        names: of the files that will be written in each.
+        attempt: context that handles the errors of a file; they are raised by default.
 
     Raises:
-        ValueError: a name that is none of a track, two files of one name, a file that lies in the
-            folder of its own results, or results that would take the place of a file that is read,
-            or that no former run left.
+        ValueError: a file whose name gives no folder, two files of one name, a file in the folder
+            of its own results, or results that would overwrite a file that is read, or that no
+            former run left.
     """
     folders: dict[Path, Path] = {}
     for path in paths:
@@ -86,7 +81,7 @@ def _track(path: Path) -> str:
 
 
 def _check_name(path: Path, folder: Path, others: Mapping[Path, Path]) -> None:
-    """Names that differ in case, or in how accents are encoded, are one on some systems."""
+    """Raise ValueError for a name that another track has, up to case and encoding of accents."""
     for other, taken in others.items():
         if _folded(taken.name) == _folded(folder.name):
             raise ValueError(
@@ -96,7 +91,7 @@ def _check_name(path: Path, folder: Path, others: Mapping[Path, Path]) -> None:
 
 
 def _check_free(folder: Path, names: Iterable[str], inputs: Sequence[Path]) -> None:
-    """Raise ValueError where results would take the place of a file that is not of such a run."""
+    """Raise ValueError where results would overwrite a file that is not of a former run."""
     ours = {*own_files(folder)}
     cut_off = (folder / CHECKPOINT).exists()  # a run that was writing them, and goes on
     inside = {name.partition("/")[0] for name in names if "/" in name}
@@ -128,7 +123,7 @@ def describe_run(
     device: torch.device,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """By what a run is known again: all that its results follow from, as plain JSON.
+    """The identity of a run: all that determines its results, as plain JSON.
 
     Args:
         recording: that is separated.
@@ -145,6 +140,7 @@ def describe_run(
         "options": {key: value for key, value in options.items() if key != "progress"},
         "files": asdict(files),
         "sources": list(priors),
+        "stated": [[getattr(p, *default) for default in UNSTATED.items()] for p in priors.values()],
     } | fingerprints(priors, recording.samples[None].to(device))
     plain: dict[str, Any] = json.loads(json.dumps(run, default=str))
     return plain
@@ -153,7 +149,7 @@ def describe_run(
 def needed_space(
     recording: Recording, priors: Priors, files: StemFiles, options: Mapping[str, Any]
 ) -> int:
-    """Bytes that results and checkpoints take at most.
+    """Largest size of results and checkpoints in bytes.
 
     Args:
         recording: that is separated.
@@ -181,7 +177,7 @@ def is_separated(
     device: torch.device,
     **options: Any,
 ) -> bool:
-    """Whether :func:`separate_recording` of the same has left all its files, and does nothing."""
+    """Whether all results of this run are there, which :func:`separate_recording` then skips."""
     if (folder / CHECKPOINT).exists() or not (folder / SUMMARY).is_file():
         return False
     return is_finished(folder, describe_run(recording, priors, files, device, options))
@@ -218,9 +214,9 @@ def separate_recording(
 ) -> tuple[Separation | None, list[str]]:
     """Separate a recording, and write what :func:`write_separation` does.
 
-    A run that was cut off goes on where it was: its checkpoint stays in the folder until all is
-    written. No other run writes to the folder meanwhile. Where a run of the same audio, priors and
-    options has left all its files, nothing is done.
+    A run that was cut off continues from its checkpoint, which stays in the folder until all is
+    written. Other runs are locked out of the folder meanwhile. Where all results of the same audio,
+    priors and options are there, nothing is done.
 
     Args:
         recording: at the priors' rate.
@@ -228,11 +224,11 @@ def separate_recording(
         folder: of the results, made where it is missing.
         files: which stems.
         device: of the priors.
-        force: separate anew what was finished.
+        force: separate again what is finished.
         options: of :func:`~pyro_sep.separate`.
 
     Returns:
-        The separation, and the names of what was written; None and nothing if all was there.
+        The separation and the names of what was written; None and no names if all was there.
 
     Raises:
         ValueError: bad audio or settings.

@@ -1,7 +1,7 @@
 """Stems as audio files.
 
-A stem is a share: a_k s_k, what its source adds to the mixture, not the source s_k as its prior
-knows it, which the trace holds. It has the recording's rate and channels, see
+A stem is a contribution a_k s_k, the part of the mixture that its source is, and not the source s_k
+itself, which is in the trace. It has the recording's rate and channels, see
 :mod:`pyro_sep.audio.wiener`. Stems and residual add up to the recording: to rounding as 32-bit
 floats, more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 """
@@ -17,8 +17,8 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_sep.audio.io import check_peak, encoded, save_audio
-from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.audio.wiener import wiener_upmix
+from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.dataset import estimate_chains
 
@@ -30,9 +30,9 @@ class StemFiles:
     Attributes:
         suffix: ``"wav"`` or ``"flac"``.
         native: the plain posterior, mono and at the priors' rate, whatever the recording.
-        residual: also what no prior explains, the recording less its stems.
-        draws: of the estimate's chains, evenly spaced, as many as one has at most; each is written
-            beside the mean, which errs less than any.
+        residual: also the recording less its stems, which no prior explains.
+        draws: number of draws that are written beside the mean, evenly spaced over the estimate's
+            chains, at most those of one chain. Their errors are larger than the mean's.
     """
 
     suffix: str = "wav"
@@ -81,7 +81,7 @@ def write_stems(
     recording = None if files.native else recording
     rate = result.sample_rate if recording is None else recording[1]
     stems = partial(_stems, result, files, mixture, recording)
-    if files.suffix == "flac":  # all of them are looked at before the first is written
+    if files.suffix == "flac":  # all are checked before the first is written
         for name, samples in stems():
             check_peak(folder / name, samples)
     if files.draws:
@@ -120,7 +120,7 @@ def _stems(
 
 
 def drawn_contributions(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
-    """Shares ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
+    """Contributions ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
     posterior, chains = trace["posterior"].to_dataset(), estimate_chains(trace)
     last = len(chains) * posterior.sizes["draw"] - 1
     for number in np.unique(np.linspace(0, last, count).round().astype(int)):

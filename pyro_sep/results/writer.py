@@ -1,4 +1,4 @@
-"""What a separation leaves on disk: stems, trace, picture, summary."""
+"""Writes the results of a separation: stems, trace, picture, summary."""
 
 import json
 import math
@@ -12,12 +12,12 @@ import xarray as xr
 from pyro_sep.audio.io import FORMATS
 from pyro_sep.data.tracks import DRAWS, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
-from pyro_sep.storage.files import save_json
 from pyro_sep.inference.annealing.checkpoint import same_run
-from pyro_sep.viz.plots import plot_separation, save_figure
-from pyro_sep.separation.api import Separation
 from pyro_sep.results.stems import StemFiles, write_stems
+from pyro_sep.separation.api import Separation
+from pyro_sep.storage.files import save_json
 from pyro_sep.trace.dataset import TRACE, best_chain, save_trace
+from pyro_sep.viz.plots import plot_separation, save_figure
 
 PICTURE = "separation.png"
 SUMMARY = "summary.json"
@@ -34,15 +34,15 @@ def write_separation(
 ) -> list[str]:
     """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
-    What a former run left in the folder and this one does not write goes, and no other file: its
-    summary.json tells which files are its own.
+    Files of a former run that this one does not write are deleted, and no others: the former
+    summary.json lists them.
 
     Args:
         result: what to write.
         folder: made where it is missing.
         files: which stems, see :mod:`pyro_sep.results.stems`; a WAV per source where None.
         recording: whose rate and channels they are to have; those of the mixture where None.
-        run: by what the run is known again, see :func:`is_finished`.
+        run: identity of the run, see :func:`is_finished`.
 
     Returns:
         Names of what was written, of files and the folder of draws.
@@ -82,8 +82,7 @@ def write_separation(
 def own_files(folder: Path) -> list[str]:
     """Names of the files that runs of this package left in a folder, by their summary.json.
 
-    Only names that results can have: a summary that names others, or that is none, does not make
-    them ours.
+    Other names than those of results are ignored, whatever the summary lists.
     """
     listed = _summary(folder).get("files")
     if not isinstance(listed, dict):
@@ -92,7 +91,7 @@ def own_files(folder: Path) -> list[str]:
 
 
 def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
-    """Whether a run, known again by these plain values, has left all its files, of their sizes."""
+    """Whether all files of the run of this identity are there, with their sizes."""
     summary = _summary(folder)
     sizes = summary.get("files")
     if not run or not same_run(summary.get("run"), run) or not isinstance(sizes, dict):
@@ -104,7 +103,7 @@ def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
-    """The summary in a folder; nothing where there is no such thing."""
+    """The summary in a folder; empty where there is none."""
     try:
         content = json.loads((folder / SUMMARY).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -119,7 +118,7 @@ def _is_stem(name: str) -> bool:
 
 
 def _remove(folder: Path, names: Collection[str]) -> None:
-    """Remove files of a former run, and its folder of draws where that is empty then."""
+    """Remove files of a former run, and its folder of draws if it is empty then."""
     for name in names:
         if (folder / name).is_file():
             (folder / name).unlink()

@@ -1,21 +1,14 @@
-from .api import (
-    PRESETS as PRESETS,
-)
-from .api import (
-    Separation as Separation,
-)
-from .api import (
-    resolve_settings as resolve_settings,
-)
-from .api import (
-    separate as separate,
-)
-from .api import (
-    separate_batch as separate_batch,
-)
-from .cost import (
-    Cost as Cost,
-)
-from .cost import (
-    estimate_cost as estimate_cost,
-)
+from .api import Separation, separate, separate_batch, separation_from_draws
+from .cost import Cost, estimate_cost
+from .presets import PRESETS, resolve_settings
+
+__all__ = [
+    "PRESETS",
+    "Cost",
+    "Separation",
+    "estimate_cost",
+    "resolve_settings",
+    "separate",
+    "separate_batch",
+    "separation_from_draws",
+]

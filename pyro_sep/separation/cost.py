@@ -1,24 +1,26 @@
-"""How long a separation takes here and how much memory, before it is begun."""
+"""The time and memory of a separation, predicted before it is begun."""
 
 import time as clock
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_sep.checks.arguments import audio, known_options
+from pyro_sep.checks.arguments import audio
+from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.driver import GROUP
 from pyro_sep.inference.annealing.sections import split
+from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.posterior import CHUNK, AnnealedPosterior
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing, frame_time
-from pyro_sep.mixing.latent import known_mixing
+from pyro_sep.mixing.latent import Gains, Infer, known_mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
-from pyro_sep.priors.base import Prior, Priors, device_of
+from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import duration
-from pyro_sep.separation.api import OPTIONS, RESOLVED, Audio, check_mixtures, resolve_settings
+from pyro_sep.separation.inputs import Audio, check_mixtures
+from pyro_sep.separation.presets import Preset, resolve_estimate, resolve_settings
 
 FLOAT = 4  # bytes
 PROGRAM = 600_000_000  # bytes of Python, PyTorch and the rest, measured
@@ -31,12 +33,15 @@ LARGER = 16  # times a piece at most
 
 @dataclass(frozen=True)
 class Cost:
-    """What a separation takes.
+    """The predicted cost of a separation.
 
     Attributes:
-        seconds: of this machine, as busy as it is now.
+        seconds: on this machine at its present load.
         memory: bytes of the process.
         gradients: of the log posterior of the whole frame, per mixture, those of all chains.
+
+    >>> print(Cost(seconds=720, memory=640_000_000, gradients=300))
+    about 12 min and 0.6 GB
     """
 
     seconds: float
@@ -52,28 +57,36 @@ def estimate_cost(
     mixtures: Audio,
     priors: Priors,
     *,
-    preset: str = "standard",
-    estimate: str = "best",
-    **options: Any,
+    gains: Gains | Infer | None = None,
+    noise_scale: float | Infer = NOISE_SCALE,
+    presence: Infer | None = None,
+    estimate: Estimate | None = None,
+    preset: Preset | None = None,
+    settings: Annealing | None = None,
+    **fields: float | None,
 ) -> Cost:
-    r"""What :func:`~pyro_sep.separate_batch` takes, in about two seconds.
+    r"""The time and memory that :func:`~pyro_sep.separate_batch` takes, found in about two seconds.
 
     A few gradients of the very audio are timed, in pieces where it is long, and
 
     .. math:: \text{seconds} = M C G \cdot K T \cdot r
 
     for M mixtures of T audio samples and K sources, C chains of G gradients each
-    (:meth:`~pyro_sep.inference.Annealing.gradients`), and r seconds per source's audio
-    sample. Searches that fail are begun
-    anew, which is not known beforehand and takes up to ``tries`` times as long. The memory is that
-    of the draws, of the sources while they are searched, and of an evaluation.
+    (:func:`~pyro_sep.inference.annealing.budget.gradients`), and r seconds per source's audio
+    sample. Searches that fail are repeated, which cannot be predicted and takes up to ``tries``
+    times as long. The memory is that of the draws, of the sources while they are searched, and of
+    an evaluation.
 
     Args:
         mixtures: ``(mixture, time)``, or ``(time,)`` of one, at the priors' rate.
         priors: of the sources, by name.
-        preset: as of :func:`~pyro_sep.separate_batch`.
+        gains: as of :func:`~pyro_sep.separate_batch`.
+        noise_scale: likewise.
+        presence: likewise.
         estimate: likewise.
-        options: likewise.
+        preset: likewise.
+        settings: likewise.
+        fields: of :class:`~pyro_sep.inference.Annealing`, likewise.
 
     Raises:
         ValueError: bad audio or settings.
@@ -86,16 +99,14 @@ def estimate_cost(
     >>> 0 < cost.seconds < estimate_cost(tone, priors, preset="quick", draws=1_000).seconds
     True
     """
-    known_options(options, OPTIONS)
+    mixing = known_mixing(priors, gains, noise_scale)
     mixtures = audio("mixtures", mixtures, device_of(priors))
     mixtures = mixtures[None] if mixtures.ndim == 1 else mixtures
     check_mixtures(mixtures)
     count, time = mixtures.shape
-    resolved = {name: options[name] for name in RESOLVED if name in options}
-    settings = resolve_settings(priors, time, estimate, preset, **resolved)
-    gains, noise_scale = options.get("gains"), options.get("noise_scale", NOISE_SCALE)
-    mixing = known_mixing(priors, gains, noise_scale)
-    silent = options.get("presence") is not None
+    settings = resolve_settings(priors, time, estimate, preset, settings, **fields)
+    average = resolve_estimate(priors, estimate) == "mean"
+    silent = presence is not None
     laws: Sequence[Prior] = list(priors.values())
     if silent:
         laws = [SpikeAndSlab(prior) for prior in priors.values()]
@@ -104,12 +115,13 @@ def estimate_cost(
     section = frame if whole else settings.section
     starts, length = split(frame, section, frame_time(laws, 1))
     overlap = len(starts) * length / frame
-    gradients = settings.chains * settings.gradients(len(laws), silent, estimate == "mean", overlap)
-    lanes = count * settings.chains * settings.candidates
+    kind = (len(laws), silent, average)
+    gradients = settings.chains * count_gradients(settings, *kind, overlap)
+    batch = count * settings.chains * settings.candidates
     ends = (settings.sigma_max, settings.sigma_min)
-    rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, lanes, ends)
+    rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, batch, ends)
     sources = len(laws) * frame
-    searched = lanes * len(laws) * length
+    searched = batch * len(laws) * length
     searched = min(searched, max(GROUP, settings.candidates * len(laws) * length))
     held = STATES * (searched + count * settings.chains * sources)
     drawn = count * settings.chains * settings.draws * (2 * len(laws) + 1) * time
@@ -124,23 +136,23 @@ def _seconds_per_sample(
     mixture: Tensor,
     laws: Sequence[Prior],
     mixing: Mixing,
-    lanes: int,
+    batch: int,
     sigmas: tuple[float, float],
 ) -> float:
-    """Of one gradient, per source's audio sample, the mean over both noise levels.
+    """Seconds of a gradient per audio sample of a source, the mean over both noise levels.
 
     Args:
         mixture: of a section ``(time,)``.
         laws: priors of the sources.
         mixing: gains and noise.
-        lanes: that are evaluated side by side.
+        batch: chains that are evaluated side by side.
         sigmas: noise levels.
     """
     generator = torch.Generator(mixture.device).manual_seed(0)
 
     def evaluate(samples: int, sigma: float) -> tuple[float, int]:
         part = mixture[:samples]
-        rows = max(1, min(lanes, samples // len(part), CHUNK // len(part)))
+        rows = max(1, min(batch, samples // len(part), CHUNK // len(part)))
         target = AnnealedPosterior(part.expand(rows, -1), laws, mixing)
         position = target.start(sigma, generator)
         started = clock.perf_counter()

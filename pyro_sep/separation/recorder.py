@@ -1,7 +1,8 @@
-"""What is kept of a separation while it draws: a trace of each mixture, and every chain's mean."""
+"""Records the draws of a separation, in memory or in a Zarr store, and the mean of every chain."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
@@ -13,50 +14,34 @@ from pyro_sep.storage.states import check_like, check_shapes
 from pyro_sep.trace.dataset import chosen_chains, load_trace
 from pyro_sep.trace.zarr_store import TraceStore
 
-#: :func:`pyro_sep.trace.build_trace` of a mixture; draws, warm-up and attributes are still to come.
+#: :func:`pyro_sep.trace.build_trace` of a mixture, which lacks the draws, warm-up and attributes.
 Build = Callable[..., xr.DataTree]
 
 #: Further variables of the posterior, ``(mixture, chain, draw, ...)`` each, of a block of draws.
 Extras = Callable[[Draws], dict[str, Tensor]]
 
 
-class Trace(Protocol):
-    """A trace of one mixture that grows."""
-
-    def add(self, block: dict[str, Any], first: int) -> None:
-        """Some draws as :func:`pyro_sep.trace.build_trace` takes them, and the first's number."""
-
-    def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
-        """The whole trace."""
-
-    def state(self) -> list[Any]:
-        """What a checkpoint has to hold."""
-
-    def restore(self, state: list[Any]) -> None:
-        """Go on from what :meth:`state` gave."""
-
-
 class MemoryBackend:
-    """Draws in memory."""
+    """Keeps the draws of one mixture in memory."""
 
     def __init__(self, build: Build) -> None:
         self.build = build
         self.blocks: list[dict[str, Any]] = []
 
     def add(self, block: dict[str, Any], first: int) -> None:
-        """Keep some draws."""
+        """Add a block of draws, as arguments of ``build``; ``first`` is the number of its first."""
         self.blocks.append(block)
 
-    def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
-        """The whole trace."""
-        return self.build(**_joined(self.blocks), warmup_stats=_scalars(warmup), attrs=attrs)
+    def finish(self, **rest: Any) -> xr.DataTree:
+        """The whole trace, given the arguments of ``build`` that are not draws."""
+        return self.build(**_joined(self.blocks), **rest)
 
     def state(self) -> list[Any]:
-        """All draws."""
+        """The part of a checkpoint: all draws."""
         return self.blocks
 
     def restore(self, state: list[Any]) -> None:
-        """Go on from what :meth:`state` gave.
+        """Continue from what :meth:`state` returned.
 
         Raises:
             ValueError: blocks that differ in more than their number of draws.
@@ -67,32 +52,31 @@ class MemoryBackend:
 
 
 class ZarrBackend:
-    """Draws in a Zarr store."""
+    """Writes the draws of one mixture to a Zarr store; the methods are :class:`MemoryBackend`'s."""
 
-    def __init__(self, build: Build, store: TraceStore) -> None:
-        self.build, self.store = build, store
+    def __init__(self, build: Build, path: Path, draws: int) -> None:
+        self.build, self.store = build, TraceStore(path, draws)
         self.last: list[Any] = []  # number of the last draw, and the draw
 
     def add(self, block: dict[str, Any], first: int) -> None:
-        """Write some draws."""
+        """Write a block of draws."""
         self.store.add(self.build(**block, warmup_stats={}, attrs={}), first)
         self.last = [first + block["sources"].shape[1] - 1, _last(block)]
 
-    def finish(self, warmup: Statistics, attrs: Mapping[str, Any]) -> xr.DataTree:
+    def finish(self, **rest: Any) -> xr.DataTree:
         """The whole trace, opened."""
-        rest = self.build(**self.last[1], warmup_stats=_scalars(warmup), attrs=attrs)
-        self.store.finish(rest)
+        self.store.finish(self.build(**self.last[1], **rest))
         return load_trace(self.store.path)
 
     def state(self) -> list[Any]:
-        """The last draw, by which the store is known again."""
+        """The part of a checkpoint: the last draw, by which the store is recognised."""
         return self.last
 
     def restore(self, state: list[Any]) -> None:
-        """Go on from what :meth:`state` gave.
+        """Continue from what :meth:`state` returned.
 
         Raises:
-            ValueError: the store does not hold those draws.
+            ValueError: a store without those draws.
         """
         if state:
             self.store.check(state[1]["lp"][:, 0], state[0])
@@ -100,49 +84,57 @@ class ZarrBackend:
 
 
 class DrawRecorder:
-    """A sink: a trace of each mixture, and the mean of each of their chains.
+    """Records the draws of every mixture in its backend, and the mean of every chain.
 
     Args:
-        traces: one per mixture.
+        backends: one per mixture.
         estimate: of which chains, see :func:`pyro_sep.trace.dataset.chosen_chains`.
-        time: audio samples of the mixtures; what of a frame is beyond them is dropped.
-        extras: what else there is to say of the draws.
+        time: audio samples of the mixtures; those of a frame beyond them are dropped.
+        extras: further variables of the draws.
     """
 
-    def __init__(self, traces: Sequence[Trace], estimate: str, time: int, extras: Extras) -> None:
-        self.traces, self.estimate, self.time, self.extras = traces, estimate, time, extras
+    def __init__(
+        self,
+        backends: Sequence[MemoryBackend | ZarrBackend],
+        estimate: str,
+        time: int,
+        extras: Extras,
+    ) -> None:
+        self.backends, self.estimate, self.time, self.extras = backends, estimate, time, extras
         self.count = 0  # of draws
         self.sums: dict[str, Tensor] = {}  # of means, lp and extras, (mixture, chain, ...)
 
     def add(self, draws: Draws, first: int) -> None:
-        """Keep a block of draws."""
+        """Record a block of draws; ``first`` is the number of its first draw."""
         sources, means = (a[..., : self.time].cpu() for a in (draws.sources, draws.means))
         statistics = Statistics._make(part.cpu() for part in draws.statistics)
         self.count += sources.shape[2]
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
         summed = {"sources": means, "lp": statistics.lp} | extras
-        if "gains" in extras:  # a product is known better than its factors
+        if "gains" in extras:  # the product is identified better than its factors
             summed["contributions"] = extras["gains"][..., None] * means
         for name, values in summed.items():
             self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
-        for i, trace in enumerate(self.traces):
-            stats = _of(i, statistics)._asdict()
+        for i, backend in enumerate(self.backends):
+            stats = {name: part[i] for name, part in statistics._asdict().items()}
             lp, log_prior = stats.pop("lp"), stats.pop("log_prior")
             block = {"sources": sources[i], "lp": lp, "log_prior": log_prior, "stats": stats}
-            trace.add(block | {name: values[i] for name, values in extras.items()}, first)
+            backend.add(block | {name: values[i] for name, values in extras.items()}, first)
 
     def finish(self, descent: Descent, attrs: Mapping[str, Any]) -> list[xr.DataTree]:
         """The trace of each mixture."""
-        parts = Statistics._make(part.cpu() for part in descent.warmup)
+        warmup = Statistics._make(part.cpu() for part in descent.warmup)._asdict()
+        del warmup["log_prior"]
         traces = []
-        for i, trace in enumerate(self.traces):
+        for i, backend in enumerate(self.backends):
             tries, found = int(descent.tries[i].max()), float(descent.found[i].mean())
-            said = {"search_tries": tries, "search_found": found}
-            traces.append(trace.finish(_of(i, parts), {**attrs, **said}))
+            own = {**attrs, "search_tries": tries, "search_found": found}
+            stats = {name: part[i] for name, part in warmup.items()}
+            traces.append(backend.finish(warmup_stats=stats, attrs=own))
         return traces
 
     def means(self) -> list[dict[str, Tensor]]:
-        """Means over the chains that the estimate is of, by name, of each mixture."""
+        """The estimate of each mixture: means over its chosen chains, by name."""
         means = []
         for i, lp in enumerate(self.sums["lp"]):
             chains = chosen_chains(lp.numpy(), self.estimate)
@@ -151,12 +143,12 @@ class DrawRecorder:
         return means
 
     def state(self) -> dict[str, Any]:
-        """Sums, and what the traces need."""
-        traces = [trace.state() for trace in self.traces]
-        return {"count": self.count, "sums": self.sums, "traces": traces}
+        """The part of a checkpoint: sums, and the states of the backends."""
+        backends = [backend.state() for backend in self.backends]
+        return {"count": self.count, "sums": self.sums, "backends": backends}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state` gave.
+        """Continue from what :meth:`state` returned.
 
         Raises:
             ValueError: a part that does not fit the others.
@@ -165,19 +157,15 @@ class DrawRecorder:
         check_like("count", count, self.count)
         if count:
             shape = tuple(sums["sources"].shape)
-            whole = (len(self.traces), *shape[1:3], self.time)
+            whole = (len(self.backends), *shape[1:3], self.time)
             check_shapes("sums", [sums["sources"], sums["lp"]], [whole, shape[:2]])
         self.count, self.sums = count, sums
-        for trace, part in zip(self.traces, state["traces"], strict=True):
-            trace.restore(part)
-
-
-def _of(mixture: int, statistics: Statistics) -> Statistics:
-    return Statistics._make(part[mixture] for part in statistics)
+        for backend, part in zip(self.backends, state["backends"], strict=True):
+            backend.restore(part)
 
 
 def _joined(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One block of all, draw after draw."""
+    """One block of all draws."""
     return {
         name: _joined([block[name] for block in blocks])
         if isinstance(value, dict)
@@ -187,13 +175,8 @@ def _joined(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _last(block: dict[str, Any]) -> dict[str, Any]:
-    """The last draw of a block, by itself."""
+    """The last draw of a block, as a block."""
     return {
         name: _last(value) if isinstance(value, dict) else value[:, -1:].clone()
         for name, value in block.items()
     }
-
-
-def _scalars(statistics: Statistics) -> dict[str, Tensor]:
-    """Statistics of a chain as a whole."""
-    return {name: part for name, part in statistics._asdict().items() if name != "log_prior"}

@@ -208,27 +208,6 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
 
 
-def load_figures(path: str | os.PathLike[str], settings: Mapping[str, Any]) -> list[Any]:
-    """What :func:`save_json` kept of an experiment: ``mixtures``, those of these ``settings``.
-
-    Args:
-        path: the file; none are there yet where it does not exist.
-        settings: that the figures must have been made with.
-
-    Raises:
-        ValueError: they were made with others.
-    """
-    path = Path(path)
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    if content["settings"] != settings:
-        raise ValueError(
-            f"{path}: got figures of {content['settings']}, expected {settings}; give another --out"
-        )
-    return list(content["mixtures"])
-
-
 def save_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write a mapping as JSON, whole or not at all.
 

@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
@@ -48,9 +49,9 @@ def build_trace(
     presence: ArrayLike | None = None,
     noise_scale: ArrayLike | None = None,
 ) -> xr.DataTree:
-    r"""Gather the draws of all chains, what is known of the mixture, and how it was run.
+    r"""The trace of a separation: draws of all chains, mixture, and settings.
 
-    The posterior holds, beside the draws :math:`s_k`, three scalars per source: ``log_prior`` and
+    Beside the draws :math:`s_k`, the posterior has three scalars per source: ``log_prior`` and
 
     .. math:: \mathrm{level} = 10 \log_{10} \frac{1}{T} \sum_t s_t^2, \qquad
               \mathrm{centroid} = \frac{\sum_f f \, |S_f|}{\sum_f |S_f|}
@@ -71,7 +72,7 @@ def build_trace(
         sample_rate: in Hz.
         true_sources: ``(source, time)``, or None where unknown.
         attrs: settings of the run; what is no string or number is kept as JSON.
-        misfit: how much each noisy source surprises its prior ``(chain, draw, source)``, see
+        misfit: how implausible each noisy source is under its prior ``(chain, draw, source)``, see
             :meth:`pyro_sep.priors.NetworkPrior.misfit`; a variable of the posterior where known.
         presence: probability that each source is present ``(chain, draw, source)``; a variable of
             the posterior where it was inferred.
@@ -83,6 +84,31 @@ def build_trace(
 
     Raises:
         ValueError: a shape that does not fit the others.
+
+    >>> trace = build_trace(
+    ...     sources=np.zeros((1, 5, 2, 8)),
+    ...     lp=np.zeros((1, 5)),
+    ...     log_prior=np.zeros((1, 5, 2)),
+    ...     stats={},
+    ...     warmup_stats={},
+    ...     mixture=np.zeros(8),
+    ...     gains=[0.5, 0.5],
+    ...     source_names=["sine", "saw"],
+    ...     sample_rate=16_000,
+    ...     true_sources=None,
+    ...     attrs={"noise_scale": 0.001},
+    ... )
+    >>> dict(trace["posterior"]["sources"].sizes)
+    {'chain': 1, 'draw': 5, 'source': 2, 'time': 8}
+    >>> best_chain(trace), log_likelihood(trace)["mixture"].dims
+    (0, ('chain', 'draw', 'time'))
+    >>> list(to_arviz(trace).log_likelihood)
+    ['mixture']
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_trace(trace, f"{folder}/trace.nc")
+    ...     load_trace(f"{folder}/trace.nc").identical(trace)
+    True
     """
     draws = _array("sources", sources, (None, None, len(source_names), None))
     chain, draw, source, time = draws.shape
@@ -142,6 +168,8 @@ def build_trace(
 def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
     """Write a trace as compressed netCDF with a checksum at its end, whole or not at all.
 
+    :func:`build_trace` has an example.
+
     Args:
         tree: the trace.
         path: where to; ``.nc`` is the usual suffix.
@@ -165,7 +193,7 @@ def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
 def load_trace(path: str | PathLike[str]) -> xr.DataTree:
     """Read a netCDF trace into memory and close its file, or open a Zarr store.
 
-    What a store holds is read where it is used.
+    The variables of a store are read where they are used. :func:`build_trace` has an example.
 
     Args:
         path: a file of :func:`save_trace`, or a store of :mod:`pyro_sep.trace.zarr_store`,
@@ -174,7 +202,8 @@ def load_trace(path: str | PathLike[str]) -> xr.DataTree:
     Raises:
         FileNotFoundError: no such file or store.
         ValueError: neither netCDF nor Zarr, damaged, unfinished, or no trace of this package; one
-            that refers to other files, or claims more memory than a file of its size can hold.
+            that refers to other files, or claims more memory than a file of its size can hold; a
+            store without the package zarr.
     """
     path = Path(path)
     stored = path.suffix == ".zarr"
@@ -183,6 +212,8 @@ def load_trace(path: str | PathLike[str]) -> xr.DataTree:
             got, expected = ("a file", "a store") if stored else ("a folder or device", "trace.nc")
             raise ValueError(f"{path}: got {got}, expected {expected}; check the path")
         raise FileNotFoundError(f"{path}: no such {'store' if stored else 'file'}; check the path")
+    if stored:
+        import_optional("zarr", path, "zarr")
     try:
         tree = _open_store(path) if stored else _read_file(path)
         check(tree)
@@ -206,7 +237,7 @@ def _read_file(path: Path) -> xr.DataTree:
 
 
 def _open_store(path: Path) -> xr.DataTree:
-    """A Zarr store, of which nothing is in memory."""
+    """A Zarr store, whose variables are not in memory."""
     attrs = zarr_store.stored_attributes(path)
     if attrs is None:
         raise TraceError("got a trace that is not finished, expected all draws")
@@ -222,11 +253,11 @@ def _open_store(path: Path) -> xr.DataTree:
 
 
 def to_arviz(tree: xr.DataTree) -> Any:
-    """The trace as ArviZ takes it: a ``DataTree`` from 1.0 on, ``InferenceData`` before.
+    """The trace in ArviZ's type: a ``DataTree`` from 1.0 on, ``InferenceData`` before.
 
-    It has a group more, ``log_likelihood``, for ``arviz.loo`` and ``waic``; see
+    It has one more group, ``log_likelihood``, for ``arviz.loo`` and ``waic``; see
     :func:`log_likelihood`. Where sources add up to their mixture exactly (attribute ``constraint``
-    of the trace) there is no likelihood and no such group, and ArviZ says that it misses it.
+    of the trace) there is no likelihood and no such group, which is what ArviZ then reports.
 
     Args:
         tree: the trace.
@@ -249,8 +280,8 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
 
     .. math:: \log \mathcal{N}\bigl(m_t; \textstyle\sum_k a_k s_{k,t}, \gamma^2\bigr)
 
-    Draws of clean sources are conditioned on their mixture, so it is higher than the noise alone
-    would have it.
+    Draws of clean sources are conditioned on their mixture, so it is higher than that of the
+    mixture's noise.
 
     Args:
         tree: the trace.
@@ -271,7 +302,7 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
 
 
 def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
-    """Numbers of the chains that an estimate is the mean of.
+    """Numbers of the chains whose mean an estimate is.
 
     Args:
         lp: mean log posterior of every chain ``(chain,)``; NaN of one that diverged.
@@ -284,12 +315,12 @@ def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
 
 
 def best_chain(tree: xr.DataTree) -> int:
-    """Number of the chain of the highest mean log posterior; one with a NaN is the lowest."""
+    """Number of the chain of the highest mean log posterior; one with a NaN counts as lowest."""
     return chosen_chains(_mean_lp(tree), "best")[0]
 
 
 def estimate_chains(tree: xr.DataTree) -> list[int]:
-    """Those that the estimate is the mean of, as the attribute ``estimate`` says, or the best."""
+    """Numbers of the chains whose mean the estimate is, by the trace's attribute ``estimate``."""
     return chosen_chains(_mean_lp(tree), tree.attrs.get("estimate", "best"))
 
 
@@ -325,7 +356,7 @@ def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArr
 
 
 def _group(variables: Mapping[str, Any], coords: Mapping[str, Any]) -> xr.Dataset:
-    """A group with those coordinates that its variables use."""
+    """A group of variables with the coordinates of their dimensions."""
     dataset = xr.Dataset(dict(variables))
     return dataset.assign_coords({name: coords[str(name)] for name in dataset.dims})
 

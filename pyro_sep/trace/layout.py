@@ -1,7 +1,7 @@
-"""What a trace holds: which of the variables in a file are its own, and how large they may be.
+"""The variables of a trace: which of those in a file belong to it, and how large they may be.
 
-A file may come from anywhere. So it is first asked what it holds (:class:`Stored`), without reading
-it; :func:`choose` takes of that what a trace is made of; and :func:`check` looks at what was read.
+A file may come from anywhere. So its variables are first listed (:class:`Stored`) without reading
+them; :func:`choose` selects those of a trace; and :func:`check` checks what was read.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -28,7 +28,7 @@ COMPRESSED = 32  # by which a file may be smaller than its trace: draws are nois
 
 
 class TraceError(ValueError):
-    """What was got and expected of a file that is no trace, without its name."""
+    """The error of a file that is no trace: what was got and expected, without its name."""
 
 
 class Stored(NamedTuple):
@@ -48,12 +48,10 @@ class Stored(NamedTuple):
 
 
 def choose(stored: Mapping[str, Mapping[str, Stored]], file_bytes: int) -> dict[str, Set[str]]:
-    """Names of the variables that are a trace's, by group; all others are not to be read.
-
-    They are those whose dimensions are a trace's.
+    """Names of the variables of a trace, by group: those that have its dimensions.
 
     Args:
-        stored: what a file holds, by group and name.
+        stored: the variables of a file, by group and name.
         file_bytes: size of the file.
 
     Raises:

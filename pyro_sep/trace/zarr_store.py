@@ -1,6 +1,6 @@
-"""A trace on disk while it grows: a Zarr store that takes draws by region, block by block.
+"""A trace on disk while it grows: a Zarr store to which draws are written block by block.
 
-The store has its full size from the first block on. What is not drawn, and the attributes, are
+The store has its full size from the first block on. Groups without draws, and the attributes, are
 written last: a store without attributes is not finished. Every chunk has a checksum. Needs no
 torch.
 """
@@ -16,11 +16,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import xarray as xr
-import zarr
-from numcodecs import CRC32, Shuffle, get_codec
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter
 
+from pyro_sep.checks.optional import import_optional
 from pyro_sep.trace.layout import GROUPS, Stored, TraceError, groups_of
 
 #: Groups that grow with the draws.
@@ -39,11 +38,12 @@ class TraceStore:
         draws: per chain.
 
     Raises:
-        ValueError: a path of another suffix, or of something that is no Zarr store.
+        ValueError: a path of another suffix, or of something that is no Zarr store; no zarr.
     """
 
     def __init__(self, path: str | PathLike[str], draws: int) -> None:
         self.path, self.draws = Path(path), draws
+        self._zarr = import_optional("zarr", "store", "zarr")
         if self.path.suffix != ".zarr":
             raise ValueError(f"store: got {self.path}, expected a name that ends in .zarr")
         strange = {path.name for path in self.path.glob("*/")} - {*GROUPS}
@@ -84,14 +84,14 @@ class TraceStore:
             chunks = tuple(single.get(str(dim), array.sizes[dim]) for dim in array.dims)
             encoding[key]["chunks"] = chunks
         group.to_zarr(self.path, group=name, mode="w", encoding=encoding, **FORMAT)
-        arrays: Any = zarr.open_group(self.path / name, mode="r+")
+        arrays: Any = self._zarr.open_group(self.path / name, mode="r+")
         for key, part in group.variables.items():
             sizes = {**part.sizes, "draw": self.draws}
             arrays[key].resize(tuple(sizes[dim] for dim in part.dims))
         arrays["draw"][:] = np.arange(self.draws)
 
     def check(self, lp: ArrayLike, draw: int) -> None:
-        """See that a draw is there, by its log posterior ``(chain,)``.
+        """Check that the store has a draw, by its log posterior ``(chain,)``.
 
         Raises:
             ValueError: no store, or one of other draws.
@@ -108,7 +108,7 @@ class TraceStore:
             )
 
     def finish(self, tree: xr.DataTree) -> None:
-        """Write what does not grow with the draws of a trace, and its attributes last.
+        """Write the groups of a trace that do not grow with the draws, and then its attributes.
 
         Raises:
             OSError: the store cannot be written to.
@@ -125,7 +125,7 @@ class TraceStore:
     def _written(self) -> Iterator[None]:
         """Write chunks of zeros too, so that none is missing; name a store that is not writable."""
         try:
-            with zarr.config.set({"array.write_empty_chunks": True}):
+            with self._zarr.config.set({"array.write_empty_chunks": True}):
                 yield
         except OSError as error:
             reason = error.strerror or error
@@ -135,7 +135,7 @@ class TraceStore:
 
 
 class _Codec(BaseModel):
-    """What chunks go through: bytes are put in another order, summed up, and compressed."""
+    """A codec of chunks: bytes are reordered, given a checksum, or compressed."""
 
     model_config = ConfigDict(strict=True)
     id: Literal["shuffle", "crc32", "blosc"]
@@ -167,6 +167,8 @@ class _Array(BaseModel):
 
     def decodes(self, content: bytes) -> bool:
         """Whether this is the content of a chunk."""
+        from numcodecs import get_codec
+
         codecs = [self.compressor, *reversed(self.filters or [])]
         sums = CHECKSUM * [codec.id for codec in codecs].count("crc32")
         if len(content) < BLOSC_HEADER or self.compressor.id != "blosc":
@@ -191,8 +193,8 @@ class _Attributes(BaseModel):
 def stored_variables(path: Path) -> dict[str, dict[str, Stored]]:
     """Variables of a store by name and group of a trace, each of whose chunks was decoded once.
 
-    So nothing is found out when a store is read bit by bit, later. Memory is taken for one chunk
-    at a time.
+    So damage is found here, and not when parts of a store are read later. One chunk at a time is
+    in memory.
 
     Args:
         path: of the store.
@@ -266,6 +268,8 @@ def _fault(array: _Array, files: dict[str, Path]) -> str:
 
 def _encoding(group: xr.Dataset) -> dict[Hashable, dict[str, Any]]:
     """Checksums of all chunks, after their bytes are put in an order that is easily compressed."""
+    from numcodecs import CRC32, Shuffle
+
     return {
         key: {"filters": [Shuffle(max(1, part.dtype.itemsize)), CRC32()]}
         for key, part in group.variables.items()

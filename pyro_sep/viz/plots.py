@@ -37,6 +37,13 @@ def plot_separation(tree: xr.DataTree) -> Figure:
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
+
+    >>> import torch
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> mixture = 0.9 * (torch.arange(256) / 8).sin()
+    >>> tree = separate(mixture, sine, levels=6, candidates=1, replicas=0, cooling=1, draws=4).trace
+    >>> figure = plot_separation(tree)
     """
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     drawn = posterior["sources"].isel(chain=estimate_chains(tree))
@@ -88,6 +95,8 @@ def plot_waveform(
         color: of the signal.
         draws: ``(draw, time)``; a band holds 90 % of them at each instant.
         reference: the true signal ``(time,)``, where it is known.
+
+    >>> figure = plot_waveform(np.random.default_rng(0).standard_normal(4_000), 16_000, 0, "C0")
     """
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     whole, zoom = figure.subplots(2, 1)
@@ -121,6 +130,10 @@ def plot_spectrogram(signal: NDArray[Any], rate: int) -> Figure:
     Args:
         signal: ``(time,)``.
         rate: in Hz.
+
+    >>> figure = plot_spectrogram(np.random.default_rng(0).standard_normal(4_000), 16_000)
+    >>> len(figure.axes) > 0
+    True
     """
     size = min(SPECTROGRAM_TIME, len(signal) // 4)
     hop = min(max(len(signal) // COLUMNS, 1), size // 2)
@@ -150,6 +163,9 @@ def plot_audit(table: xr.DataArray) -> Figure:
 
     Args:
         table: excess nats per audio sample, dims ``sigma``, ``prior`` and ``source``.
+
+    >>> coords = {"sigma": [0.1], "prior": ["sine"], "source": ["sine"]}
+    >>> figure = plot_audit(xr.DataArray([[[-0.2]]], coords, ("sigma", "prior", "source")))
     """
     table = table.transpose("sigma", "prior", "source")
     count, priors, sources = table.shape
@@ -180,6 +196,16 @@ def plot_calibration(ranks: xr.DataArray, covered: xr.DataArray, test: RankTest)
         ranks: of the truth among the draws, dims ``simulation``, ``source`` and ``function``.
         covered: share of the truths in each interval, dims ``interval``, ``source``, ``function``.
         test: of these ranks.
+
+    >>> generator = np.random.default_rng(0)
+    >>> sources = {"source": ["sine"], "function": ["level"]}
+    >>> ranks = xr.DataArray(
+    ...     generator.integers(0, 10, (20, 1, 1)), sources, ("simulation", "source", "function")
+    ... )
+    >>> covered = xr.DataArray(
+    ...     [[[0.5]], [[0.9]]], {"interval": [0.5, 0.9], **sources}, ("interval", *ranks.dims[1:])
+    ... )
+    >>> figure = plot_calibration(ranks, covered, RankTest.simulate(20, 9, generator))
     """
     names = ranks["source"].values.tolist()
     points, nominal = test.points, covered["interval"].values

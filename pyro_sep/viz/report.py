@@ -93,6 +93,15 @@ def write_report(
     Raises:
         ValueError: a tree that lacks what such a trace holds, or is of another kind.
         OSError: the page cannot be written.
+
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> mixture = 0.9 * (torch.arange(256) / 8).sin()
+    >>> tree = separate(mixture, sine, levels=6, candidates=1, replicas=0, cooling=1, draws=4).trace
+    >>> with TemporaryDirectory() as folder:
+    ...     write_report(tree, f"{folder}/report.html")
     """
     page = render_report(tree, calibration)
     with atomic_write(path) as temporary:
@@ -100,7 +109,16 @@ def write_report(
 
 
 def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = None) -> str:
-    """The page of :func:`write_report`, as HTML."""
+    """The page of :func:`write_report`, as HTML.
+
+    >>> import torch
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> mixture = 0.9 * (torch.arange(256) / 8).sin()
+    >>> tree = separate(mixture, sine, levels=6, candidates=1, replicas=0, cooling=1, draws=4).trace
+    >>> render_report(tree).startswith("<!DOCTYPE html>")
+    True
+    """
     diagnosis = diagnose(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     rows = [_mixture_row(tree, rate), *_source_rows(tree, rate)]

@@ -15,7 +15,6 @@ from pyro_sep.checks.arguments import (
     audio,
     choice,
     flag,
-    known_options,
     number,
     positive,
     shown,
@@ -145,16 +144,6 @@ def test_what_is_none_is_said_in_a_line(take: Callable[[Any], Any], values: tupl
             take(value)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 150
-
-
-def test_a_typing_error_has_a_neighbour() -> None:
-    known_options(["steps", "draws"], ("draws", "steps"))
-    with pytest.raises(
-        ValueError, match=r"^step: got an unknown option, .*; did you mean steps\?$"
-    ):
-        known_options(["draws", "step"], ("draws", "steps"))
-    with pytest.raises(ValueError, match=r"; leave it out$"):
-        known_options(["colour"], ("draws", "steps"))
 
 
 def test_what_was_given_is_shown_in_a_part_of_a_line() -> None:

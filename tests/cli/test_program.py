@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pyro_sep.cli.program import listed, mixing_options, report, run, torch_device
+from pyro_sep.cli.options import listed, mixing_options, torch_device
+from pyro_sep.cli.program import report, run
 from pyro_sep.models.train import TrainingDivergedError
 
 

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from music import needs_ffmpeg, write_tracks
 
 from pyro_sep.audio.io import load_audio
 from pyro_sep.data import toy
-from pyro_sep.data.musdb import MusdbSource
-from pyro_sep.data.source import RecordingFolder, ToySource, held_out_audio, open_source
+from pyro_sep.data.source import RecordingFolder, ToySource, open_source
 
 RATE, TIME, COUNT = 16_000, 256, 100
 
@@ -90,23 +88,6 @@ def test_the_stem_of_every_track(tmp_path: Path) -> None:
     assert torch.equal(source.held_out(100, TIME).reshape(-1), expected)
     with pytest.raises(ValueError, match=r"no file of the stem voice, expected TRACK/voice\.wav"):
         open_source(f"{tmp_path}:voice", RATE, TIME)
-
-
-def test_held_out_audio_by_name() -> None:
-    audio = held_out_audio(["saw", "sine"], toy.SAMPLE_RATE, 3, TIME)
-    assert list(audio) == ["saw", "sine"]
-    for name, frames in audio.items():
-        assert torch.equal(frames, ToySource(name).held_out(3, TIME))
-
-
-@needs_ffmpeg
-def test_held_out_audio_of_silence(tmp_path: Path) -> None:
-    write_tracks(tmp_path)
-    heard = held_out_audio(["bass"], RATE, 2, TIME, tmp_path)
-    assert torch.equal(heard["bass"], MusdbSource(tmp_path, "bass", RATE, TIME).held_out(2, TIME))
-    soundfile.write(tmp_path / "test" / "c" / "bass.wav", np.zeros((2 * RATE, 2)), RATE)
-    with pytest.raises(ValueError, match="got no held-out frame of bass that is not silent"):
-        held_out_audio(["drums", "bass"], RATE, 2, TIME, tmp_path)
 
 
 def test_held_out_audio_is_never_drawn(folder: Path) -> None:

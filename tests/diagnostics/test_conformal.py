@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from scripts import load
 
 from pyro_sep import load_priors
 from pyro_sep.audio.io import save_audio
-from pyro_sep.cli.app import main, run
+from pyro_sep.cli.app import main
 from pyro_sep.data.tracks import Track
 from pyro_sep.diagnostics.conformal import (
     FUNCTIONS,
@@ -365,46 +363,6 @@ def test_a_calibration_shows_in_table_and_page(
     assert code == 2
     assert "trace: got gains [1.0, 1.0], expected [0.5, 0.5]" in err
     assert not page.exists()
-
-
-def test_the_experiment_learns_and_judges_and_goes_on(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    intervals = load("intervals")
-    calls = []
-
-    def quick(*args: Any, **options: Any) -> Any:
-        calls.append(options["seed"])
-        budget = {"levels": 6, "candidates": 1, "tries": 1, "chains": 2, "draws": 4}
-        return separate_batch(*args, **options, **budget)
-
-    monkeypatch.setattr(intervals, "separate_batch", quick)
-    monkeypatch.setattr(intervals, "BATCH", 15)
-    words = [
-        "--priors",
-        "toy/oracle",
-        "--seconds",
-        "0.016",
-        "--learn",
-        "39",
-        "--judge",
-        "6",
-        "--out",
-    ]
-    for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["intervals.py", *words, str(tmp_path)])
-        with pytest.raises(SystemExit) as stop:
-            run(intervals.main)
-        assert not stop.value.code
-    assert len(calls) == len(set(calls)) == 3
-    printed = capsys.readouterr().out
-    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
-    learned = ConformalCalibration.load(tmp_path / "calibration.json")
-    assert learned.errors.sizes == {"mixture": 39, "source": 2}
-    row = json.loads((tmp_path / "mixtures.json").read_text())["mixtures"][3]
-    error = row["true"]["level_db"][1] - row["expected"]["level_db"][1]
-    assert float(learned.errors["level_db"][3, 1]) == pytest.approx(error, abs=1e-5)
-    assert {"level_db", "centroid", "si_sdr"} == set(row["draws_below"])
 
 
 @pytest.mark.parametrize("probability", [0, 1, 1.0, -1.0, float("nan"), "a", None])

@@ -3,22 +3,28 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import samplers
 import torch
+from _common import resume
 from networks import NESTED, randomise
 from pyro import poutine
+from pyro.infer import NUTS
 from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import ToyMixture, toy_mixture
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.registry import build
-from pyro_sep.priors.base import FloWaveNetPrior, Priors
-from pyro_sep.separation.api import Separation, default_ladder, separation_from_draws
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.networks import FloWaveNetPrior
+from pyro_sep.separation.api import Separation, separation_from_draws
+from pyro_sep.separation.presets import default_ladder
 
 compare = load("compare_samplers")
 MakePriors = Callable[..., Priors]
@@ -66,26 +72,50 @@ def exact(item: ToyMixture, priors: Priors, law: Law) -> Separation:
     return result
 
 
-def test_pyro_s_samplers_move_flows_to_their_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+def flow_priors() -> dict[str, FloWaveNetPrior]:
     priors = {}
     for seed, name in enumerate(("square", "saw")):
         torch.manual_seed(seed)
         network = build(NESTED)
         randomise(network)
         priors[name] = FloWaveNetPrior(network, name=name, sample_rate=16_000)
+    return priors
+
+
+def test_latent_chains_start_at_the_audio_that_is_given() -> None:
+    priors, sigma, found = flow_priors(), 0.3, []
+
+    class Watched(NUTS):
+        """NUTS that notes where it starts."""
+
+        def setup(self, *arguments: Any, **options: Any) -> None:
+            super().setup(*arguments, **options)
+            found.append(self.initial_params)
+
+    mixture, *start = 0.3 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    kernel = partial(Watched, max_tree_depth=2)
+    samplers.pyro_chains(
+        kernel, mixture, priors, sigma, [torch.stack(start)], 4, 2, latent=list(priors)
+    )
+    for source, (name, prior) in zip(start, priors.items(), strict=True):
+        flow = prior.frame(64).condition(sigma).transforms[0]
+        torch.testing.assert_close(found[0][f"{name}_base"], flow.inv(source))
+
+
+def test_pyro_s_samplers_move_flows_to_their_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    priors = flow_priors()
     sites: set[str] = set()
 
-    def kernel(target: Callable[..., Any], *options: Any, **more: Any) -> Any:
+    def kernel(target: Callable[..., Any], sigma: float, **options: Any) -> Any:
         trace = poutine.trace(target).get_trace()
         sites.update(n for n, s in trace.nodes.items() if s["type"] == "sample")
-        return nuts(target, *options, **more)
+        return NUTS(target, step_size=sigma / 4, max_tree_depth=2, **options)
 
-    nuts = compare.nuts
-    monkeypatch.setattr(compare, "nuts", kernel)
-    monkeypatch.setattr(compare, "WARMUP", 2)
-    monkeypatch.setattr(compare, "DRAWS", 2)
+    monkeypatch.setattr(samplers, "nuts", kernel)
+    monkeypatch.setattr(samplers, "WARMUP", 2)
+    monkeypatch.setattr(samplers, "DRAWS", 4)
     item = toy_mixture("test", 0, ("square", "saw"), TIME)
-    result = compare.run_kernel(kernel, item.mixture, priors, 0)
+    result = samplers.separate_from_the_mixture(kernel, item.mixture, priors, 0)
     assert {"square_base", "saw_base"} <= sites
     assert result.trace["posterior"].sizes["chain"] == 2
     assert bool(torch.isfinite(result.sources).all())
@@ -108,17 +138,18 @@ def test_a_run_goes_on_where_it_was_cut_off(gaussian_priors: MakePriors, tmp_pat
         ]
 
     path, settings = tmp_path / "cell.json", {"seconds": 0.016, "seed": 10}
-    whole = compare.run_cell(sampler, items, priors, settings, path)
+    measure = partial(compare.measure, sampler, priors, 10)
+    whole = list(resume(path, settings, items, measure))
     assert calls == [(5, 10), (2, 15)]
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"mixtures": content["mixtures"][:5]}))
-    again = compare.run_cell(sampler, items, priors, settings, path)
+    again = list(resume(path, settings, items, measure))
     assert calls[2:] == [(2, 15)]
     for a, b in zip(whole, again, strict=True):
         assert a["si_sdr"] == pytest.approx(b["si_sdr"])
     with pytest.raises(ValueError, match=r"cell.json: got figures of .*give another --out"):
-        compare.run_cell(sampler, items, priors, settings | {"seed": 11}, path)
-    row = compare.summarise(whole)
+        list(resume(path, settings | {"seed": 11}, items, measure))
+    row = compare.line(whole)
     assert row["gradients"] == 4
     gains = torch.tensor([r["improvement"] for r in whole]).flatten()
     assert row["improvement, median dB"] == pytest.approx(float(gains.quantile(0.5)), abs=0.06)

@@ -2,31 +2,40 @@ import functools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from samplers import STEP_SIZE
 from scripts import EXPERIMENTS, load
 from torch import Tensor
 
-from pyro_sep.cli.app import run
+from pyro_sep.cli.program import run
 from pyro_sep.data.toy import WAVEFORMS, toy_mixture
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveNetPrior
+from pyro_sep.priors.base import Priors
 from pyro_sep.priors.io import save_prior
+from pyro_sep.priors.networks import FloWaveNetPrior, WaveNetPrior
+from pyro_sep.separation.presets import PRESETS
 from pyro_sep.trace.dataset import load_trace
 
 NAMES = ("square", "saw")
 TIME = 480  # 0.03 s
+
+
+def write_order(folder: Path, names: Sequence[str], mixing: str = "mean") -> None:
+    content = {"priors": list(names), "mixing": mixing, "estimate": "best"}
+    (folder / "priors.json").write_text(json.dumps(content))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +46,7 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(len(name))
         prior = WaveNetPrior(WaveNet(config), name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
-    (folder / "priors.json").write_text(json.dumps(WAVEFORMS))
+    write_order(folder, WAVEFORMS)
     return folder
 
 
@@ -62,7 +71,7 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
     assert result.trace.attrs["gradients"] == 300
     assert result.trace["posterior"].sizes == {"chain": 1, "draw": 20, "source": 2, "time": time}
     pull, covariance = gaussian_posterior(levels, Mixing.mean(2), sigma)
-    step_size, precision = separate_toy.PAPER_STEP_SIZE * sigma**2, torch.linalg.inv(covariance)
+    step_size, precision = STEP_SIZE * sigma**2, torch.linalg.inv(covariance)
     # The uncorrected chain's own law: variance 1 / (c - eta c^2 / 2) where the curvature is c.
     covariance = torch.linalg.inv(precision - step_size / 2 * precision @ precision)
     # E log p(x, m) over all instants; it spreads by sqrt(time) from run to run.
@@ -123,7 +132,7 @@ def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path
         assert f"({gain[index - 7][0]:+5.1f})  saw {sdr[index - 7][1]:6.1f}" in line
     assert f"SI-SDR improvement median {np.median(gain):.1f} dB" in last
     assert "Paper (2011.01761)" in last
-    assert where == f"Results: {out}"
+    assert where.endswith(f" s. Results: {out}")
 
 
 @pytest.mark.parametrize(
@@ -167,6 +176,7 @@ def flows(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(len(name))
         prior = FloWaveNetPrior(FloWaveNet(config), name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
+    write_order(folder, NAMES)
     return folder
 
 
@@ -208,6 +218,16 @@ def test_latent_nuts_stands_beside_sgld(
     assert f" s. Results: {out}" in printed
 
 
+def test_sets_of_sums_are_no_priors_of_toy_mixtures(flows: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(flows, tmp_path / "flows")
+    write_order(folder, NAMES, "sum")
+    with pytest.raises(
+        ValueError, match="priors: got a set whose mixtures are the sum of their so"
+    ):
+        load("intervals").main(priors=str(folder), out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_latent_nuts_wants_flows(priors: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got no flow for 'square', expected flow priors"):
         load("latent_nuts").main(sources="square,saw", priors=str(priors), out=tmp_path / "none")
@@ -239,20 +259,15 @@ def test_presence_judges_every_source_and_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = load("presence")
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "resume", functools.partial(module.resume, batch=2))
     small = {"tries": 1, "swaps": 0, "replicas": 0, "draws": 2}
-    monkeypatch.setitem(module.PRESETS["quick"], "best", small)
+    monkeypatch.setitem(PRESETS["quick"], "best", small)
     run = functools.partial(
         module.main, mixtures=3, first=4, seconds=0.03, priors=str(priors), out=tmp_path
     )
     run = functools.partial(run, preset="quick", levels=6, candidates=1)
     run(chains=2)
-    assert sorted(os.listdir(tmp_path)) == [
-        "batch_0004_2.json",
-        "batch_0006_1.json",
-        "presence.png",
-        "summary.json",
-    ]
+    assert sorted(os.listdir(tmp_path)) == ["mixtures.json", "presence.png", "summary.json"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     rows = summary["mixtures"]
     assert [row["index"] for row in rows] == [4, 5, 6]
@@ -275,8 +290,8 @@ def test_presence_judges_every_source_and_goes_on(
 
     monkeypatch.setattr(module, "separate_batch", refuse)
     run(chains=2)
-    assert capsys.readouterr().out == printed
-    with pytest.raises(ValueError, match=r"batch_0004_2.json: got figures of .*give another --out"):
+    assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[:-1]
+    with pytest.raises(ValueError, match=r"mixtures.json: got figures of .*give another --out"):
         run(chains=1)
 
 

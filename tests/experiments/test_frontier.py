@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _common import load_rows
 from scripts import load
 from torch import Tensor
 
 from pyro_sep.data.toy import ToyMixture
 from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.schedules import geometric_ladder
 from pyro_sep.priors.base import Priors
-from pyro_sep.separation.api import default_ladder, resolve_settings
-from pyro_sep.storage.files import load_figures
+from pyro_sep.separation.presets import default_ladder, resolve_settings
 
 frontier = load("frontier")
 MakePriors = Callable[..., Priors]
@@ -152,7 +153,7 @@ def test_budgets_grow(gaussian_priors: MakePriors) -> None:
     for name in frontier.choose_methods("search"):
         budget = dict(frontier.METHODS[name].budget)
         settings = resolve_settings(priors, 256, **budget)
-        spent.append(settings.chains * settings.gradients(2, False, False))
+        spent.append(settings.chains * count_gradients(settings, 2, False, False))
     assert spent == sorted(spent)
     assert spent[-1] > 10 * spent[0]
 
@@ -187,7 +188,7 @@ def test_figures_are_written_and_gone_on_with(
         return frontier.Found(true + noise, [100.0 / off] * len(items))
 
     priors = dict(zip(("sine", "saw"), gaussian_priors(0.5, 0.2).values(), strict=True))
-    monkeypatch.setattr(frontier, "load_priors", lambda name: priors)
+    monkeypatch.setattr(frontier, "load_set", lambda *names: priors)
     methods = {
         f"sgld-{i}": frontier.Method(sampler, {"off": off}) for i, off in enumerate((0.5, 0.1))
     }
@@ -197,7 +198,7 @@ def test_figures_are_written_and_gone_on_with(
     frontier.main(mixtures=7, **options)
     assert calls == [(5, 10, 0.5), (2, 15, 0.5), (5, 10, 0.1), (2, 15, 0.1)]
     printed = capsys.readouterr().out
-    assert printed.splitlines()[-1] == f"Results: {tmp_path}"
+    assert printed.splitlines()[-1].endswith(f" s. Results: {tmp_path}")
     assert (tmp_path / "frontier.png").stat().st_size > 1_000
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["first"] == 7
@@ -217,7 +218,7 @@ def test_figures_are_written_and_gone_on_with(
     calls.clear()
     frontier.main(mixtures=8, **options)
     assert calls == [(1, 17, 0.5), (1, 17, 0.1)]
-    assert len(load_figures(tmp_path / "sgld-0.json", settings(tmp_path))) == 8
+    assert len(load_rows(tmp_path / "sgld-0.json", settings(tmp_path))) == 8
     with pytest.raises(ValueError, match=r"sgld-0.json: got figures of .*give another --out"):
         frontier.main(mixtures=8, **(options | {"first": 8}))
 

@@ -15,7 +15,8 @@ from pyro_sep.data.toy import ToyMixture
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.registry import build
-from pyro_sep.priors.base import FloWaveNetPrior, Priors
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.networks import FloWaveNetPrior
 
 ablation = load("langevin_ablation")
 MakePriors = Callable[..., Priors]
@@ -74,8 +75,7 @@ def test_what_it_writes(
     gaussian_priors: MakePriors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     priors = gaussian_priors(*LEVELS)
-    monkeypatch.setattr(ablation, "load_priors", lambda name: priors)
-    monkeypatch.setattr(ablation, "choose_priors", lambda loaded, names: loaded)
+    monkeypatch.setattr(ablation, "load_set", lambda *names: priors)
 
     def tones(split: str, index: int, names: tuple[str, ...], time: int) -> ToyMixture:
         generator = torch.Generator().manual_seed(index)

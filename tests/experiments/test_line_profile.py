@@ -50,8 +50,7 @@ def test_profiles_are_the_closed_form(
 ) -> None:
     levels = {"square": 0.9, "saw": 0.2}
     priors = dict(zip(levels, gaussian_priors(*levels.values()).values(), strict=True))
-    monkeypatch.setattr(line_profile, "load_priors", {"mine": priors}.__getitem__)
-    monkeypatch.setattr(line_profile, "choose_priors", lambda loaded, _: loaded)
+    monkeypatch.setattr(line_profile, "load_sets", lambda names: {names: priors})
     out = tmp_path / "out"
     line_profile.main("mine", "square,saw", FRAMES, TIME, seed=4, out=out)
     assert sorted(os.listdir(out)) == ["line_profile.csv", "line_profile.png", "summary.json"]

@@ -20,13 +20,13 @@ from networks import NESTED, WAVENET, randomise
 from scripts import load
 from torch import Tensor
 
-from pyro_sep.cli.app import run
+from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import MusdbSource, musdb_tracks
 from pyro_sep.data.toy import toy_mixture
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.models.registry import build, family_of
-from pyro_sep.priors.base import PRIORS
 from pyro_sep.priors.io import load_priors, save_prior
+from pyro_sep.priors.networks import PRIORS
 
 NAMES = ("square", "saw")
 FRAMES, TIME = 3, 64
@@ -40,7 +40,8 @@ def save_set(folder: Path, config: object, names: tuple[str, ...] = NAMES) -> Pa
         randomise(network)
         prior = PRIORS[family_of(config)](network, name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
-    (folder / "priors.json").write_text(json.dumps(names))
+    content = {"priors": names, "mixing": "mean", "estimate": "best"}
+    (folder / "priors.json").write_text(json.dumps(content))
     return folder
 
 
@@ -302,7 +303,7 @@ def test_constant_inputs_are_the_closed_form(
     module = load("constant_inputs")
     levels = {"square": 1.0, "saw": 0.2}
     priors = dict(zip(levels, gaussian_priors(*levels.values()).values(), strict=True))
-    monkeypatch.setattr(module, "load_priors", {"mine": priors}.__getitem__)
+    monkeypatch.setattr(module, "load_sets", lambda names: {names: priors})
     frames, start, time = 20, 500, 2_500
     module.main("mine", frames, start, time, seed=3, out=tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == [

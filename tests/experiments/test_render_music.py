@@ -14,7 +14,7 @@ import render_music as script
 import soundfile
 from rendering import levels, parts, scores, singing
 
-from pyro_sep.cli.app import run
+from pyro_sep.cli.program import run
 from pyro_sep.data.tracks import stems_folder
 
 mido = pytest.importorskip("mido")
@@ -374,7 +374,7 @@ def test_a_voice_sings_in_tune() -> None:
     ("options", "message"),
     [
         (["--vocals", "hum"], "vocals: got 'hum', expected one of mix, sing, choir"),
-        (["--packages", "doom"], "packages: got 'doom', expected one of openttd-openmsx, "),
+        (["--packages", "doom"], "packages: got 'doom', expected some of openttd-openmsx, "),
         (["--tracks", "2", "--test", "3"], "test: got 3, expected at most the 2 of --tracks"),
         (["--soundfont", "nowhere.sf2"], "nowhere.sf2: expected a soundfont; apt-get install "),
         (["--soundfont", __file__], f"{__file__}: expected a soundfont; apt-get install "),

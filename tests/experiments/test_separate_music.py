@@ -20,8 +20,8 @@ from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.models.registry import build
-from pyro_sep.priors.base import WaveNetPrior
 from pyro_sep.priors.io import save_prior
+from pyro_sep.priors.networks import WaveNetPrior
 from pyro_sep.trace.dataset import load_trace
 
 pytestmark = needs_ffmpeg
@@ -162,7 +162,6 @@ def test_a_run_that_was_cut_off_goes_on(
 
     def separate_batch(mixtures: torch.Tensor, *inputs: Any, **options: Any) -> Any:
         calls.append((len(mixtures), options["seed"]))
-        assert options["gains"] == (1.0, 1.0)
         return real_batch(mixtures, *inputs, **options)
 
     def learn(*inputs: Any) -> Any:
@@ -198,7 +197,6 @@ def test_a_run_that_was_cut_off_goes_on(
 def test_excerpts_are_where_all_stems_are_heard(module: ModuleType, root: Path) -> None:
     found = module.find_excerpts(root, ("drums", "bass"), TIME, 20)
     assert [item.track for item in found] == ["c", "e", "f", "g", "l"]
-    assert [item.index for item in found] == [0, 1, 2, 3, 4]
     late = found[-1].sources
     assert late.shape == (2, TIME)
     assert bool((late.square().mean(1) >= 1e-6).all())
@@ -228,7 +226,7 @@ def test_a_silent_estimate_is_the_worst(module: ModuleType) -> None:
         {"improvement": [1.0, None], "si_sdr": [2.0, None], "seconds": 1.0},
         {"improvement": [3.0, 6.0], "si_sdr": [4.0, 5.0], "seconds": 3.0},
     ]
-    row = module.summarise(rows, ("bass", "drums"))
+    row = module.line(rows, ("bass", "drums"))
     assert (row["bass"], row["drums"], row["all"]) == (2.0, -np.inf, 2.0)
     assert (row["% above 5 dB"], row["SI-SDR"], row["CPU s"]) == (25.0, 3.0, 2.0)
 

@@ -11,11 +11,13 @@ from music import needs_ffmpeg, write_tracks
 from networks import HALVES, WAVENET
 from scripts import load
 
-from pyro_sep.cli.app import run
+from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS
 from pyro_sep.data.source import ToySource
 from pyro_sep.models.registry import FAMILIES, Family, build
-from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit, schedule
+from pyro_sep.models.settings import schedule
+from pyro_sep.models.train import CHECKPOINT, SERIAL_SIGMAS, fit
+from pyro_sep.priors import training as library
 from pyro_sep.priors.io import load_priors
 
 script = load("train_priors")
@@ -36,8 +38,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes = {"toy": size}
         monkeypatch.setitem(FAMILIES, name, Family(family.network, family.config, sizes))
     monkeypatch.setattr(script, "CPU", dataclasses.replace(script.CPU, time=64))
-    monkeypatch.setattr(script, "AUDIT_FRAMES", 2)
-    monkeypatch.setattr(script, "AUDIT_TIME", 64)
+    monkeypatch.setattr(library, "AUDIT_FRAMES", 2)
+    monkeypatch.setattr(library, "AUDIT_TIME", 64)
 
 
 def test_the_papers_schedule() -> None:
@@ -105,7 +107,10 @@ def test_sets_of_priors_are_left_behind(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scale", "gpu"], "scale: got 'gpu', expected cpu or paper"),
+        (
+            ["--scale", "gpu"],
+            "Invalid value for '--scale': ",
+        ),
         (["--only", "flow-sine,flow-bass"], "only: got 'flow-bass', expected some of flow-sine, "),
         (["--musdb", "nowhere"], "nowhere: expected the root of musdb18; no such folder"),
         (["--device", "abacus"], "device: got 'abacus', expected cpu or one that is here"),

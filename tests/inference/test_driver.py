@@ -15,8 +15,9 @@ from torch import Size, Tensor
 from pyro_sep import progress
 from pyro_sep.inference.annealing import checkpoint
 from pyro_sep.inference.annealing import driver as annealed
+from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.checkpoint import Checkpoint
-from pyro_sep.inference.annealing.draws import Collected, Statistics
+from pyro_sep.inference.annealing.draws import MemoryRecorder, Statistics
 from pyro_sep.inference.annealing.driver import Descent, anneal
 from pyro_sep.inference.annealing.sections import split
 from pyro_sep.inference.annealing.settings import (
@@ -26,8 +27,8 @@ from pyro_sep.inference.annealing.settings import (
     SCREENED,
     Annealing,
 )
-from pyro_sep.inference.kernels.sgld import Evaluation
 from pyro_sep.inference.posterior import TANGENTS, AnnealedPosterior
+from pyro_sep.inference.state import Evaluation
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.mixing.latent import GAIN_RANGE, NOISE_SPREAD, start_mixing
 from pyro_sep.priors.spike_slab import SpikeAndSlab
@@ -66,8 +67,8 @@ class GaussianPrior(TorchDistribution):
 
 
 @dataclass(frozen=True)
-class Recorder(AnnealedPosterior):
-    """Notes (lanes, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
+class LoggedPosterior(AnnealedPosterior):
+    """Notes (chains, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
 
     log: dict[str, Any] = field(kw_only=True)
 
@@ -80,7 +81,7 @@ class Recorder(AnnealedPosterior):
         return evaluation
 
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
-        self.log["exchange"].append((len(sources), sigma))
+        self.log["swap"].append((len(sources), sigma))
         return super().cross_log_prior(sources, sigma)
 
 
@@ -108,26 +109,26 @@ def walk(
     average: bool = False,
     **settings: Any,
 ) -> tuple[Run, dict[str, Any]]:
-    """A run, and the log of a Recorder."""
-    log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
+    """A run, and the log of its posterior."""
+    log: dict[str, Any] = {"evaluate": [], "evaluation": [], "swap": []}
     log["killed_at"] = killed_at
     annealing = Annealing(**(LADDER | ALONE | settings))
     generator = torch.Generator().manual_seed(seed)
-    sink = Collected()
+    recorder = MemoryRecorder()
     descent = anneal(
         mixtures,
-        lambda m: Recorder(m, priors, mixing, exact, log=log),
+        lambda m: LoggedPosterior(m, priors, mixing, exact, log=log),
         annealing,
         generator,
-        sink,
+        recorder,
         checkpoint,
         average=average,
     )
-    return gather(sink, descent), log
+    return gather(recorder, descent), log
 
 
-def gather(sink: Collected, descent: Descent) -> Run:
-    return Run(*sink.draws[:4], *descent)
+def gather(recorder: MemoryRecorder, descent: Descent) -> Run:
+    return Run(*recorder.draws[:4], *descent)
 
 
 #: The same for every seed.
@@ -320,13 +321,13 @@ def test_a_seed_is_a_run_and_another_seed_another() -> None:
     assert not torch.equal(sources[0], sources[1])
 
 
-def test_every_mixture_has_its_own_lanes() -> None:
+def test_every_mixture_has_its_own_chains() -> None:
     time = 200
     phase = torch.arange(time) * 2 * math.pi
     mixtures = torch.stack([torch.sin(phase * f) for f in (0.01, 0.03, 0.07)])
     mixing = Mixing((0.7, 1.2, 0.4))
     priors = [GaussianPrior(level) for level in (0.5, 0.25, 0.7)]
-    # A second round is for lanes that changed: how many moves the generator on.
+    # A second round is for chains that changed: how many moves the generator on.
     budget: dict[str, Any] = {
         "candidates": 3,
         "swaps": 1,
@@ -341,7 +342,7 @@ def test_every_mixture_has_its_own_lanes() -> None:
     power = residual.square().mean((-1, -2, -3))  # (of the draws, of the mixture)
     assert (power.diagonal() < 1e-6).all()
     assert (power + torch.eye(3) > 0.5).all()
-    # Lanes do not touch: what the others hold changes nothing in the first.
+    # Chains do not touch: what the others hold changes nothing in the first.
     changed = torch.cat([mixtures[:1], -mixtures[1:]])
     other, _ = walk(changed, priors, mixing, **budget)
     for (name, a), b in zip(flat(draws).items(), flat(other).values(), strict=True):
@@ -417,13 +418,13 @@ def test_a_search_is_one_evaluation_a_level_of_the_candidates_that_are_left() ->
     annealing = Annealing(**(LADDER | ALONE | settings))
     search = log["evaluate"][:31]
     assert [sigma for _, sigma in search] == list(annealing.search_sigmas)
-    freeze, lanes = annealing.sigma_freeze, 3 * 2
+    freeze, batch = annealing.sigma_freeze, 3 * 2
     for count, sigma in search:
         left = 8 if sigma >= 2 * freeze else 4 if sigma >= 1.1 * freeze else 2
-        assert count == lanes * (left if sigma >= 0.45 * freeze else 1)
-    assert {count for count, _ in log["evaluate"][31:]} == {lanes}
+        assert count == batch * (left if sigma >= 0.45 * freeze else 1)
+    assert {count for count, _ in log["evaluate"][31:]} == {batch}
     above = [sigma for _, sigma in search if sigma >= freeze]
-    assert [sigma for _, sigma in log["exchange"]] == above[::4]
+    assert [sigma for _, sigma in log["swap"]] == above[::4]
 
 
 @pytest.mark.parametrize("average", [False, True])
@@ -431,15 +432,15 @@ def test_a_search_is_one_evaluation_a_level_of_the_candidates_that_are_left() ->
 def test_gradients_are_those_of_every_mixture(average: bool, adjusted: bool) -> None:
     settings: dict[str, Any] = {"candidates": 3, "chains": 2, "draws": 5, "adjusted": adjusted}
     draws, log = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), average=average, **settings)
-    lanes = [count for count, _ in log["evaluate"]]
-    densities = 2 * sum(count for count, _ in log["exchange"]) / 3  # of both priors
+    counts = [count for count, _ in log["evaluate"]]
+    densities = 2 * sum(count for count, _ in log["swap"]) / 3  # of both priors
     misfits = 0 if average else 2 * 2
-    assert draws.gradients == round((sum(lanes) + densities + misfits) / 2)
+    assert draws.gradients == round((sum(counts) + densities + misfits) / 2)
     # A Metropolis test needs the density at every level, all else one evaluation a step.
     cooling = Annealing.cooling * (2 if adjusted else 1) - adjusted
     chain = cooling + Annealing.warmup + 5 * (Annealing.thin + TANGENTS)
-    assert len(lanes) == 7 + chain
-    assert bool(log["exchange"]) != average
+    assert len(counts) == 7 + chain
+    assert bool(log["swap"]) != average
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -458,7 +459,9 @@ def test_about_as_many_gradients_as_were_said(
         "section": 4_096,
     }
     draws, _ = walk(torch.ones(1, 4_000), priors, Mixing.mean(count), average=average, **settings)
-    expected = Annealing(**(LADDER | ALONE | settings)).gradients(count, may_be_silent, average)
+    expected = count_gradients(
+        Annealing(**(LADDER | ALONE | settings)), count, may_be_silent, average
+    )
     # A wrong presence takes a second round; sections of 512 samples are evaluated for 64.
     assert draws.gradients == pytest.approx(expected, rel=0.4 if may_be_silent else 0.1)
 
@@ -470,16 +473,16 @@ def test_how_far_it_is_goes_on_with_the_run(
     settings = Annealing(**LADDER, replicas=0, draws=30)
 
     def run(killed_at: int | None) -> list[int]:
-        log: dict[str, Any] = {"evaluate": [], "evaluation": [], "exchange": []}
+        log: dict[str, Any] = {"evaluate": [], "evaluation": [], "swap": []}
         log["killed_at"] = killed_at
         generator = torch.Generator().manual_seed(0)
         with suppress(KeyboardInterrupt):
             anneal(
                 torch.ones(1, 20),
-                lambda lanes: Recorder(lanes, PAIR, Mixing.mean(2), log=log),
+                lambda batch: LoggedPosterior(batch, PAIR, Mixing.mean(2), log=log),
                 settings,
                 generator,
-                Collected(),
+                MemoryRecorder(),
                 Checkpoint(tmp_path / f"{killed_at}.pt", {}),
                 progress=True,
             )
@@ -535,7 +538,7 @@ def test_of_a_long_frame_sections_are_told() -> None:
 def test_candidates_are_searched_in_groups_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"candidates": 2, "chains": 3}
     _, whole = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), **settings)
-    monkeypatch.setattr(annealed, "GROUP", 2 * 2 * 20 * 4)  # four lanes of two candidates
+    monkeypatch.setattr(annealed, "GROUP", 2 * 2 * 20 * 4)  # four chains of two candidates
     draws, parts = walk(torch.ones(2, 20), PAIR, Mixing.mean(2), **settings)
     assert [parts["evaluate"][i][0] for i in (0, 7)] == [8, 4]
     assert whole["evaluate"][0][0] == 12
@@ -574,9 +577,9 @@ def assert_same(a: Run, b: Run) -> None:
 
 def places(log: dict[str, Any]) -> dict[str, int]:
     """Evaluations in the middle of each stage, and in the blocks of draws."""
-    lanes = [count for count, _ in log["evaluate"]]
+    counts = [count for count, _ in log["evaluate"]]
     clean = 2 + TANGENTS  # evaluations of a draw
-    draws = len(lanes) - 25 * clean
+    draws = len(counts) - 25 * clean
     chain = draws - (4 + 8)  # one before the first step, but one step less above the last level
     return {
         "first section": 3,
@@ -586,7 +589,7 @@ def places(log: dict[str, Any]) -> dict[str, int]:
         "last level": chain + 10,
         "first block": draws + 3,
         "second block": draws + 10 * clean + 5,
-        "last draw": len(lanes),
+        "last draw": len(counts),
     }
 
 
@@ -605,7 +608,7 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path, options: Any, place: str) 
     with pytest.raises(KeyboardInterrupt):
         resume(tmp_path / "run.pt", killed_at, **options)
     saved = Checkpoint(tmp_path / "run.pt", {}).load()
-    stage = saved["walk"]["stage"] if saved else 0
+    stage = saved["run"]["stage"] if saved else 0
     known = {"first section": 0, "second section": 1, "cooling": 6, "last level": 8}
     drawing = dict.fromkeys(PLACES[5:], 9)
     assert stage == (known | drawing).get(place, stage)
@@ -664,8 +667,8 @@ def test_within_a_minute_draws_are_not_written(tmp_path: Path) -> None:
         resume(tmp_path / "run.pt", killed_at=len(log["evaluate"]))
     saved = Checkpoint(tmp_path / "run.pt", {}).load()
     assert saved is not None
-    assert saved["walk"]["stage"] == 3 + 2 + 4
-    assert (saved["walk"]["drawn"], saved["sink"]["blocks"]) == (0, [])
+    assert saved["run"]["stage"] == 3 + 2 + 4
+    assert (saved["run"]["drawn"], saved["recorder"]["blocks"]) == (0, [])
 
 
 WHOLE = torch.zeros(2, 3, 600)
@@ -725,7 +728,7 @@ def test_a_state_of_another_walk_is_refused(
 ) -> None:
     path = tmp_path / "run.pt"
     saved = states[place]
-    Checkpoint(path, {}).save(saved | {"walk": saved["walk"] | {name: value}})
+    Checkpoint(path, {}).save(saved | {"run": saved["run"] | {name: value}})
     before = path.read_bytes()
     with pytest.raises(ValueError, match=r"run\.pt: got no readable checkpoint \("):
         resume(path)
@@ -773,16 +776,16 @@ def latent_walk(mixture: Tensor, infer_noise: bool, sigma: float, chains: int) -
     priors = {name: Band(0.5, name) for name in ("first", "second")}
     known = Mixing.mean(2, 0.02)
 
-    def posterior(lanes: Tensor) -> AnnealedPosterior:
-        latent = start_mixing(lanes, priors, known, True, infer_noise)
-        return AnnealedPosterior(lanes, list(priors.values()), latent)
+    def posterior(batch: Tensor) -> AnnealedPosterior:
+        latent = start_mixing(batch, priors, known, True, infer_noise)
+        return AnnealedPosterior(batch, list(priors.values()), latent)
 
     # A short step: gains must not change what a long one makes of the velocity.
     budget = ALONE | {"draws": 1, "thin": 400, "step_size": 0.4}
     settings = Annealing(**(LADDER | {"sigma_min": sigma, "chains": chains} | budget))
-    sink = Collected()
-    anneal(mixture[None], posterior, settings, torch.Generator().manual_seed(0), sink)
-    return sink.draws.mixing
+    recorder = MemoryRecorder()
+    anneal(mixture[None], posterior, settings, torch.Generator().manual_seed(0), recorder)
+    return recorder.draws.mixing
 
 
 @pytest.mark.parametrize(("infer_noise", "noise", "sigma"), [(False, 0.02, 0.05), (True, 0.6, 0.1)])
@@ -941,10 +944,10 @@ def test_one_level_of_cooling_is_the_last() -> None:
 def test_more_sources_take_more_gradients() -> None:
     settings = Annealing(2.0, 0.5, 0.02)
     for may_be_silent in (False, True):
-        costs = [settings.gradients(count, may_be_silent, False) for count in (1, 2, 3, 4)]
+        costs = [count_gradients(settings, count, may_be_silent, False) for count in (1, 2, 3, 4)]
         assert costs == sorted(set(costs))
     # Where who is present is open, each of three sources is a candidate more in every round.
-    known, open_too = (settings.gradients(3, silent, False) for silent in (False, True))
+    known, open_too = (count_gradients(settings, 3, silent, False) for silent in (False, True))
     presence, swap = settings.rounds(3, True)
     tried = 1 + SCREENED + 3
     more = len(presence.sigmas) * tried + 1 + 3 * len(swap.sigmas)
@@ -954,14 +957,14 @@ def test_more_sources_take_more_gradients() -> None:
 def test_a_run_with_unknown_gains_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three sources, so that rounds exchange gains too; killed at several places."""
+    """Three sources, so that rounds swap gains too; killed at several places."""
     monkeypatch.setattr("pyro_sep.inference.annealing.checkpoint.SECONDS", -1.0)
     priors = {name: Band(0.5, name) for name in ("first", "second", "third")}
     mixture = torch.randn(2, 60, generator=torch.Generator().manual_seed(4))
     settings = Annealing(**LADDER, candidates=3, replicas=2, draws=25)
     calls = 0
 
-    def run(path: Path | None, killed_at: int) -> tuple[Collected, Descent]:
+    def run(path: Path | None, killed_at: int) -> tuple[MemoryRecorder, Descent]:
         nonlocal calls
         calls = 0
 
@@ -974,14 +977,14 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
                     raise KeyboardInterrupt
                 return super().evaluate(sources, sigma)
 
-        def posterior(lanes: Tensor) -> AnnealedPosterior:
-            latent = start_mixing(lanes, priors, Mixing.mean(3), True, True)
-            return Counting(lanes, list(priors.values()), latent)
+        def posterior(batch: Tensor) -> AnnealedPosterior:
+            latent = start_mixing(batch, priors, Mixing.mean(3), True, True)
+            return Counting(batch, list(priors.values()), latent)
 
-        sink = Collected()
+        recorder = MemoryRecorder()
         checkpoint = None if path is None else Checkpoint(path, {})
         generator = torch.Generator().manual_seed(0)
-        return sink, anneal(mixture, posterior, settings, generator, sink, checkpoint)
+        return recorder, anneal(mixture, posterior, settings, generator, recorder, checkpoint)
 
     whole, descent = run(None, 0)
     total = calls

@@ -19,10 +19,12 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_sep.inference.kernels.base import LangevinKernel, Point
-from pyro_sep.inference.kernels.mala import MALA, mala_step
+from pyro_sep.inference.kernels.base import LangevinKernel
+from pyro_sep.inference.kernels.mala import MALA
 from pyro_sep.inference.kernels.preconditioned import PreconditionedSGLD
 from pyro_sep.inference.kernels.sgld import SGLD
+from pyro_sep.inference.state import LangevinState
+from pyro_sep.inference.steps.mala import mala_step
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
@@ -255,9 +257,11 @@ def test_the_energy_of_mala_is_that_of_a_leapfrog_step(one_after_another: None) 
 def test_the_energy_of_a_step_says_how_likely_it_was_taken() -> None:
     """The acceptance is exp(H - H'): of a step that is taken H' is the energy."""
 
-    def evaluated(params: dict[str, Tensor]) -> Point:
+    def evaluated(params: dict[str, Tensor]) -> LangevinState:
         x = params["x"]
-        return Point(params, x.square().sum(-1) ** 2, {"x": 4 * x * x.square().sum(-1)[:, None]})
+        return LangevinState(
+            params, x.square().sum(-1) ** 2, {"x": 4 * x * x.square().sum(-1)[:, None]}
+        )
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(2_000, 3, generator=generator, dtype=torch.float64)

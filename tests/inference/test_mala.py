@@ -13,11 +13,13 @@ from pyro.infer import MCMC
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
-from pyro_sep.inference.kernels.base import Params, Point
-from pyro_sep.inference.kernels.mala import MALA, MalaInfo, log_ratio, mala_step
-from pyro_sep.inference.kernels.sgld import STABLE_SHARE, langevin_step
+from pyro_sep.inference.kernels.curvature import STABLE_SHARE
+from pyro_sep.inference.kernels.mala import MALA
+from pyro_sep.inference.state import LangevinState, Params, StepInfo
+from pyro_sep.inference.steps.langevin import langevin_proposal
+from pyro_sep.inference.steps.mala import log_ratio, mala_step
 
-LANES = 20_000
+BATCH = 20_000
 OFFSET = 4e8  # in float32, neighbours there are 32 apart
 
 
@@ -25,15 +27,15 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def points(potential: Callable[[Params], Tensor]) -> Callable[[Params], Point]:
-    """Evaluates lanes of chains with this potential, which maps sites to ``(lane,)``."""
+def points(potential: Callable[[Params], Tensor]) -> Callable[[Params], LangevinState]:
+    """Evaluates a batch of chains with this potential, which maps sites to ``(batch,)``."""
 
-    def evaluate(params: Params) -> Point:
+    def evaluate(params: Params) -> LangevinState:
         params = {name: value.detach().requires_grad_() for name, value in params.items()}
         energy = potential(params)
         gradients = torch.autograd.grad(energy.sum(), list(params.values()))
         detached = {name: value.detach() for name, value in params.items()}
-        return Point(detached, energy.detach(), dict(zip(params, gradients, strict=True)))
+        return LangevinState(detached, energy.detach(), dict(zip(params, gradients, strict=True)))
 
     return evaluate
 
@@ -49,15 +51,15 @@ def log_gamma(params: Params) -> Tensor:
     return params["a"].exp() - 3 * params["a"]
 
 
-def starts(lanes: int, dtype: torch.dtype = torch.float64) -> Params:
+def starts(batch: int, dtype: torch.dtype = torch.float64) -> Params:
     noise = generator(7)
-    a = torch.randn(lanes, generator=noise, dtype=torch.float64)
-    b = torch.randn(lanes, 2, generator=noise, dtype=torch.float64)
+    a = torch.randn(batch, generator=noise, dtype=torch.float64)
+    b = torch.randn(batch, 2, generator=noise, dtype=torch.float64)
     return {"a": a.to(dtype), "b": b.to(dtype)}
 
 
 def assert_law(values: Tensor, mean: float, variance: float) -> None:
-    """Independent lanes, by their own errors."""
+    """Independent chains, by their own errors."""
     for drawn, expected in ((values, mean), ((values - mean).square(), variance)):
         error = float(drawn.std()) / math.sqrt(len(drawn))
         assert abs(float(drawn.mean()) - expected) < 4.5 * error, (drawn.mean(), expected, error)
@@ -66,11 +68,11 @@ def assert_law(values: Tensor, mean: float, variance: float) -> None:
 def test_the_law_is_exact_where_an_unadjusted_step_is_biased() -> None:
     step_size, noise = 0.6, generator()
     evaluate = points(normal)
-    point = evaluate({name: 3 + value for name, value in starts(LANES).items()})
+    point = evaluate({name: 3 + value for name, value in starts(BATCH).items()})
     unadjusted = point.params["a"]
     for _ in range(80):
         point, _ = mala_step(point, evaluate, step_size, noise)
-        unadjusted = langevin_step(unadjusted, 1 - unadjusted, step_size, generator=noise)
+        unadjusted = langevin_proposal(unadjusted, 1 - unadjusted, step_size, generator=noise)
     assert_law(point.params["a"], 1, 1)
     assert_law(point.params["b"][:, 0], 0, 1)
     assert_law(point.params["b"][:, 1], 0, 0.5)
@@ -82,7 +84,7 @@ def test_the_law_is_exact_where_an_unadjusted_step_is_biased() -> None:
 
 def test_the_law_of_a_skew_density_is_exact() -> None:
     noise, evaluate = generator(), points(log_gamma)
-    point = evaluate({"a": starts(LANES)["a"]})
+    point = evaluate({"a": starts(BATCH)["a"]})
     for _ in range(80):
         point, _ = mala_step(point, evaluate, 0.5, noise)
     assert_law(point.params["a"], scipy.special.digamma(3), float(scipy.special.polygamma(1, 3)))
@@ -94,7 +96,7 @@ def test_detailed_balance() -> None:
     def potential(params: Params) -> Tensor:
         return params["a"] ** 4 / 4 + (params["a"][:, None] * params["b"]).exp().sum(-1)
 
-    def log_proposal(x: Point, y: Point) -> Tensor:
+    def log_proposal(x: LangevinState, y: LangevinState) -> Tensor:
         """Log q(x, y)."""
         moves = []
         for name, value in x.params.items():
@@ -113,9 +115,9 @@ def test_detailed_balance() -> None:
     assert 100 < int((there < 0).sum()) < 900
 
 
-def test_a_lane_moves_whole_or_not_at_all() -> None:
+def test_a_chain_moves_whole_or_not_at_all() -> None:
     evaluate = points(normal)
-    before = evaluate(starts(LANES))
+    before = evaluate(starts(BATCH))
     after, info = mala_step(before, evaluate, 0.8, generator())
     moved = after.params["a"] != before.params["a"]
     assert torch.equal(moved, (after.params["b"] != before.params["b"]).all(-1))
@@ -137,9 +139,9 @@ def test_a_large_energy_decides_nothing() -> None:
     def double(params: Params) -> Tensor:
         return normal({name: value.double() for name, value in params.items()})
 
-    def run(potential: Callable[[Params], Tensor]) -> tuple[Point, MalaInfo]:
+    def run(potential: Callable[[Params], Tensor]) -> tuple[LangevinState, StepInfo]:
         evaluate = points(potential)
-        point = evaluate(starts(LANES, torch.float32))
+        point = evaluate(starts(BATCH, torch.float32))
         return mala_step(point, evaluate, 0.8, generator())
 
     point, info = run(double)

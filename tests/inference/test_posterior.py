@@ -18,7 +18,7 @@ from pyro_sep.priors.spike_slab import SpikeAndSlab
 GAINS = (0.3, 1.5, -0.8)
 LEVELS = (0.2, 0.9, 0.5)
 SIGMA = 0.4
-LANES, TIME = 6, 5
+BATCH, TIME = 6, 5
 FRAME = 8  # of sources longer than their mixture
 MakePriors = Callable[..., Priors]
 
@@ -30,7 +30,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture
 def target(gaussian_priors: MakePriors) -> AnnealedPosterior:
     priors = list(gaussian_priors(*LEVELS).values())
-    return AnnealedPosterior(normal(LANES, TIME, seed=1), priors, Mixing(GAINS, 0.1))
+    return AnnealedPosterior(normal(BATCH, TIME, seed=1), priors, Mixing(GAINS, 0.1))
 
 
 def log_priors(sources: Tensor) -> Tensor:
@@ -46,16 +46,16 @@ def log_density(mixture: Tensor, sources: Tensor) -> Tensor:
 
 
 def test_the_density_is_the_priors_and_the_likelihood(target: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, TIME)
+    sources = normal(BATCH, 3, TIME)
     evaluation = target.evaluate(sources, SIGMA)
-    assert evaluation.log_density.shape == (LANES,)
+    assert evaluation.log_density.shape == (BATCH,)
     assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-12)
     assert torch.allclose(evaluation.log_density, log_density(target.mixture, sources), rtol=1e-12)
     assert not any(value.requires_grad for value in evaluation)
 
 
 def test_the_gradient_is_that_of_the_density(target: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, TIME)
+    sources = normal(BATCH, 3, TIME)
     gradient = target.evaluate(sources, SIGMA).gradient
     leaf = sources.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_density(target.mixture, leaf).sum(), leaf)
@@ -71,7 +71,7 @@ def test_the_gradient_is_that_of_the_density(target: AnnealedPosterior) -> None:
 def longer(gaussian_priors: MakePriors) -> AnnealedPosterior:
     """Of sources that go on after their mixture: the first two priors take even frames alone."""
     priors = list(gaussian_priors(*LEVELS, multiples=(2, 4, 1)).values())
-    return AnnealedPosterior(normal(LANES, TIME, seed=1), priors, Mixing(GAINS, 0.1))
+    return AnnealedPosterior(normal(BATCH, TIME, seed=1), priors, Mixing(GAINS, 0.1))
 
 
 def test_a_frame_is_as_long_as_the_mixture_or_a_little_longer(
@@ -83,7 +83,7 @@ def test_a_frame_is_as_long_as_the_mixture_or_a_little_longer(
 
 
 def test_the_unheard_part_of_the_sources_has_its_prior_alone(longer: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, FRAME)
+    sources = normal(BATCH, 3, FRAME)
     evaluation = longer.evaluate(sources, SIGMA)
     assert torch.allclose(evaluation.parts, log_priors(sources), rtol=1e-12)
     head, tail = sources[..., :TIME], sources[..., TIME:]
@@ -101,7 +101,7 @@ def test_the_unheard_part_of_the_sources_has_its_prior_alone(longer: AnnealedPos
 def test_the_unheard_part_is_denoised_by_its_prior_alone(
     target: AnnealedPosterior, longer: AnnealedPosterior
 ) -> None:
-    sources = normal(LANES, 3, FRAME)
+    sources = normal(BATCH, 3, FRAME)
     clean = longer.denoise(sources, longer.evaluate(sources, SIGMA), SIGMA)
     head = sources[..., :TIME]
     expected = target.denoise(head, target.evaluate(head, SIGMA), SIGMA)
@@ -111,7 +111,7 @@ def test_the_unheard_part_is_denoised_by_its_prior_alone(
 
 
 def test_cross_log_prior_is_that_of_whole_frames(longer: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, FRAME)
+    sources = normal(BATCH, 3, FRAME)
     own = torch.diagonal(longer.cross_log_prior(sources, SIGMA), dim1=1, dim2=2)
     assert torch.allclose(own, log_priors(sources), rtol=1e-12)
 
@@ -119,9 +119,9 @@ def test_cross_log_prior_is_that_of_whole_frames(longer: AnnealedPosterior) -> N
 def test_cross_log_prior_is_that_of_every_share_under_every_prior(
     target: AnnealedPosterior,
 ) -> None:
-    sources = normal(LANES, 3, TIME)
+    sources = normal(BATCH, 3, TIME)
     cross = target.cross_log_prior(sources, SIGMA)
-    assert cross.shape == (LANES, 3, 3)
+    assert cross.shape == (BATCH, 3, 3)
     for i, level in enumerate(LEVELS):
         law = Normal(torch.zeros(1).double(), math.sqrt(level**2 + SIGMA**2))
         for j in range(3):
@@ -136,7 +136,7 @@ def test_cross_log_prior_is_that_of_every_share_under_every_prior(
 def test_memory_is_bounded_and_changes_nothing(
     target: AnnealedPosterior, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    sources = normal(LANES, 3, TIME)
+    sources = normal(BATCH, 3, TIME)
     evaluation = target.evaluate(sources, SIGMA)
     cross = target.cross_log_prior(sources, SIGMA)
     sizes: list[int] = []
@@ -153,11 +153,11 @@ def test_memory_is_bounded_and_changes_nothing(
         assert torch.equal(whole, chunked)
     assert torch.equal(target.cross_log_prior(sources, SIGMA), cross)
     assert max(sizes) == max(TIME, chunk // TIME * TIME)
-    assert sum(sizes) == (1 + 3) * LANES * 3 * TIME
+    assert sum(sizes) == (1 + 3) * BATCH * 3 * TIME
 
 
 def test_denoising_is_tweedie_and_the_mixture(target: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, TIME)
+    sources = normal(BATCH, 3, TIME)
     clean = target.denoise(sources, target.evaluate(sources, SIGMA), SIGMA)
     shrunk = torch.stack(
         [level**2 / (level**2 + SIGMA**2) * sources[:, k] for k, level in enumerate(LEVELS)], 1
@@ -199,17 +199,17 @@ def given(prior: Tensor, mix: Tensor, noise: float, mixture: Tensor) -> tuple[Te
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_clean_draws_follow_the_posterior_of_sources_on_manifolds(exact: bool) -> None:
-    lanes, gains, noise_scale, eye = 20_000, (0.6, -1.1), 0.1, torch.eye(2 * TIME).double()
+    batch, gains, noise_scale, eye = 20_000, (0.6, -1.1), 0.1, torch.eye(2 * TIME).double()
     planes, mixture = [Plane(1), Plane(2)], normal(TIME, seed=3)
     mixing, energy = Mixing(gains, noise_scale), SIGMA**2 * (0.36 + 1.21)
-    target = AnnealedPosterior(mixture.expand(lanes, -1), planes, mixing, exact)
+    target = AnnealedPosterior(mixture.expand(batch, -1), planes, mixing, exact)
     clean = torch.block_diag(*(plane.clean for plane in planes))
     mix = torch.cat([gain * torch.eye(TIME).double() for gain in gains], 1)
     own = 0.0 if exact else noise_scale**2  # variance of the mixture beyond that of the sources
     mean, covariance = given(clean + SIGMA**2 * eye, mix, 0.0 if exact else energy + own, mixture)
     values, axes = torch.linalg.eigh(covariance)
     root = axes * values.clamp(min=0).sqrt()
-    noisy = (mean + normal(lanes, 2 * TIME) @ root.T).reshape(lanes, 2, TIME)
+    noisy = (mean + normal(batch, 2 * TIME) @ root.T).reshape(batch, 2, TIME)
     generator = torch.Generator().manual_seed(4)
     at = (noisy, target.evaluate(noisy, SIGMA), SIGMA)
     drawn, denoised = target.draw_clean(*at, generator)
@@ -228,9 +228,9 @@ def test_clean_draws_follow_the_posterior_of_sources_on_manifolds(exact: bool) -
         assert ((ratio > 0.8) & (ratio < 1.2)).all()
         law = wider
     off = drawn.flatten(1) - expected
-    assert (off.mean(0) / (law.diagonal() / lanes).sqrt()).abs().max() < 4.5
-    error = (torch.outer(law.diagonal(), law.diagonal()) + law.square()) / lanes
-    assert ((off.T @ off / lanes - law) / error.sqrt()).abs().max() < 4.5
+    assert (off.mean(0) / (law.diagonal() / batch).sqrt()).abs().max() < 4.5
+    error = (torch.outer(law.diagonal(), law.diagonal()) + law.square()) / batch
+    assert ((off.T @ off / batch - law) / error.sqrt()).abs().max() < 4.5
     # With noise of gamma alone the sources would be known better.
     narrow = allowed @ given(clean, mix, noise_scale**2, mixture)[1] @ allowed.T
     assert (law.diagonal() > narrow.diagonal()).all()
@@ -241,28 +241,28 @@ def test_clean_draws_follow_the_posterior_of_sources_on_manifolds(exact: bool) -
     assert own / (energy + own) < 0.04
 
 
-def test_lanes_do_not_know_of_each_other(target: AnnealedPosterior) -> None:
-    sources = normal(LANES, 3, TIME)
-    lanes = torch.tensor([4, 1, 1])
-    some = target.select(lanes)
-    assert torch.equal(some.mixture, target.mixture[lanes])
+def test_chains_do_not_know_of_each_other(target: AnnealedPosterior) -> None:
+    sources = normal(BATCH, 3, TIME)
+    indices = torch.tensor([4, 1, 1])
+    some = target.select(indices)
+    assert torch.equal(some.mixture, target.mixture[indices])
     assert some.priors is target.priors
     assert some.mixing is target.mixing
     whole = target.evaluate(sources, SIGMA)
-    for expected, value in zip(whole, some.evaluate(sources[lanes], SIGMA), strict=True):
-        assert torch.allclose(value, expected[lanes], rtol=1e-14)
+    for expected, value in zip(whole, some.evaluate(sources[indices], SIGMA), strict=True):
+        assert torch.allclose(value, expected[indices], rtol=1e-14)
     cross = target.cross_log_prior(sources, SIGMA)
-    assert torch.allclose(some.cross_log_prior(sources[lanes], SIGMA), cross[lanes], rtol=1e-14)
+    assert torch.allclose(some.cross_log_prior(sources[indices], SIGMA), cross[indices], rtol=1e-14)
 
 
 def test_an_exact_mixture_moves_on_its_plane(longer: AnnealedPosterior) -> None:
     exact = replace(longer, exact=True)
     start = exact.start(2.0, torch.Generator().manual_seed(0))
-    assert start.shape == (LANES, 3, FRAME)
+    assert start.shape == (BATCH, 3, FRAME)
     mixed = exact.mixing.mix(start)
     assert torch.allclose(mixed[:, :TIME], exact.mixture, atol=1e-12)
     assert mixed[:, TIME:].abs().max() > 0.1  # not heard, so free
-    direction = normal(LANES, 3, FRAME, seed=2)
+    direction = normal(BATCH, 3, FRAME, seed=2)
     allowed = exact.project(direction)
     assert exact.mixing.mix(allowed)[:, :TIME].abs().max() < 1e-12
     assert torch.allclose(exact.project(allowed), allowed)
@@ -283,7 +283,7 @@ def test_an_exact_mixture_moves_on_its_plane(longer: AnnealedPosterior) -> None:
 def silent(gaussian_priors: MakePriors) -> AnnealedPosterior:
     """Of three sources that may be silent, which are is known."""
     priors = [SpikeAndSlab(prior, 0.3) for prior in gaussian_priors(*LEVELS).values()]
-    present = torch.tensor([[bool(lane >> k & 1) for k in range(3)] for lane in range(8)])
+    present = torch.tensor([[bool(row >> k & 1) for k in range(3)] for row in range(8)])
     return AnnealedPosterior(normal(8, TIME, seed=1), priors, Mixing(GAINS, 0.1), present=present)
 
 
@@ -313,28 +313,28 @@ def test_silence_asks_no_prior(silent: AnnealedPosterior, monkeypatch: pytest.Mo
     assert asked == [4, 4, 4]
 
 
-def test_presence_goes_along_with_what_is_exchanged(silent: AnnealedPosterior) -> None:
+def test_presence_is_swapped_with_the_sources(silent: AnnealedPosterior) -> None:
     sources = normal(8, 3, TIME)
     cross = silent.cross_log_prior(sources, SIGMA)
     order = torch.tensor([1, 0, 2]).expand(8, -1)
-    exchanged, moved = silent.reassign(sources, order)
-    assert exchanged.present is not None
+    swapped, moved = silent.reassign(sources, order)
+    assert swapped.present is not None
     assert silent.present is not None
-    assert torch.equal(exchanged.present, silent.present[:, [1, 0, 2]])
-    after = exchanged.evaluate(moved, SIGMA).parts
+    assert torch.equal(swapped.present, silent.present[:, [1, 0, 2]])
+    after = swapped.evaluate(moved, SIGMA).parts
     expected = torch.stack([cross[:, 0, 1], cross[:, 1, 0], cross[:, 2, 2]], 1)
     assert torch.allclose(after, expected, rtol=1e-12)
 
 
-def test_presence_belongs_to_the_lane(silent: AnnealedPosterior) -> None:
+def test_presence_belongs_to_the_chain(silent: AnnealedPosterior) -> None:
     assert silent.present is not None
-    lanes = torch.tensor([5, 2])
-    some = silent.select(lanes)
+    indices = torch.tensor([5, 2])
+    some = silent.select(indices)
     assert some.present is not None
-    assert torch.equal(some.present, silent.present[lanes])
+    assert torch.equal(some.present, silent.present[indices])
     back = silent.update(torch.tensor([0, 7]), some)
     assert back.present is not None
-    assert torch.equal(back.present[[0, 7]], silent.present[lanes])
+    assert torch.equal(back.present[[0, 7]], silent.present[indices])
     assert torch.equal(back.present[1:7], silent.present[1:7])
     known = replace(silent, present=None).with_latents(silent.latents()).present
     assert known is not None
@@ -344,8 +344,8 @@ def test_presence_belongs_to_the_lane(silent: AnnealedPosterior) -> None:
 def test_presence_is_drawn_by_its_odds(silent: AnnealedPosterior) -> None:
     count = 4000
     sources = 0.6 * normal(1, 3, TIME)
-    lanes = silent.select(torch.zeros(count, dtype=torch.long))
-    drawn = lanes.decide(sources.expand(count, -1, -1), SIGMA, torch.Generator().manual_seed(0))
+    repeated = silent.select(torch.zeros(count, dtype=torch.long))
+    drawn = repeated.decide(sources.expand(count, -1, -1), SIGMA, torch.Generator().manual_seed(0))
     assert drawn.present is not None
     for k, prior in enumerate(silent.priors):
         law = cast(SpikeAndSlab, prior.frame(TIME).condition(SIGMA))

@@ -10,10 +10,12 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from pyro_sep.inference.kernels.base import LangevinKernel
-from pyro_sep.inference.kernels.preconditioned import PreconditionedSGLD, preconditioned_step
+from pyro_sep.inference.kernels.preconditioned import PreconditionedSGLD
 from pyro_sep.inference.kernels.sgld import SGLD
+from pyro_sep.inference.state import LangevinState, Params, PreconditionedState
+from pyro_sep.inference.steps.preconditioned import preconditioned_step
 
-LANES = 400
+BATCH = 400
 SCALES = torch.tensor([1.0, 100.0])
 STEP_SIZE = 0.2
 
@@ -30,14 +32,14 @@ def run(kernel: LangevinKernel, draws: int, warmup: int, **options: Any) -> MCMC
 
 
 def scaled_model() -> None:
-    with pyro.plate("lane", LANES):
+    with pyro.plate("chain", BATCH):
         pyro.sample("x", dist.Normal(torch.zeros(2), SCALES).to_event(1))
 
 
 def power(draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Variances of ``(draw, lane, scale)`` over the model's, and 4.5 of their errors."""
-    lanes = (draws / SCALES).double().square().mean(0)
-    return lanes.mean(0), 4.5 * lanes.std(0) / math.sqrt(len(lanes))
+    """Variances of ``(draw, chain, scale)`` over the model's, and 4.5 of their errors."""
+    batch = (draws / SCALES).double().square().mean(0)
+    return batch.mean(0), 4.5 * batch.std(0) / math.sqrt(len(batch))
 
 
 def test_a_badly_scaled_normal() -> None:
@@ -59,18 +61,25 @@ def test_a_badly_scaled_normal() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.25])
 def test_a_step_has_its_known_stationary_law(temperature: float) -> None:
-    lanes, noise, epsilon = 50_000, generator(), 0.1
+    batch, noise, epsilon = 50_000, generator(), 0.1
     curvatures = torch.tensor([4.0, 1 / 16]).double()
     square = torch.tensor([2.0, 0.01]).double()
     share = 0.5 * curvatures / (epsilon + square.sqrt())
-    position = torch.full((lanes, 2), 3.0).double()
+
+    def evaluate(params: Params) -> LangevinState:
+        x = params["x"]
+        return LangevinState(params, (curvatures * x**2).sum(1) / 2, {"x": curvatures * x})
+
+    start = evaluate({"x": torch.full((batch, 2), 3.0).double()})
+    state = PreconditionedState(*start, {"x": square})
     for _ in range(math.ceil(10 / float(share.min()))):  # (1 - share)^steps < e^-10
-        position = preconditioned_step(
-            position, -curvatures * position, square, 0.5, temperature, epsilon, noise
+        state, _info = preconditioned_step(
+            state, evaluate, 0.5, temperature, epsilon, generator=noise
         )
+    position = state.params["x"]
     variance = temperature / curvatures / (1 - share / 2)
-    assert (position.mean(0).abs() < 4.5 * (variance / lanes).sqrt()).all()
-    assert ((position.var(0) / variance - 1).abs() < 4.5 * math.sqrt(2 / lanes)).all()
+    assert (position.mean(0).abs() < 4.5 * (variance / batch).sqrt()).all()
+    assert ((position.var(0) / variance - 1).abs() < 4.5 * math.sqrt(2 / batch)).all()
 
 
 def test_the_average_is_that_of_squared_gradients_and_freezes_after_warm_up() -> None:
@@ -80,7 +89,7 @@ def test_the_average_is_that_of_squared_gradients_and_freezes_after_warm_up() ->
         squares.append(kernel.square["x"].clone())
         gradients.append(params["x"] / SCALES**2)
 
-    start = {"x": SCALES * torch.randn(LANES, 2, generator=generator())}
+    start = {"x": SCALES * torch.randn(BATCH, 2, generator=generator())}
     kernel = PreconditionedSGLD(scaled_model, STEP_SIZE, decay=decay)
     run(kernel, 5, 20, initial_params=start, hook_fn=hook)
     expected = (start["x"] / SCALES**2).square()

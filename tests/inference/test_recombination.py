@@ -35,15 +35,15 @@ class Near(GaussianPrior):
 
 
 def evaluator() -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
+    return Evaluator(SETTINGS, torch.Generator().manual_seed(0), Progress(False, 1.0))
 
 
-def near(time: int, lanes: int, multiple: int = 1, exact: bool = False) -> AnnealedPosterior:
+def near(time: int, batch: int, multiple: int = 1, exact: bool = False) -> AnnealedPosterior:
     priors = [
         Near("up", float(LEVELS[0]), multiple, multiple=multiple),
         Near("down", float(LEVELS[1])),
     ]
-    return AnnealedPosterior(LEVELS.mean().expand(lanes, time), priors, Mixing.mean(2), exact)
+    return AnnealedPosterior(LEVELS.mean().expand(batch, time), priors, Mixing.mean(2), exact)
 
 
 def wrong_at(target: AnnealedPosterior, windows: set[int], by: float = 0.8) -> Tensor:
@@ -64,7 +64,7 @@ def test_windows_are_those_of_whoever_is_right(time: int, multiple: int) -> None
     frame = frame_time(target.priors, time)
     count = -(-frame // WINDOW)
     everywhere = set(range(count))
-    # In the second lane it is another one that is right; the last window is a short one.
+    # In the second chain it is another one that is right; the last window is a short one.
     first = torch.stack([wrong_at(target, {0, count - 1}), wrong_at(target, everywhere - {1})])
     others = torch.stack(
         [
@@ -121,7 +121,7 @@ def test_replicas_mend_what_is_wrong_at_single_moments(
 ) -> None:
     target = near(time, 2, multiple, exact)
     clean = torch.stack([wrong_at(target, {0}), wrong_at(target, {1})])
-    result = refine(Found(target, clean, torch.zeros(2)), SETTINGS, evaluator())
+    result = refine(Found(target, clean, torch.zeros(2)), evaluator())
     assert result.clean.shape == clean.shape
     error = (result.clean - LEVELS[:, None]).square().mean((-1, -2)).sqrt()
     assert (error < 0.2).all()
@@ -132,10 +132,10 @@ def test_replicas_mend_what_is_wrong_at_single_moments(
 
 
 def test_without_replicas_all_is_as_it_is() -> None:
-    target, work = near(300, 2), evaluator()
-    found = Found(target, torch.zeros(2, 2, 300), torch.zeros(2))
     settings = Annealing(1.5, 0.3, SIGMA, levels=6, replicas=0)
-    assert refine(found, settings, work) is found
+    target, work = near(300, 2), Evaluator(settings, torch.Generator(), Progress(False, 1.0))
+    found = Found(target, torch.zeros(2, 2, 300), torch.zeros(2))
+    assert refine(found, work) is found
     assert work.cost == 0
 
 
@@ -149,7 +149,7 @@ def test_where_gains_are_unknown_the_best_replica_is_taken_whole(
     latent = start_mixing(mixture, priors, Mixing.mean(2), True, False)
     target = AnnealedPosterior(mixture, list(priors.values()), latent)
     found = Found(target, torch.zeros(2, 2, 300), torch.zeros(2))
-    result = refine(found, SETTINGS, evaluator())
+    result = refine(found, evaluator())
     gains = result.target.latents()["gains"]
     assert gains.shape == (2, 2)
     assert not torch.equal(gains, target.latents()["gains"])

@@ -15,14 +15,16 @@ from pyro.infer.autoguide import init_to_value
 from torch import Tensor
 
 from pyro_sep.inference.annealing.schedules import polynomial_decay
-from pyro_sep.inference.kernels.sgld import SGLD, STABLE_SHARE, langevin_step, largest_curvature
+from pyro_sep.inference.kernels.curvature import STABLE_SHARE, largest_curvature
+from pyro_sep.inference.kernels.sgld import SGLD
+from pyro_sep.inference.steps.langevin import langevin_proposal
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.mixing.known import model as mixture_model
 from pyro_sep.priors.base import Priors
 
 MakePriors = Callable[..., Priors]
 GaussianLaw = Callable[..., tuple[Tensor, Tensor]]
-LANES = 400
+BATCH = 400
 DATA = torch.tensor([0.7, 1.9, 1.1])
 SQUARES = 0.7**2 + 1.9**2 + 1.1**2
 
@@ -44,10 +46,10 @@ def run(kernel: SGLD, draws: int, warmup: int, *args: Any, **options: Any) -> MC
 
 
 def assert_mean(values: Tensor, expected: float, sigmas: float = 4.5) -> None:
-    """The mean of ``(draw, lane)``, by the error that its independent lanes show."""
-    lanes = values.double().mean(0)
-    error = float(lanes.std()) / math.sqrt(len(lanes))
-    assert abs(float(lanes.mean()) - expected) < sigmas * error, (lanes.mean(), expected, error)
+    """The mean of ``(draw, chain)``, by the error that its independent chains show."""
+    batch = values.double().mean(0)
+    error = float(batch.std()) / math.sqrt(len(batch))
+    assert abs(float(batch.mean()) - expected) < sigmas * error, (batch.mean(), expected, error)
 
 
 @pytest.fixture
@@ -59,11 +61,11 @@ def one_after_another(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def normal_model(data: Tensor) -> None:
-    """Posterior of every lane: precision 1 / 4 + 3 / 0.25, mean the data's sum / 0.25 over it."""
-    with pyro.plate("lane", LANES):
+    """Posterior of every chain: precision 1 / 4 + 3 / 0.25, mean the data's sum / 0.25 over it."""
+    with pyro.plate("chain", BATCH):
         mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
         with pyro.plate("data", len(data)):
-            pyro.sample("observed", dist.Normal(mean, 0.5), obs=data[:, None].expand(-1, LANES))
+            pyro.sample("observed", dist.Normal(mean, 0.5), obs=data[:, None].expand(-1, BATCH))
 
 
 NORMAL_CURVATURE = 1 / 4 + 3 / 0.25
@@ -76,50 +78,50 @@ def standard_model() -> None:
 
 @pytest.mark.parametrize(("step_size", "temperature"), [(0.05, 1.0), (0.5, 1.0), (1.2, 0.25)])
 def test_a_step_has_its_known_stationary_law(step_size: float, temperature: float) -> None:
-    lanes, noise = 100_000, generator()
-    position = torch.full((lanes,), 3.0).double()
+    batch, noise = 100_000, generator()
+    position = torch.full((batch,), 3.0).double()
     for _ in range(math.ceil(10 / min(step_size, 0.8))):  # |1 - eta|^steps < e^-10
-        position = langevin_step(position, 1.0 - position, step_size, temperature, noise)
+        position = langevin_proposal(position, 1.0 - position, step_size, temperature, noise)
     variance = temperature / (1 - step_size / 2)
-    assert abs(float(position.mean()) - 1) < 4.5 * math.sqrt(variance / lanes)
-    assert abs(float(position.var()) / variance - 1) < 4.5 * math.sqrt(2 / lanes)
+    assert abs(float(position.mean()) - 1) < 4.5 * math.sqrt(variance / batch)
+    assert abs(float(position.var()) / variance - 1) < 4.5 * math.sqrt(2 / batch)
     unit = (position - 1) / math.sqrt(variance)
     assert scipy.stats.kstest(unit.numpy(), "norm").pvalue > 1e-4
 
 
 def test_a_step_goes_up_the_gradient() -> None:
     position, gradient = torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 4.0]])
-    climbed = langevin_step(position, gradient, 0.1, temperature=0.0)
+    climbed = langevin_proposal(position, gradient, 0.1, temperature=0.0)
     assert torch.allclose(climbed, torch.tensor([[1.05, -1.6]]))
     sizes = torch.tensor([[0.1, 0.2]])
-    climbed = langevin_step(position, gradient, sizes, temperature=0.0)
+    climbed = langevin_proposal(position, gradient, sizes, temperature=0.0)
     assert torch.allclose(climbed, torch.tensor([[1.05, -1.2]]))
     position = torch.tensor([4.0]).double()
     for _ in range(100):
-        position = langevin_step(position, -2 * (position - 1.5), 0.2, temperature=0.0)
+        position = langevin_proposal(position, -2 * (position - 1.5), 0.2, temperature=0.0)
     assert float(position) == pytest.approx(1.5, abs=1e-12)
 
 
-def test_every_lane_has_noise_of_its_step_size() -> None:
-    lanes = 100_000
+def test_every_chain_has_noise_of_its_step_size() -> None:
+    batch = 100_000
     sizes = torch.tensor([[0.02], [0.5]]).double()
-    zeros = torch.zeros(2, lanes).double()
-    moved = langevin_step(zeros, zeros, sizes, 2.0, generator())
-    assert ((moved.var(1) / (4 * sizes[:, 0]) - 1).abs() < 4.5 * math.sqrt(2 / lanes)).all()
-    assert abs(float(torch.corrcoef(moved)[0, 1])) < 4.5 / math.sqrt(lanes)
+    zeros = torch.zeros(2, batch).double()
+    moved = langevin_proposal(zeros, zeros, sizes, 2.0, generator())
+    assert ((moved.var(1) / (4 * sizes[:, 0]) - 1).abs() < 4.5 * math.sqrt(2 / batch)).all()
+    assert abs(float(torch.corrcoef(moved)[0, 1])) < 4.5 / math.sqrt(batch)
 
 
 def test_the_generator_decides() -> None:
     zeros = torch.zeros(10)
-    first = langevin_step(zeros, zeros, 0.1, generator=generator())
+    first = langevin_proposal(zeros, zeros, 0.1, generator=generator())
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    assert torch.equal(langevin_step(zeros, zeros, 0.1, generator=generator()), first)
-    assert not torch.equal(langevin_step(zeros, zeros, 0.1, generator=generator(1)), first)
+    assert torch.equal(langevin_proposal(zeros, zeros, 0.1, generator=generator()), first)
+    assert not torch.equal(langevin_proposal(zeros, zeros, 0.1, generator=generator(1)), first)
     assert torch.equal(torch.get_rng_state(), before)
-    free = langevin_step(zeros, zeros, 0.1)
+    free = langevin_proposal(zeros, zeros, 0.1)
     torch.manual_seed(99)
-    assert torch.equal(langevin_step(zeros, zeros, 0.1), free)
+    assert torch.equal(langevin_proposal(zeros, zeros, 0.1), free)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_two_chains_on_a_conjugate_model(
     kernel = SGLD(normal_model, step_size, temperature)
     mcmc = run(kernel, 150, 100, DATA, num_chains=2)
     draws = mcmc.get_samples(group_by_chain=True)["mean"]
-    assert draws.shape == (2, 150, LANES)
+    assert draws.shape == (2, 150, BATCH)
     used = mcmc.diagnostics()["step size"]
     if step_size is None:
         step_size = 2 * STABLE_SHARE / NORMAL_CURVATURE
@@ -144,7 +146,7 @@ def test_two_chains_on_a_conjugate_model(
     # Chains of their own: different starts, different noise.
     unit = (draws - NORMAL_MEAN) / math.sqrt(variance)
     across = (unit[0] * unit[1]).double().mean(0)
-    assert abs(float(across.mean())) < 4.5 * float(across.std()) / math.sqrt(LANES)
+    assert abs(float(across.mean())) < 4.5 * float(across.std()) / math.sqrt(BATCH)
     if step_size < 0.1:
         assert float((draws[0, 0] - draws[1, 0]).abs().min()) > 0
 
@@ -182,16 +184,16 @@ def grid_law(log_density: Callable[[Tensor], Tensor], step_size: float, grid: Te
 
 def gamma_model() -> None:
     """Of a rate with prior Gamma(3, 2), 4 events seen: Gamma(7, 3)."""
-    with pyro.plate("lane", LANES):
+    with pyro.plate("chain", BATCH):
         rate = pyro.sample("site", dist.Gamma(3.0, 2.0))
-        pyro.sample("observed", dist.Poisson(rate), obs=torch.full((LANES,), 4.0))
+        pyro.sample("observed", dist.Poisson(rate), obs=torch.full((BATCH,), 4.0))
 
 
 def scale_model() -> None:
-    with pyro.plate("lane", LANES):
+    with pyro.plate("chain", BATCH):
         scale = pyro.sample("site", dist.HalfNormal(1.0))
         with pyro.plate("data", 3):
-            pyro.sample("observed", dist.Normal(0.0, scale), obs=DATA[:, None].expand(-1, LANES))
+            pyro.sample("observed", dist.Normal(0.0, scale), obs=DATA[:, None].expand(-1, BATCH))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_a_constrained_site(
     model: Callable[[], None], log_density: Callable[[Tensor], Tensor], step_size: float
 ) -> None:
     # Pyro's own start can be where the density is too steep for this step.
-    start = init_to_value(values={"site": torch.ones(LANES)})
+    start = init_to_value(values={"site": torch.ones(BATCH)})
     mcmc = run(SGLD(model, step_size, init_strategy=start), 300, 100)
     assert mcmc.diagnostics()["divergences"]["chain 0"] == []
     draws = mcmc.get_samples()["site"]
@@ -234,7 +236,7 @@ def test_the_derived_step_is_stable_on_an_ill_conditioned_model() -> None:
     precision = turn.T @ torch.diag(curvatures) @ turn
 
     def model() -> None:
-        with pyro.plate("lane", LANES):
+        with pyro.plate("chain", BATCH):
             pyro.sample("x", dist.MultivariateNormal(torch.ones(2), precision_matrix=precision))
 
     mcmc = run(SGLD(model), 400, 1_000)  # the slow direction forgets in 200 steps
@@ -391,16 +393,16 @@ def test_the_seed_decides() -> None:
 
 def test_draws_predict() -> None:
     def model(data: Tensor | None) -> None:
-        with pyro.plate("lane", LANES):
+        with pyro.plate("chain", BATCH):
             mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
             with pyro.plate("data", 3):
-                obs = None if data is None else data[:, None].expand(-1, LANES)
+                obs = None if data is None else data[:, None].expand(-1, BATCH)
                 pyro.sample("observed", dist.Normal(mean, 0.5), obs=obs)
 
     step_size = 0.5 / NORMAL_CURVATURE
     mcmc = run(SGLD(model, step_size), 100, 40, DATA)
     predicted = Predictive(model, mcmc.get_samples())(None)["observed"]
-    assert predicted.shape == (100, 3, LANES)
+    assert predicted.shape == (100, 3, BATCH)
     variance = biased(NORMAL_CURVATURE, step_size) + 0.25
     for observed in predicted.movedim(1, 0):
         assert_mean(observed, NORMAL_MEAN)

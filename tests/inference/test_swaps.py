@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_sep.inference.annealing.descent import Found
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.settings import SCREENED, Annealing, Round
-from pyro_sep.inference.annealing.swaps import mend, rank, swap
+from pyro_sep.inference.annealing.swaps import rank, swap_round, swap_search
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors
@@ -46,11 +46,11 @@ class Placed(GaussianPrior):
 
 
 def evaluator() -> Evaluator:
-    return Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
+    return Evaluator(SETTINGS, torch.Generator().manual_seed(0), Progress(False, 1.0))
 
 
 def placed(orders: Sequence[Sequence[int]]) -> Found:
-    """Lanes whose sources are at each other's places."""
+    """Chains whose sources are at each other's places."""
     clean = torch.tensor(PLACES)[torch.tensor(orders)][..., None].repeat(1, 1, TIME)
     mixture = torch.tensor(PLACES).mean().expand(len(orders), TIME)
     priors = [Placed(str(place), place) for place in PLACES]
@@ -59,7 +59,7 @@ def placed(orders: Sequence[Sequence[int]]) -> Found:
 
 
 def silent_or_not(priors: Priors, present: Sequence[Sequence[bool]], clean: Tensor) -> Found:
-    """Lanes in which it is decided which sources are present."""
+    """Chains in which it is decided which sources are present."""
     target = AnnealedPosterior(
         torch.zeros(len(clean), clean.shape[-1]),
         [SpikeAndSlab(prior) for prior in priors.values()],
@@ -76,7 +76,7 @@ def assert_in_place(clean: Tensor) -> None:
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_the_exchange_that_priors_rank_best_comes_first(i: int) -> None:
+def test_the_swap_that_priors_rank_best_comes_first(i: int) -> None:
     j, k = (i + 1) % 3, (i + 2) % 3
     order = [0, 1, 2]
     order[i], order[j] = j, i
@@ -92,65 +92,65 @@ def test_the_exchange_that_priors_rank_best_comes_first(i: int) -> None:
     assert tried.assignment[0, 2, k] != k
 
 
-@pytest.mark.parametrize(("count", "exchanges"), [(1, 0), (2, 1), (3, 2), (4, 2)])
-def test_candidates_are_a_few_exchanges_and_all_flips(
-    gaussian_priors: MakePriors, count: int, exchanges: int
+@pytest.mark.parametrize(("count", "swaps"), [(1, 0), (2, 1), (3, 2), (4, 2)])
+def test_candidates_are_a_few_swaps_and_all_flips(
+    gaussian_priors: MakePriors, count: int, swaps: int
 ) -> None:
     priors = gaussian_priors(0.5, 0.3, 0.2, 0.4, multiples=(1,) * count)
     clean = torch.zeros(2, count, 8)
     known = AnnealedPosterior(torch.zeros(2, 8), list(priors.values()), Mixing.mean(count))
     if count > 1:
         tried = rank(Found(known, clean, torch.zeros(2)), SIGMA, evaluator())
-        assert tried.assignment.shape == (2, 1 + exchanges, count)
+        assert tried.assignment.shape == (2, 1 + swaps, count)
     found = silent_or_not(priors, [[True] * count] * 2, clean)
     tried = rank(found, SIGMA, evaluator())
-    assert tried.assignment.shape == tried.flipped.shape == (2, 1 + exchanges + count, count)
-    assert not tried.flipped[:, : 1 + exchanges].any()
-    assert torch.equal(tried.flipped[:, 1 + exchanges :], (torch.eye(count) > 0).expand(2, -1, -1))
-    assert (tried.assignment[:, 1 + exchanges :] == torch.arange(count)).all()
+    assert tried.assignment.shape == tried.flipped.shape == (2, 1 + swaps + count, count)
+    assert not tried.flipped[:, : 1 + swaps].any()
+    assert torch.equal(tried.flipped[:, 1 + swaps :], (torch.eye(count) > 0).expand(2, -1, -1))
+    assert (tried.assignment[:, 1 + swaps :] == torch.arange(count)).all()
     rows = torch.cat([tried.assignment[0], tried.flipped[0].long()], 1)
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
 
 
-def test_every_order_is_mended_and_the_right_one_stays() -> None:
+def test_every_order_is_corrected_and_the_right_one_stays() -> None:
     orders = [*permutations(range(3))]
-    found = mend(placed(orders), held(), SETTINGS, evaluator())
+    found = swap_search(placed(orders), held(), evaluator())
     assert_in_place(found.clean)
 
 
-def test_one_exchange_is_one_round_and_a_cycle_takes_two() -> None:
+def test_one_swap_is_one_round_and_a_cycle_takes_two() -> None:
     orders = [(0, 1, 2), (1, 0, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)]
-    found, changed = swap(placed(orders), held(), SETTINGS, evaluator())
+    found, changed = swap_round(placed(orders), held(), evaluator())
     assert changed.tolist() == [False, True, True, True, True]
     assert_in_place(found.clean[:3])
     right = (found.clean.mean(-1) - torch.tensor(PLACES)).abs() < 0.2
     assert right.sum(1).tolist() == [3, 3, 3, 1, 1]
-    found, changed = swap(found, held(), SETTINGS, evaluator())
+    found, changed = swap_round(found, held(), evaluator())
     assert changed.tolist() == [False, False, False, True, True]
     assert_in_place(found.clean)
-    again, changed = swap(found, held(), SETTINGS, evaluator())
+    again, changed = swap_round(found, held(), evaluator())
     assert not changed.any()
     assert_in_place(again.clean)
 
 
 @pytest.mark.parametrize("most", range(5))
-def test_only_lanes_that_changed_have_another_round(most: int) -> None:
+def test_only_chains_that_changed_have_another_round(most: int) -> None:
     orders = [(0, 1, 2), (1, 0, 2), (1, 2, 0)]
     work = evaluator()
-    found = mend(placed(orders), held(most), SETTINGS, work)
-    lanes = (3, 2, 1, 0)[:most]  # a third round finds the cycle in place
+    found = swap_search(placed(orders), held(most), work)
+    searched = (3, 2, 1, 0)[:most]  # a third round finds the cycle in place
     ranked = 3 / 3  # densities of three priors
     each = (1 + SCREENED) * len(held().sigmas) + ranked
-    assert work.cost == pytest.approx(sum(lanes) * each * 3 * TIME)
+    assert work.cost == pytest.approx(sum(searched) * each * 3 * TIME)
     if most == 0:
         assert torch.equal(found.clean, placed(orders).clean)
 
 
 def test_the_density_is_that_of_the_best() -> None:
-    found = mend(placed([(0, 1, 2), (1, 2, 0)]), held(), SETTINGS, evaluator())
-    # Both lanes end alike; 40 standard normals of 6 dimensions more or less.
+    found = swap_search(placed([(0, 1, 2), (1, 2, 0)]), held(), evaluator())
+    # Both chains end alike; 40 standard normals of 6 dimensions more or less.
     assert float((found.log_density[0] - found.log_density[1]).abs()) < 40
-    worse = mend(placed([(1, 2, 0)]), held(1), SETTINGS, evaluator())
+    worse = swap_search(placed([(1, 2, 0)]), held(1), evaluator())
     assert float(found.log_density.min() - worse.log_density[0]) > 15
 
 
@@ -180,7 +180,7 @@ def test_who_is_not_present_is_silenced_and_who_is_is_woken(present: tuple[bool,
     )
     clean = (levels * torch.tensor(starts))[..., None].repeat(1, 1, TIME)
     presence = SETTINGS.rounds(2, True)[0]
-    found = mend(Found(target, clean, torch.zeros(4)), presence, SETTINGS, evaluator())
+    found = swap_search(Found(target, clean, torch.zeros(4)), presence, evaluator())
     assert found.target.present is not None
     assert (found.target.present == torch.tensor(present)).all()
     expected = (levels * torch.tensor(present)).expand(4, 2)
@@ -188,22 +188,22 @@ def test_who_is_not_present_is_silenced_and_who_is_is_woken(present: tuple[bool,
 
 
 def test_silence_for_silence_is_no_change(gaussian_priors: MakePriors) -> None:
-    """An exchange of two that are silent wins here: only one of the pairs is screened."""
+    """A swap of two that are silent wins here: only one of the pairs is screened."""
     priors = gaussian_priors(0.5, 0.5, 0.5)
     present = [[False, True, False], [False, False, False], [True, True, False]]
     found = silent_or_not(priors, present, torch.zeros(3, 3, TIME))
     kept: list[Tensor] = []
 
     def best(log_density: Tensor, group: int) -> Tensor:
-        """The first exchange of every lane."""
+        """The first swap of every chain."""
         kept.append(log_density)
         return torch.arange(1, len(log_density), group)
 
     work = evaluator()
     tried = rank(found, held().sigmas[-1], evaluator())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyro_sep.inference.annealing.swaps.best_lanes", best)
-        result, changed = swap(found, held(), SETTINGS, work)
+        patch.setattr("pyro_sep.inference.annealing.swaps.best_of_groups", best)
+        result, changed = swap_round(found, held(), work)
     assert len(kept[0]) == 3 * tried.assignment.shape[1]
     expected = []
     for row, order in zip(present, tried.assignment[:, 1].tolist(), strict=True):

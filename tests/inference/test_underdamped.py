@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.kernels.sgld import Evaluation
 from pyro_sep.inference.posterior import AnnealedPosterior
-from pyro_sep.inference.steps.underdamped import UnderdampedState, init, underdamped_step
+from pyro_sep.inference.state import Evaluation, UnderdampedState
+from pyro_sep.inference.steps.underdamped import init, underdamped_step
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors
 
@@ -52,36 +52,36 @@ def test_the_law_of_a_gaussian_is_exact_at_any_stable_step(
     bound_share: float, persistence: float
 ) -> None:
     # h^2 lambda is a share of its bound 4.
-    lanes, curvatures = 20_000, 400 * CURVATURES
+    batch, curvatures = 20_000, 400 * CURVATURES
     step_size = math.sqrt(4 * bound_share / 400)
     target, noise = Gaussian(curvatures, MEAN), generator()
-    state = init(torch.zeros(lanes, 3).double(), target, noise)
+    state = init(torch.zeros(batch, 3).double(), target, noise)
     for _ in range(400):  # the start is forgotten as persistence^(steps / 2) = e^-10, or faster
-        state = underdamped_step(state, target, step_size, persistence, noise)
-    assert_white(((state.position - MEAN) * curvatures.sqrt()).T, lanes)
+        state, _ = underdamped_step(state, target, step_size, persistence, noise)
+    assert_white(((state.position - MEAN) * curvatures.sqrt()).T, batch)
     # The velocity's law is not: BAOAB leaves it a variance of 1 - h^2 lambda / 4.
     variance = 1 - step_size**2 * curvatures / 4
-    assert_white((state.velocity / variance.sqrt()).T, lanes)
+    assert_white((state.velocity / variance.sqrt()).T, batch)
     unit = (state.position - MEAN) * curvatures.sqrt()
-    assert ((unit * state.velocity).mean(0).abs() < 4.5 / math.sqrt(lanes)).all()
+    assert ((unit * state.velocity).mean(0).abs() < 4.5 / math.sqrt(batch)).all()
 
 
 def test_beyond_the_bound_it_diverges() -> None:
     target, noise = Gaussian(torch.ones(1).double(), torch.zeros(1).double()), generator()
     state = init(torch.zeros(10, 1).double(), target, noise)
     for _ in range(200):
-        state = underdamped_step(state, target, 2.05, 0.9, noise)
+        state, _ = underdamped_step(state, target, 2.05, 0.9, noise)
     assert (state.position.abs() > 1e3).all()
 
 
 @pytest.mark.parametrize("persistence", [0.3, 0.9])
 def test_it_forgets_at_the_rate_of_the_integrator(persistence: float) -> None:
     """Mean of position and velocity after one step, and the noise that a step adds."""
-    step_size, curvature, lanes = 0.8, 1.7, 100_000
+    step_size, curvature, batch = 0.8, 1.7, 100_000
     target = Gaussian(torch.tensor([curvature]).double(), torch.zeros(1).double())
-    start = torch.full((lanes, 1), 1.5).double()
+    start = torch.full((batch, 1), 1.5).double()
     state = UnderdampedState(start, torch.full_like(start, -0.4), target(start))
-    after = underdamped_step(state, target, step_size, persistence, generator())
+    after, _ = underdamped_step(state, target, step_size, persistence, generator())
     half = -0.4 - step_size / 2 * curvature * 1.5
     position = 1.5 + step_size / 2 * half * (1 + persistence)
     velocity = persistence * half - step_size / 2 * curvature * position
@@ -89,8 +89,8 @@ def test_it_forgets_at_the_rate_of_the_integrator(persistence: float) -> None:
     spread = (step_size / 2 * noise, noise * (1 - step_size**2 * curvature / 4))
     found = (after.position, after.velocity)
     for value, mean, std in zip(found, (position, velocity), spread, strict=True):
-        assert abs(float(value.mean()) - mean) < 4.5 * std / math.sqrt(lanes)
-        assert abs(float(value.std()) / std - 1) < 4.5 / math.sqrt(2 * lanes)
+        assert abs(float(value.mean()) - mean) < 4.5 * std / math.sqrt(batch)
+        assert abs(float(value.std()) / std - 1) < 4.5 / math.sqrt(2 * batch)
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])
@@ -115,23 +115,23 @@ def test_the_bound_of_a_mixture_holds_for_any_gains(count: int) -> None:
 def test_the_posterior_of_a_mixture_is_exact(
     gaussian_priors: MakePriors, gaussian_posterior: GaussianLaw, count: int, persistence: float
 ) -> None:
-    sigma, lanes, time = 0.1, 128, 64
+    sigma, batch, time = 0.1, 128, 64
     mixing, noise = Mixing(GAINS[:count], 0.01), generator()
     priors = list(gaussian_priors(*LEVELS[:count]).values())
-    mixture = torch.randn(lanes, time, generator=noise, dtype=torch.float64)
+    mixture = torch.randn(batch, time, generator=noise, dtype=torch.float64)
     target = AnnealedPosterior(mixture, priors, mixing)
     evaluate = partial(target.evaluate, sigma=sigma)
-    start = torch.randn(lanes, count, time, generator=noise, dtype=torch.float64)
+    start = torch.randn(batch, count, time, generator=noise, dtype=torch.float64)
     state = init(start, evaluate, noise)
     pull, covariance = gaussian_posterior(LEVELS[:count], mixing, sigma)
     whiten = torch.linalg.inv(torch.linalg.cholesky(covariance))
     draws = []
     for step in range(1, 701):
-        state = underdamped_step(state, evaluate, 0.8 * sigma, persistence, noise)
+        state, _ = underdamped_step(state, evaluate, 0.8 * sigma, persistence, noise)
         if step in (500, 700):
             error = state.position - pull[:, None] * mixture[:, None]
             draws.append((whiten @ error).movedim(1, 0).flatten(1))
-    assert_white(torch.cat(draws, 1), 2 * lanes * time)
+    assert_white(torch.cat(draws, 1), 2 * batch * time)
 
 
 def test_a_step_takes_one_gradient() -> None:
@@ -139,7 +139,7 @@ def test_a_step_takes_one_gradient() -> None:
     state = init(torch.zeros(4, 3).double(), target, noise)
     assert target.calls == 1
     for _ in range(7):
-        state = underdamped_step(state, target, 0.5, 0.9, noise)
+        state, _ = underdamped_step(state, target, 0.5, 0.9, noise)
     assert target.calls == 8
     for kept, fresh in zip(state.evaluation, target(state.position), strict=True):
         assert torch.equal(kept, fresh)
@@ -157,7 +157,7 @@ def test_the_generator_decides() -> None:
         target = Gaussian(CURVATURES, MEAN)
         state = init(torch.zeros(4, 3).double(), target, noise)
         for _ in range(3):
-            state = underdamped_step(state, target, 0.5, 0.9, noise)
+            state, _ = underdamped_step(state, target, 0.5, 0.9, noise)
         return state
 
     first = walk(generator())

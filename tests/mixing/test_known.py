@@ -21,14 +21,15 @@ from pyro_sep.mixing.known import (
     NOISE_SCALE,
     Mixing,
     check_count,
+    default_gains,
     frame_time,
     model,
-    usual_gains,
 )
 from pyro_sep.mixing.latent import draw_mixing
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors.base import FloWaveNetPrior, Priors, WaveNetPrior
+from pyro_sep.priors.base import Priors
+from pyro_sep.priors.networks import FloWaveNetPrior, WaveNetPrior
 
 UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
 MakePriors = Callable[..., Priors]
@@ -284,9 +285,20 @@ def test_numbers_out_of_range(gains: tuple[float, ...], noise_scale: float, matc
     assert "\n" not in str(caught.value)
 
 
-def test_recordings_are_sums_and_toy_mixtures_means() -> None:
-    assert usual_gains(["sine", "saw"]) == (0.5, 0.5)
-    assert usual_gains(["saw", "flute"]) == (1.0, 1.0)
+def test_gains_are_those_of_the_set(gaussian_priors: Callable[..., Priors]) -> None:
+    priors = gaussian_priors(0.5, 0.2)
+    assert default_gains(priors) == (0.5, 0.5)
+    for prior in priors.values():
+        del prior.mixing
+    assert default_gains(priors) == (1.0, 1.0)  # of a prior that states nothing
+
+
+def test_priors_of_sets_that_disagree_need_gains(gaussian_priors: Callable[..., Priors]) -> None:
+    priors = gaussian_priors(0.5, 0.2)
+    priors["one"].mixing = "sum"
+    message = "^priors: got mixing 'sum' for one, 'mean' for two, expected one of all; give gains$"
+    with pytest.raises(ValueError, match=message):
+        default_gains(priors)
 
 
 FOUR = Mixing((0.3, -0.8), 0.1)

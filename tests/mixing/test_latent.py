@@ -189,7 +189,7 @@ def test_the_model_has_the_density_of_the_posterior(
     assert float(trace.log_prob_sum()) == pytest.approx(expected, rel=1e-6)
 
 
-def test_what_is_known_has_no_site(gaussian_priors: MakePriors) -> None:
+def test_what_is_plausible_has_no_site(gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(0.5, 0.2)
     trace = poutine.trace(draw_mixing).get_trace(priors, (0.4, 1.3), "infer")
     assert list(trace.stochastic_nodes) == ["noise_scale"]

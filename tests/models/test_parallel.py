@@ -132,7 +132,7 @@ def test_the_papers_priors_are_trained_by_two_processes(tmp_path: Path) -> None:
     assert sorted(os.listdir(out)) == ["flow"]
     for sigma in SERIAL_SIGMAS:
         folder = out / "flow" / f"sigma-{sigma:g}"
-        assert sorted(os.listdir(folder)) == ["sine.md", "sine.safetensors"]
+        assert sorted(os.listdir(folder)) == ["priors.json", "sine.md", "sine.safetensors"]
         assert load_priors(folder)["sine"].sigmas == (sigma, sigma)
         state = torch.load(out / "flow" / "sine.run" / folder.name / CHECKPOINT)
         assert state["step"] == (3 if sigma == 0 else 1)

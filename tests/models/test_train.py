@@ -17,17 +17,16 @@ from pyro_sep.data.toy import draw_sources
 from pyro_sep.models import train
 from pyro_sep.models.flowavenet import FloWaveNetConfig
 from pyro_sep.models.registry import Network, NetworkConfig, build
+from pyro_sep.models.settings import TrainConfig, schedule
 from pyro_sep.models.soundness import TOLERATED, Losses
 from pyro_sep.models.train import (
     CHECKPOINT,
     SERIAL_SIGMAS,
     TUNING_SHARE,
-    TrainConfig,
     TrainingDivergedError,
     draw_batch,
     fit,
     fit_serially,
-    schedule,
     score_loss,
 )
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig

@@ -15,7 +15,7 @@ from pyro_sep.data.toy import (
     waveform,
 )
 from pyro_sep.models.waveform import Waveform, WaveformConfig
-from pyro_sep.priors.base import WaveformPrior
+from pyro_sep.priors.waveform import WaveformPrior
 
 
 def noisy(name: str, count: int, time: int, sigma: float, seed: int = 0) -> tuple[Tensor, Tensor]:

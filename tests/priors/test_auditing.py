@@ -13,7 +13,6 @@ from pyro_sep.priors.auditing import (
     audit,
     discriminative,
     format_audit,
-    log_likelihoods,
     own_wins,
     save_audit,
 )
@@ -116,28 +115,6 @@ def test_inputs_are_noised_at_their_level() -> None:
         noise = noisy - clean
         assert float(noise.std() / sigma) == pytest.approx(1, abs=4 / math.sqrt(2 * FRAMES * TIME))
         assert abs(float(noise.mean())) < 4 * sigma / math.sqrt(FRAMES * TIME)
-
-
-def test_log_likelihoods_are_the_closed_form_clean_and_noised() -> None:
-    quiet = {name: WhitePrior(level / 2) for name, level in LEVELS.items()}
-    audio, sigmas = white_audio(), (0.05, 0.5)
-    table = log_likelihoods({"true": PRIORS, "quiet": quiet}, audio, sigmas, seed=2)
-    assert table.dims == ("priors", "input", "sigma", "prior", "source")
-    assert table["priors"].values.tolist() == ["true", "quiet"]
-    assert table["input"].values.tolist() == ["clean", "noised"]
-    for name, share in (("true", 1.0), ("quiet", 0.5)):
-        for sigma in sigmas:
-            for prior, a in LEVELS.items():
-                for source, b in LEVELS.items():
-                    cell = table.sel(priors=name, sigma=sigma, prior=prior, source=source)
-                    variance = (share * a) ** 2 + sigma**2
-                    entropy = 0.5 * math.log(2 * math.pi * variance)
-                    clean = float(audio[source].square().mean()) / (2 * variance)
-                    assert float(cell.sel(input="clean")) == pytest.approx(-entropy - clean)
-                    ratio = (b**2 + sigma**2) / variance
-                    error = 0.5 * ratio * math.sqrt(2 / (FRAMES * TIME))
-                    expected = pytest.approx(-entropy - 0.5 * ratio, abs=4 * error + 1e-5)
-                    assert float(cell.sel(input="noised")) == expected
 
 
 def table_of(*levels: list[list[float]]) -> xr.DataArray:

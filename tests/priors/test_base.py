@@ -25,14 +25,9 @@ from torch import Tensor
 from pyro_sep.models.registry import FAMILIES, Network, NetworkConfig, build, family_of
 from pyro_sep.models.waveform import Waveform, WaveformConfig
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors.base import (
-    PRIORS,
-    FloWaveNetPrior,
-    NetworkPrior,
-    WaveformPrior,
-    WaveNetPrior,
-)
 from pyro_sep.priors.io import load_prior, save_prior
+from pyro_sep.priors.networks import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from pyro_sep.priors.waveform import WaveformPrior
 
 TIME = 8
 CONFIGS: dict[str, NetworkConfig] = {"wavenet": WAVENET, "nested": NESTED, "halves": HALVES}
@@ -168,7 +163,8 @@ def test_misfit_of_the_true_prior_is_not_known() -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 0.009, 50.1, float("nan"), [0.1, 60.0]])
 def test_unknown_noise_levels(make: MakePrior, sigma: float | list[float]) -> None:
-    match = r"^sigma: got .*, expected 0\.01 to 50?, .* prior of 'saw' was trained for$"
+    match = r"^sigma: got .*, expected 0\.01 to 50?, .* prior of 'saw' was trained for; "
+    match += r"use prior\.condition\(0\.01\), or another level of these$"
     with pytest.raises(ValueError, match=match) as caught:
         make().condition(torch.tensor(sigma))
     assert "\n" not in str(caught.value)
@@ -322,7 +318,8 @@ def test_values_outside_the_support_are_refused(make: MakePrior) -> None:
     for law in (prior, prior.condition(0.3), prior.expand(torch.Size((2,)))):
         with pytest.raises(ValueError, match="support"):
             law.log_prob(bad)
-        with pytest.raises(ValueError, match="size"):
+        expected = r"^value: got 4 audio samples, expected 8, .*; use prior\.frame\(4\)$"
+        with pytest.raises(ValueError, match=expected):
             law.log_prob(noise(TIME - 4))
     assert prior.log_prob(noise(TIME)).isfinite()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_sep.mixing.known import Mixing, model
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
-from pyro_sep.priors.base import FloWaveNetPrior, FlowTransform
+from pyro_sep.priors.networks import FloWaveNetPrior, FlowTransform
 
 TIME = 8
 CONFIGS = {

@@ -4,6 +4,8 @@ import math
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,16 +17,20 @@ from safetensors.torch import load_file, save_file
 from pyro_sep.data.toy import WAVEFORMS
 from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, empty_weights, family_of
 from pyro_sep.priors import io as checkpoints
-from pyro_sep.priors.base import PRIORS, FloWaveNetPrior, NetworkPrior, WaveformPrior, WaveNetPrior
 from pyro_sep.priors.io import (
     FORMATS,
-    ORDER_FILE,
+    SET_FILE,
     SHIPPED,
+    add_to_set,
+    check_set,
     choose_priors,
     load_prior,
     load_priors,
     save_prior,
+    save_priors,
 )
+from pyro_sep.priors.networks import PRIORS, FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from pyro_sep.priors.waveform import WaveformPrior
 
 CONFIG = WAVENET
 CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")
@@ -34,6 +40,9 @@ CONFIGS: dict[str, NetworkConfig] = {
     "nested": NESTED,
     "halves": dataclasses.replace(HALVES, coupling="spline"),
 }
+
+
+NO_SET = r'expected \{"priors": \[NAME, \.\.\.\], "mixing": "sum" or "mean", "estimate"'
 
 
 def make_prior(
@@ -50,6 +59,11 @@ def folder(tmp_path: Path) -> Path:
     for name in ("violin", "oboe", "bassoon"):
         save_prior(make_prior(name), tmp_path / f"{name}.safetensors")
     return tmp_path
+
+
+def write_set(folder: Path, names: list[str], mixing: str = "sum", estimate: str = "mean") -> None:
+    content = {"priors": names, "mixing": mixing, "estimate": estimate}
+    (folder / SET_FILE).write_text(json.dumps(content))
 
 
 def one_line(call: Callable[[], object], match: str, path: Path) -> None:
@@ -105,7 +119,7 @@ def test_a_folder_is_in_the_order_of_names(folder: Path) -> None:
 
 
 def test_a_folder_is_in_the_order_of_its_list(folder: Path) -> None:
-    (folder / ORDER_FILE).write_text(json.dumps(["violin", "bassoon"]))
+    write_set(folder, ["violin", "bassoon"])
     priors = load_priors(folder)
     assert [(name, prior.name) for name, prior in priors.items()] == [
         ("violin", "violin"),
@@ -140,18 +154,29 @@ def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_folder_without_priors(tmp_path: Path) -> None:
     one_line(lambda: load_priors(tmp_path), r"no \*\.safetensors in it", tmp_path)
-    (tmp_path / ORDER_FILE).write_text("[]")
+    write_set(tmp_path, [])
     one_line(lambda: load_priors(tmp_path), r"no \*\.safetensors in it", tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "3", "null", '{"violin": 1}', "[1, 2]", '"violin"'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "3", "null", '{"violin": 1}', "[1, 2]", '"violin"', '["violin"]'),
+        '{"priors": ["violin"]}',
+        '{"priors": ["violin", 2], "mixing": "sum", "estimate": "mean"}',
+        '{"priors": "violin", "mixing": "sum", "estimate": "mean"}',
+        '{"priors": ["violin"], "mixing": "max", "estimate": "mean"}',
+        '{"priors": ["violin"], "mixing": "sum", "estimate": ["mean"]}',
+        '{"priors": ["violin"], "mixing": "sum", "estimate": "mean", "rate": 1}',
+    ],
+)
 def test_a_damaged_list(folder: Path, content: str) -> None:
-    (folder / ORDER_FILE).write_text(content)
-    one_line(lambda: load_priors(folder), "expected a JSON list of names", folder / ORDER_FILE)
+    (folder / SET_FILE).write_text(content)
+    one_line(lambda: load_priors(folder), NO_SET, folder / SET_FILE)
 
 
 def test_a_listed_file_is_missing(folder: Path) -> None:
-    (folder / ORDER_FILE).write_text('["violin", "harp"]')
+    write_set(folder, ["violin", "harp"])
     path = folder / "harp.safetensors"
     one_line(lambda: load_priors(folder), "not a readable safetensors file", path)
 
@@ -375,7 +400,7 @@ def test_what_systems_put_into_a_folder_is_no_prior(folder: Path) -> None:
     "entry", ["/etc/passwd", "../../../sine", "a/../b", "..", "", "a\0b", "a/../../../b"]
 )
 def test_entries_that_lead_astray(folder: Path, entry: str) -> None:
-    (folder / ORDER_FILE).write_text(json.dumps(["oboe", entry]))
+    write_set(folder, ["oboe", entry])
     with pytest.raises(ValueError, match=str(folder)) as caught:
         load_priors(folder)
     assert len(str(caught.value).splitlines()) == 1
@@ -383,13 +408,12 @@ def test_entries_that_lead_astray(folder: Path, entry: str) -> None:
 
 def test_a_list_that_is_deep_or_large(folder: Path) -> None:
     for content in ("[" * 100_000, json.dumps(["oboe"]) + " " * 2**21):
-        (folder / ORDER_FILE).write_text(content)
-        message = "expected a JSON list of names"
-        one_line(lambda: load_priors(folder), message, folder / ORDER_FILE)
+        (folder / SET_FILE).write_text(content)
+        one_line(lambda: load_priors(folder), NO_SET, folder / SET_FILE)
 
 
 def test_a_neighbour_of_a_set(families: Path) -> None:
-    (families / "flow" / ORDER_FILE).write_text('["../wavenet/sine", "saw"]')
+    write_set(families / "flow", ["../wavenet/sine", "saw"])
     assert list(load_priors(families / "flow")) == ["sine", "saw"]
 
 
@@ -461,7 +485,7 @@ def families(tmp_path: Path) -> Path:
         (tmp_path / family).mkdir()
         for name in ("sine", "saw"):
             save_prior(make_prior(name, config=config), tmp_path / family / f"{name}.safetensors")
-    (tmp_path / ORDER_FILE).write_text('["wavenet/sine", "flow/saw"]')
+    write_set(tmp_path, ["wavenet/sine", "flow/saw"])
     return tmp_path
 
 
@@ -470,7 +494,7 @@ def test_a_set_may_be_of_several_families(families: Path) -> None:
     assert list(priors) == ["sine", "saw"]
     assert [type(prior) for prior in priors.values()] == [WaveNetPrior, FloWaveNetPrior]
     assert [prior.name for prior in priors.values()] == ["sine", "saw"]
-    (families / ORDER_FILE).write_text('["flow/saw", "flow/sine"]')
+    write_set(families, ["flow/saw", "flow/sine"])
     priors = load_priors(families)
     assert list(priors) == ["saw", "sine"]
     assert all(isinstance(prior, FloWaveNetPrior) for prior in priors.values())
@@ -507,7 +531,7 @@ def test_the_sets_that_ship_of_one_family(family: str) -> None:
 def test_the_set_that_ships_takes_each_from_a_family() -> None:
     priors = load_priors("toy")
     assert list(priors) == ["sine", "saw", "square", "triangle"]
-    entries = json.loads((SHIPPED / "toy" / ORDER_FILE).read_text())
+    entries = json.loads((SHIPPED / "toy" / SET_FILE).read_text())["priors"]
     for entry, (name, prior) in zip(entries, priors.items(), strict=True):
         family, _, source = entry.partition("/")
         assert source == name == prior.name
@@ -527,8 +551,8 @@ def test_a_failed_save_leaves_the_older_file(folder: Path, monkeypatch: pytest.M
 
 
 def test_a_source_that_a_set_names_twice(families: Path) -> None:
-    (families / ORDER_FILE).write_text('["wavenet/saw", "flow/saw"]')
-    one_line(lambda: load_priors(families), "got a source twice", families / ORDER_FILE)
+    write_set(families, ["wavenet/saw", "flow/saw"])
+    one_line(lambda: load_priors(families), "got a source twice", families / SET_FILE)
 
 
 def test_the_true_priors_need_no_files(tmp_path: Path) -> None:
@@ -587,7 +611,77 @@ def test_a_config_that_does_not_say_what_the_network_knows(folder: Path, value: 
 
 def test_an_order_that_is_no_file(folder: Path) -> None:
     os.mkfifo(folder / "priors.json")
-    one_line(lambda: load_priors(folder), "expected a JSON list of names", folder)
+    one_line(lambda: load_priors(folder), NO_SET, folder)
     (folder / "priors.json").unlink()
     (folder / "priors.json").symlink_to(folder / "nowhere")
-    one_line(lambda: load_priors(folder), "expected a JSON list of names", folder)
+    one_line(lambda: load_priors(folder), NO_SET, folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        *((name, ("mean", "best")) for name in ("toy", "toy/wavenet", "toy/flow", "toy/oracle")),
+        ("music", ("sum", "mean")),
+    ],
+)
+def test_the_sets_that_ship_say_how_their_sources_add_up(name: str, law: tuple[str, str]) -> None:
+    for prior in load_priors(name).values():
+        wide = prior.expand(torch.Size((2,)))
+        for same in (prior, prior.condition(prior.sigmas[1]), prior.frame(256), wide):
+            assert (same.mixing, same.estimate) == law
+
+
+def test_a_folder_without_a_list_is_of_recordings(folder: Path) -> None:
+    assert {(p.mixing, p.estimate) for p in load_priors(folder).values()} == {("sum", "mean")}
+    write_set(folder, ["violin", "oboe"], "mean", "best")
+    assert {(p.mixing, p.estimate) for p in load_priors(folder).values()} == {("mean", "best")}
+
+
+def tone(name: str) -> NetworkPrior:
+    prior = make_prior(name)
+    prior.mixing, prior.estimate = "mean", "best"
+    return prior
+
+
+def test_a_set_grows_by_priors_of_its_law(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "set"
+    assert add_to_set(folder, tone("violin")) == folder / "violin.safetensors"
+    add_to_set(folder, tone("bassoon"))
+    add_to_set(folder, tone("violin"))  # trained again
+    content = json.loads((folder / SET_FILE).read_text())
+    assert content == {"priors": ["violin", "bassoon"], "mixing": "mean", "estimate": "best"}
+    loaded = load_priors(folder)
+    assert list(loaded) == ["violin", "bassoon"]
+    assert {prior.estimate for prior in loaded.values()} == {"best"}
+    before = sorted(folder.iterdir())
+    assert len(before) == 3
+    message = "got priors of mixing 'mean' and estimate 'best', expected 'sum' and 'mean'; give"
+    one_line(lambda: add_to_set(folder, make_prior("oboe")), message, folder)
+    one_line(lambda: check_set(folder, "sum", "mean"), message, folder)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_folder_of_recordings_becomes_a_set(folder: Path) -> None:
+    one_line(lambda: add_to_set(folder, tone("horn")), "got priors of mixing 'sum'", folder)
+    add_to_set(folder, make_prior("horn"))
+    assert list(load_priors(folder)) == ["bassoon", "oboe", "violin", "horn"]
+
+
+def test_a_prior_takes_the_place_of_one_from_another_folder(families: Path) -> None:
+    add_to_set(families, make_prior("sine"))
+    assert json.loads((families / SET_FILE).read_text())["priors"] == ["sine", "flow/saw"]
+
+
+def test_many_add_to_a_set_at_once(tmp_path: Path) -> None:
+    priors = [tone(f"violin{number}") for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(partial(add_to_set, tmp_path), priors))
+    assert sorted(load_priors(tmp_path)) == [prior.name for prior in priors]
+
+
+def test_a_set_is_saved_whole(tmp_path: Path) -> None:
+    priors = {name: tone(name) for name in ("violin", "oboe")}
+    save_priors(priors, tmp_path)
+    loaded = load_priors(tmp_path)
+    assert list(loaded) == ["violin", "oboe"]
+    assert {prior.mixing for prior in loaded.values()} == {"mean"}

@@ -13,12 +13,13 @@ from pyro_sep import Separation, load_priors, separate
 from pyro_sep.inference.annealing.descent import Found
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.annealing.swaps import mend
+from pyro_sep.inference.annealing.swaps import swap_search
 from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
 from pyro_sep.mixing.known import Mixing, model
+from pyro_sep.priors.base import stated
 from pyro_sep.priors.spike_slab import ABSENCE, SpikeAndSlab
 from pyro_sep.progress import Progress
-from pyro_sep.separation.api import default_ladder
+from pyro_sep.separation.presets import default_ladder
 
 LEVEL, SIGMA, ABSENT = 0.5, 0.2, 0.3
 
@@ -54,6 +55,11 @@ def test_the_density_integrates_to_one(sigma: float) -> None:
     x = torch.cartesian_prod(axis, axis)
     total = law(sigma=sigma).log_prob(x).exp().sum() * (axis[1] - axis[0]) ** 2
     assert float(total) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_prior_that_may_be_silent_states_what_its_prior_states() -> None:
+    priors = {"white": law().condition(0.5), "other": law().frame(4)}
+    assert (stated(priors, "mixing", ""), stated(priors, "estimate", "")) == ("mean", "best")
 
 
 def test_presence_is_bayes_rule() -> None:
@@ -216,10 +222,10 @@ def test_rounds_find_who_is_present(start: tuple[bool, ...]) -> None:
     )
     ladder: dict[str, Any] = default_ladder(TONES, TIME)
     settings = Annealing(**ladder)
-    evaluator = Evaluator(torch.Generator().manual_seed(0), Progress(False, 1.0))
+    evaluator = Evaluator(settings, torch.Generator().manual_seed(0), Progress(False, 1.0))
     found = Found(target, torch.zeros(lanes, 3, TIME), torch.zeros(lanes))
     for held in settings.rounds(3, may_be_silent=True):
-        found = mend(found, held, settings, evaluator)
+        found = swap_search(found, held, evaluator)
     assert found.target.present is not None
     # The middle tone may be present and so quiet that no one can tell.
     assert found.target.present[:, [0, 2]].all()

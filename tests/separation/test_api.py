@@ -4,8 +4,10 @@ import statistics
 import sys
 import warnings
 from contextlib import ExitStack
-from dataclasses import asdict
+from copy import copy
+from dataclasses import asdict, fields, replace
 from functools import cache, partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +26,14 @@ from pyro_sep.inference.annealing.settings import RESTART, Annealing
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors.base import FloWaveNetPrior, NetworkPrior, WaveNetPrior
-from pyro_sep.separation.api import (
-    MIN_TIME,
+from pyro_sep.priors.networks import FloWaveNetPrior, NetworkPrior, WaveNetPrior
+from pyro_sep.separation.api import Separation, separate_batch, separation_from_draws
+from pyro_sep.separation.inputs import MIN_TIME, check_mixtures
+from pyro_sep.separation.presets import (
     PRESETS,
-    Separation,
-    check_mixtures,
     default_constraint,
     default_ladder,
     resolve_settings,
-    separate_batch,
-    separation_from_draws,
 )
 from pyro_sep.separation.recorder import DrawRecorder
 from pyro_sep.trace.dataset import save_trace, to_arviz
@@ -43,6 +42,7 @@ TIME = 300
 BUDGET = {"levels": 6, "candidates": 2, "tries": 1, "swaps": 0, "replicas": 2, "chains": 2}
 BUDGET |= {"cooling": 4, "warmup": 3, "draws": 6, "thin": 1}
 LEVELS = {"oboe": 0.5, "flute": 0.3}
+TONES: dict[str, Any] = {"mixing": "mean", "estimate": "best"}
 
 
 def make_prior(name: str, **config: Any) -> WaveNetPrior:
@@ -61,7 +61,7 @@ def make_prior(name: str, **config: Any) -> WaveNetPrior:
         )
     )
     torch.nn.init.normal_(network.head_out.weight, std=0.3)
-    return WaveNetPrior(network, name=name, sample_rate=8_000)
+    return WaveNetPrior(network, name=name, sample_rate=8_000, **TONES)
 
 
 def make_flow(name: str) -> FloWaveNetPrior:
@@ -79,7 +79,7 @@ def make_flow(name: str) -> FloWaveNetPrior:
         )
     )
     torch.nn.init.normal_(network.interpolator.head_out.weight, std=0.3)
-    return FloWaveNetPrior(network, name=name, sample_rate=8_000)
+    return FloWaveNetPrior(network, name=name, sample_rate=8_000, **TONES)
 
 
 PRIORS = {name: make_prior(name) for name in LEVELS}
@@ -356,8 +356,51 @@ def test_settings_are_the_ladder_the_preset_and_what_is_given() -> None:
     settings = resolve_settings(PRIORS, TIME, "mean", "quick", draws=3)
     ladder, budget = default_ladder(PRIORS, TIME, True), PRESETS["quick"]["mean"]
     assert asdict(settings).items() >= (ladder | budget | {"draws": 3}).items()
-    with pytest.raises(ValueError, match=r"^draw: got an unknown option, .*; did you mean draws\?"):
+    whole = resolve_settings(PRIORS, TIME, settings=settings, chains=2, draws=None)
+    assert whole == replace(settings, chains=2)
+    with pytest.raises(TypeError, match="'draw'"):
         resolve_settings(PRIORS, TIME, draw=3)
+
+
+def test_the_estimate_and_its_preset_are_those_of_the_priors() -> None:
+    assert resolve_settings(PRIORS, TIME) == resolve_settings(PRIORS, TIME, "best", "standard")
+    recordings = {name: copy(prior) for name, prior in PRIORS.items()}
+    for prior in recordings.values():
+        prior.mixing, prior.estimate = "sum", "mean"
+    assert resolve_settings(recordings, TIME) == resolve_settings(PRIORS, TIME, "mean", "quick")
+    result = separate(WAVE, recordings, **TINY)
+    assert result.trace.attrs["estimate"] == "mean"
+    assert result.trace["constant_data"]["gains"].values.tolist() == [1.0, 1.0]
+    expected = separate(WAVE, PRIORS, gains=(1.0, 1.0), estimate="mean", preset="quick", **TINY)
+    assert torch.equal(result.sources, expected.sources)
+
+
+def test_priors_of_sets_that_disagree_need_options() -> None:
+    other = copy(PRIORS["flute"])
+    other.mixing, other.estimate = "sum", "mean"
+    mixed = PRIORS | {"flute": other}
+    with pytest.raises(ValueError, match=r"^priors: got mixing .*; give gains$"):
+        separate(WAVE, mixed, **TINY)
+    with pytest.raises(ValueError, match=r"^priors: got estimate .*; give estimate$"):
+        separate(WAVE, mixed, gains=(0.5, 0.5), **TINY)
+
+
+def test_settings_are_given_whole_or_by_name(plain: Separation) -> None:
+    whole = resolve_settings(PRIORS, TIME, **TINY)
+    assert same(separate(WAVE, PRIORS, settings=whole), plain)
+    assert same(separate(WAVE, PRIORS, settings=replace(whole, draws=9), draws=whole.draws), plain)
+
+
+def test_every_option_has_a_name_a_type_and_a_default() -> None:
+    single, batch = (signature(function).parameters for function in (separate, separate_batch))
+    names = [name for name in single if name not in ("mixture", "priors")]
+    assert names == [name for name in batch if name not in ("mixtures", "priors")]
+    for name in names:
+        for option in (single[name], batch[name]):
+            assert option.kind is option.KEYWORD_ONLY
+            assert option.default is not option.empty
+            assert option.annotation is not option.empty
+    assert {field.name for field in fields(Annealing)} <= {*names}
 
 
 ORACLES = {name: load_priors("toy/oracle")[name] for name in ("square", "saw")}
@@ -549,15 +592,21 @@ CYCLE.append(CYCLE)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixture": WAVE[None]}, r"mixture: got shape \(1, 300\), .*; give mixture\[0\]"),
-        ({"mixture": WAVE[:, None]}, r"mixture: got shape \(300, 1\), .*; give mixture\[:, 0\]"),
+        ({"mixture": WAVE[None]}, r"mixture: got shape \(1, 300\), .*; use separate\(mixture\[0\]"),
+        (
+            {"mixture": WAVE[:, None]},
+            r"mixture: got shape \(300, 1\), .*; use separate\(mixture\[:, 0\], priors\)",
+        ),
         ({"mixture": "mixture.wav"}, "mixture: got 'mixture.wav', expected audio in floats"),
         ({"mixture": (WAVE * 32767).short()}, "mixture: got int16, expected .*; divide by"),
         (
             {"mixture": WAVE * 32767},
             r"mixture: got a peak of \d+\.?\d*, expected .* scale 1; divide",
         ),
-        ({"mixture": WAVE.to("meta")}, "mixture: got a tensor without content"),
+        (
+            {"mixture": WAVE.to("meta")},
+            r"mixture: got a tensor on meta, expected it on cpu, .*; use prior\.to\('meta'\), or",
+        ),
         ({"priors": "toy"}, r"priors: got 'toy', expected .*load_priors\(\"toy\"\)"),
         ({"priors": {}}, "priors: got none, expected priors by source name"),
         ({"priors": list(PRIORS.values())}, "priors: got a list, expected priors by"),
@@ -597,13 +646,13 @@ CYCLE.append(CYCLE)
         ({"attrs": {"estimate": "mean"}}, "attrs: got 'estimate', which the trace says"),
         ({"checkpoint": 3}, "checkpoint: got 3, expected a path"),
         ({"checkpoint": ""}, "checkpoint: got '', expected a path"),
-        ({"store": 3}, "stores: got 3, expected a path"),
-        ({"stores": "a.zarr"}, "stores: got 'a.zarr', expected a list of paths"),
-        ({"stores": []}, "stores: got 0 paths, expected 1"),
-        ({"store": "a.zarr", "stores": ["a.zarr"]}, "store: got stores too, expected one"),
-        ({"level": 3}, "level: got an unknown option, expected .*; did you mean levels?"),
-        ({"gain": 3}, "gain: got an unknown option, expected .*; did you mean gains?"),
-        ({"colour": 3}, "colour: got an unknown option, expected .*; leave it out"),
+        ({"store": 3}, "store: got 3, expected a path"),
+        ({"store": ["a.zarr"]}, r"store: got \['a.zarr'\], expected a path"),
+        ({"settings": 3}, "settings: got 3, expected pyro_sep.inference.Annealing"),
+        (
+            {"settings": Annealing(2.0, 1.0, 0.1), "preset": "quick"},
+            "settings: got preset too, expected one of the two",
+        ),
         ({"preset": "slow"}, "preset: got 'slow', expected one of quick, standard, thorough"),
         ({"tries": 1.5}, "tries: got 1.5, expected at least 1"),
         ({"warmup": True}, "warmup: got True, expected at least 1"),
@@ -635,9 +684,14 @@ def test_an_argument_of_no_use_is_named_in_a_line(arguments: dict[str, Any], mes
         ({"mixtures": WAVE}, r"mixtures: got shape \(300,\), expected \(mixture, time\)"),
         ({"mixtures": [WAVE, WAVE[1:]]}, r"mixtures: got list \(setting an array element"),
         ({"mixtures": torch.ones(0, 300)}, r"mixtures: got shape \(0, 300\), expected .*one"),
-        ({"stores": ["a.zarr", "./a.zarr"]}, "stores: got a path twice, expected one"),
+        (
+            {"mixtures": WAVE[:, None]},
+            r"mixtures: got .*; use separate\(mixtures\[:, 0\], priors\)",
+        ),
+        ({"store": ["a.zarr", "./a.zarr"]}, "store: got a path twice, expected one"),
+        ({"store": "a.zarr"}, "store: got 'a.zarr', expected a list of paths"),
+        ({"store": []}, "store: got 0 paths, expected 2"),
         ({"true_sources": tones()}, r"true_sources: got shape \(2, 300\), expected \(2, 2, 300\)"),
-        ({"store": "a.zarr"}, "store: got an unknown option, .* did you mean stores?"),
     ],
 )
 def test_an_argument_of_a_batch_of_no_use(arguments: dict[str, Any], message: str) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import pyro_sep
-from pyro_sep.inference.kernels.sgld import Evaluation
 from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.inference.state import Evaluation
 from pyro_sep.priors.base import Priors
 from pyro_sep.separation import cost
 from pyro_sep.separation.api import separate
@@ -97,7 +97,6 @@ def test_it_is_said_in_words() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"explorers": 2}, "explorers: got an unknown option, expected"),
         ({"preset": "slow"}, "preset: got 'slow', expected one of quick, standard, thorough"),
         ({"estimate": "median"}, "estimate: got 'median', expected one of"),
         ({"gains": (1.0,)}, "gains: got 1 for 2 priors"),

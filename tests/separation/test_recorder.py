@@ -16,7 +16,8 @@ from pyro_sep import separate
 from pyro_sep.inference.annealing import checkpoint
 from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.separation import api as separation
-from pyro_sep.separation.api import Separation, default_ladder, separate_batch
+from pyro_sep.separation.api import Separation, separate_batch
+from pyro_sep.separation.presets import default_ladder
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
 from pyro_sep.storage.states import load_state, save_state
 from pyro_sep.trace.dataset import load_trace
@@ -72,7 +73,7 @@ def test_a_store_holds_what_memory_holds(gaussian_priors: Any, tmp_path: Path) -
 
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[Draws]:
-    """What a sink is given."""
+    """What a recorder is given."""
     given: list[Draws] = []
 
     class Recorder(DrawRecorder):
@@ -124,12 +125,12 @@ def test_each_mixture_has_its_store(gaussian_priors: Any, tmp_path: Path) -> Non
     mixtures = torch.stack([mixture(440), mixture(1_000)])
     stores = [tmp_path / "a.zarr", tmp_path / "b.zarr"]
     priors = gaussian_priors(0.5, 0.3)
-    disk = separate_batch(mixtures, priors, stores=stores, **BUDGET)
+    disk = separate_batch(mixtures, priors, store=stores, **BUDGET)
     memory = separate_batch(mixtures, priors, **BUDGET)
     for one, other in zip(disk, memory, strict=True):
         assert_same(one, other)
-    with pytest.raises(ValueError, match=r"^stores: got 1 paths, expected 2, one a mixture$"):
-        separate_batch(mixtures, priors, stores=stores[:1], **BUDGET)
+    with pytest.raises(ValueError, match=r"^store: got 1 paths, expected 2, one a mixture$"):
+        separate_batch(mixtures, priors, store=stores[:1], **BUDGET)
 
 
 @pytest.mark.parametrize("at", [0, 10, 20])
@@ -176,7 +177,7 @@ def test_a_checkpoint_without_its_store_is_refused(gaussian_priors: Any, tmp_pat
     separate(mixture(), priors, store=tmp_path / "a.zarr", **use)
     with pytest.raises(ValueError, match=r"b\.zarr without the draws of its checkpoint"):
         separate(mixture(), priors, store=tmp_path / "b.zarr", **use)
-    with pytest.raises(ValueError, match="run of stores True, expected stores False"):
+    with pytest.raises(ValueError, match="run of store True, expected store False"):
         separate(mixture(), priors, **use)
 
 
@@ -210,28 +211,28 @@ def test_another_run_is_refused(
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        ("walk", None),
-        ("walk stage", 999),
-        ("walk stage", -1),
-        ("walk drawn", 26),
-        ("walk cost", -1.0),
-        ("walk step_size", math.nan),
-        ("walk step_size", "long"),
-        ("walk sections", [[], [], []]),
-        ("walk sections", [[torch.zeros(2, 2, 300)], [torch.ones(2)], [torch.ones(2)]]),
-        ("walk chain", []),
-        ("walk contributions", None),
-        ("walk generator", torch.zeros(5, dtype=torch.uint8)),
-        ("walk history", [torch.zeros(2, 2)] * 6),
-        ("walk history", []),
-        ("walk chain", [torch.zeros(1)] * 5),
-        ("walk target", {"gains": torch.zeros(2)}),
-        ("sink", {}),
-        ("sink count", "25"),
-        ("sink sums", {"sources": torch.zeros(1, 2, 2, 7), "lp": torch.zeros(1, 2)}),
-        ("sink traces", []),
-        ("sink traces", [[{"sources": 3}]]),
-        ("sink traces", [3]),
+        ("run", None),
+        ("run stage", 999),
+        ("run stage", -1),
+        ("run drawn", 26),
+        ("run cost", -1.0),
+        ("run step_size", math.nan),
+        ("run step_size", "long"),
+        ("run sections", [[], [], []]),
+        ("run sections", [[torch.zeros(2, 2, 300)], [torch.ones(2)], [torch.ones(2)]]),
+        ("run chain", []),
+        ("run contributions", None),
+        ("run generator", torch.zeros(5, dtype=torch.uint8)),
+        ("run history", [torch.zeros(2, 2)] * 6),
+        ("run history", []),
+        ("run chain", [torch.zeros(1)] * 5),
+        ("run target", {"gains": torch.zeros(2)}),
+        ("recorder", {}),
+        ("recorder count", "25"),
+        ("recorder sums", {"sources": torch.zeros(1, 2, 2, 7), "lp": torch.zeros(1, 2)}),
+        ("recorder backends", []),
+        ("recorder backends", [[{"sources": 3}]]),
+        ("recorder backends", [3]),
     ],
     ids=str,
 )

@@ -20,10 +20,11 @@ from conftest import GaussianPrior
 from pyro_sep.audio.io import read_audio
 from pyro_sep.data.toy import draw_sources
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration
-from pyro_sep.models.train import TrainConfig, fit
+from pyro_sep.models.settings import TrainConfig
+from pyro_sep.models.train import fit
 from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
-from pyro_sep.priors.base import WaveNetPrior
 from pyro_sep.priors.io import load_prior, save_prior
+from pyro_sep.priors.networks import WaveNetPrior
 from pyro_sep.separation.api import separate
 from pyro_sep.storage.files import save_json
 from pyro_sep.storage.seals import seal_length, sealed

@@ -1,0 +1,259 @@
+"""What the experiments share: options, one resumable loop, one scoring, one saving, one clock."""
+
+import json
+import sys
+import time as clock
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_sep.cli.options import Device as Device
+from pyro_sep.cli.options import MusdbRoot as MusdbRoot
+from pyro_sep.data.toy import WAVEFORMS, ToyMixture
+from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
+from pyro_sep.inference.annealing.schedules import MIN_LEVELS
+from pyro_sep.priors.base import MixingRule, stated
+from pyro_sep.priors.io import choose_priors, load_priors
+from pyro_sep.priors.networks import NetworkPrior
+from pyro_sep.separation.api import Separation
+from pyro_sep.separation.presets import Constraint as ConstraintName
+from pyro_sep.separation.presets import Preset as PresetName
+from pyro_sep.storage.files import atomic_write, save_json
+from pyro_sep.viz.plots import save_figure
+
+BATCH = 5  # mixtures separated at once
+ALL_WAVEFORMS = ",".join(WAVEFORMS)
+
+PriorSet = Annotated[str, typer.Option(help="A set that ships, or a folder.")]
+PriorSets = Annotated[str, typer.Option(help="Sets that ship, or folders, comma-separated.")]
+Sources = Annotated[str, typer.Option(help="Waveforms, comma-separated.")]
+Mixtures = Annotated[int, typer.Option(min=1, help="Number of test mixtures.")]
+First = Annotated[int, typer.Option(min=0, help="Index of the first test mixture.")]
+Seconds = Annotated[
+    float, typer.Option(min=0.016, max=3_600, help="Length of a mixture in seconds.")
+]
+Frames = Annotated[int, typer.Option(min=1, help="Test frames of each source.")]
+Time = Annotated[int, typer.Option(min=16, help="Audio samples per frame.")]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of all randomness.")]
+Preset = Annotated[PresetName | None, typer.Option(help="Budget; by default the priors'.")]
+Chains = Annotated[int | None, typer.Option(min=1, help="Chains; by default the preset's.")]
+Candidates = Annotated[
+    int | None, typer.Option(min=1, help="Candidates of a search; by default the preset's.")
+]
+Levels = Annotated[
+    int | None, typer.Option(min=MIN_LEVELS, help="Noise levels; by default the preset's.")
+]
+Tries = Annotated[int | None, typer.Option(min=1, help="Most searches; by default the preset's.")]
+Draws = Annotated[int | None, typer.Option(min=1, help="Draws per chain; by default the preset's.")]
+Constraint = Annotated[
+    ConstraintName | None, typer.Option(help="By default the constraint that separate takes.")
+]
+Only = Annotated[str | None, typer.Option(help="Names, comma-separated; by default all.")]
+List = Annotated[bool, typer.Option("--list", help="Print what would be run, and end.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+
+Row = dict[str, Any]  # the figures of one mixture
+Result = TypeVar("Result")
+Item = TypeVar("Item")
+Measure = Callable[[int, Sequence[Item]], Sequence[Row]]  # of a batch, from its first item's index
+
+
+def split(names: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in names.split(",")]
+
+
+def choose(option: str, value: str | None, known: Collection[str]) -> list[str]:
+    """The names in a comma-separated list, or all that are known where there is no list.
+
+    Raises:
+        ValueError: a name that is not known.
+    """
+    names = list(known) if value is None else split(value)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option}: got {unknown[0]!r}, expected some of {', '.join(known)}")
+    return names
+
+
+def load_set(
+    priors: str,
+    sources: str | None = None,
+    mixing: MixingRule = "mean",
+    device: torch.device | str = "cpu",
+) -> dict[str, NetworkPrior]:
+    """The priors of these sources, comma-separated, or of all sources of a set.
+
+    Args:
+        priors: a set that ships, or a folder.
+        sources: by default all.
+        mixing: how the experiment makes its mixtures: toy mixtures are means of their sources.
+        device: where the networks compute.
+
+    Raises:
+        ValueError: no such set or source; a set whose mixtures are made in another way.
+    """
+    loaded = load_priors(priors, device)
+    chosen = loaded if sources is None else choose_priors(loaded, sources)
+    rule = stated(chosen, "mixing", "give one set")
+    if rule != mixing:
+        raise ValueError(
+            f"priors: got a set whose mixtures are the {rule} of their sources, expected the "
+            f"{mixing}; correct mixing in its priors.json, or give another set"
+        )
+    return chosen
+
+
+def timed(function: Callable[..., Result], *arguments: Any, **options: Any) -> tuple[Result, float]:
+    """What a function returns, and the CPU seconds that it takes."""
+    began = clock.process_time()
+    result = function(*arguments, **options)
+    return result, clock.process_time() - began
+
+
+def bar(items: Sequence[Item], label: str = "") -> Iterator[Item]:
+    """The items, with a progress bar on a terminal."""
+    return iter(tqdm(items, label, disable=not sys.stderr.isatty(), leave=False))
+
+
+def resume(
+    path: Path | None,
+    settings: Mapping[str, Any],
+    items: Sequence[Item],
+    measure: Measure[Item],
+    batch: int = BATCH,
+    prepare: Callable[[], object] = lambda: None,
+) -> Iterator[Row]:
+    """Yield the row of every item: first the rows in a file, then new ones, batch after batch.
+
+    The file is written after every batch, so that a run that was cut off continues there.
+
+    Args:
+        path: JSON file of the rows; none is read or written where None.
+        settings: of the run. They are written to the file.
+        items: one per row. The rows in the file are those of the first items.
+        measure: gives the rows of a batch, from the index of its first item and the batch. A row's
+            ``seconds`` are CPU seconds per item.
+        batch: number of items measured at once.
+        prepare: is called once before the first batch that is measured, and is not timed.
+
+    Raises:
+        ValueError: the file's rows were made with other settings.
+    """
+    rows = [] if path is None else load_rows(path, settings)
+    yield from rows[: len(items)]
+    if len(rows) < len(items):
+        prepare()
+    for start in bar(range(len(rows), len(items), batch), "" if path is None else path.stem):
+        part = items[start : start + batch]
+        found, seconds = timed(measure, start, part)
+        new = [row | {"seconds": seconds / len(part)} for row in found]
+        rows += new
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_json({"settings": settings, "mixtures": rows}, path)
+        yield from new
+
+
+def load_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
+    """The ``mixtures`` in a JSON file that were made with these settings; none without a file.
+
+    Raises:
+        ValueError: they were made with other settings.
+    """
+    if not path.exists():
+        return []
+    content = json.loads(path.read_text())
+    if content["settings"] != settings:
+        raise ValueError(
+            f"{path}: got figures of {content['settings']}, expected {settings}; give another --out"
+        )
+    return list(content["mixtures"])
+
+
+def stacked(items: Sequence[ToyMixture]) -> tuple[Tensor, Tensor]:
+    """Mixtures ``(mixture, time)`` and sources ``(mixture, source, time)``."""
+    return torch.stack([i.mixture for i in items]), torch.stack([i.sources for i in items])
+
+
+def score(estimate: Tensor, sources: Tensor, mixture: Tensor) -> Row:
+    """SI-SDR of estimates ``(source, time)``, and its improvement over the mixture, in dB."""
+    return {
+        "improvement": si_sdr_improvement(estimate, sources, mixture).tolist(),
+        "si_sdr": si_sdr(estimate, sources).tolist(),
+    }
+
+
+def score_separation(item: ToyMixture, result: Separation) -> Row:
+    """Figures of a separation of a toy mixture; R-hat and ESS are the worst ones."""
+    agreement = chain_agreement(result.trace)
+    gains = torch.full((len(result.names),), 1 / len(result.names))
+    return score(result.sources, item.sources, item.mixture) | {
+        "residual_db": float(residual_db(result.sources, item.mixture, gains)),
+        "gradients": int(result.trace.attrs["gradients"]),
+        "ess": float(agreement["ess_bulk"].min()),
+        "r_hat": float(agreement["r_hat"].max()),
+    }
+
+
+def decibels(rows: Sequence[Row], key: str) -> NDArray[np.float64]:
+    """Figures ``(mixture, source)`` in dB; JSON has null for the minus infinity of silence."""
+    values = np.array([row[key] for row in rows], float)
+    return np.where(np.isnan(values), -np.inf, values)
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """SI-SDR and improvement over all sources of all mixtures, and the mean CPU seconds."""
+    gain, sdr = decibels(rows, "improvement"), decibels(rows, "si_sdr")
+    return {
+        "median_improvement_db": float(np.median(gain)),
+        "mean_improvement_db": float(gain.mean()),
+        "quartiles_improvement_db": np.percentile(gain, [25, 75]).tolist(),
+        "median_si_sdr_db": float(np.median(sdr)),
+        "share_above_10_db": float((sdr > 10).mean()),
+        "share_above_20_db": float((sdr > 20).mean()),
+        "cpu_seconds": float(np.mean([row["seconds"] for row in rows])),
+    }
+
+
+class Results:
+    """The files of an experiment, in a folder that is made with the first one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.began = folder, clock.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the experiment began."""
+        return clock.monotonic() - self.began
+
+    def _path(self, name: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
+
+    def csv(self, table: pd.DataFrame | pd.Series, name: str, index: bool = True) -> None:
+        """Write a table as NAME.csv."""
+        with atomic_write(self._path(f"{name}.csv")) as partial:
+            table.to_csv(partial, index=index)
+
+    def png(self, figure: Figure, name: str) -> None:
+        """Write a figure as NAME.png."""
+        save_figure(figure, self._path(f"{name}.png"))
+
+    def json(self, content: Mapping[str, Any], name: str = "summary") -> None:
+        """Write a mapping as NAME.json."""
+        save_json(content, self._path(f"{name}.json"))
+
+    def done(self) -> None:
+        """Print the seconds taken and the folder."""
+        print(f"{self.seconds:.0f} s. Results: {self.folder}")

@@ -1,0 +1,160 @@
+"""Default settings of a run: noise levels by the priors and the frame, and budgets by name."""
+
+from dataclasses import fields, replace
+from statistics import mean
+from typing import Literal, get_args
+
+from pyro_sep.checks.arguments import choice, shown
+from pyro_sep.inference.annealing.schedules import start_level
+from pyro_sep.inference.annealing.settings import Annealing
+from pyro_sep.mixing.known import NOISE_SCALE, Mixing
+from pyro_sep.priors.base import Estimate, Priors, stated
+
+Preset = Literal["quick", "standard", "thorough"]
+Constraint = Literal["gaussian", "exact"]
+CONSTRAINTS = get_args(Constraint)  # how the sources are tied to their mixture
+
+SIGMA_MIN = 0.05  # highest last noise level, full scale 1
+FLOOR_SHARE = 0.45  # of the sources' RMS, where they are quiet: below it priors of music know less
+FREEZE_NATS = 2_000.0  # evidence of a frame at which learned priors have chosen the modes, or
+FREEZE_SHARE = 0.7  # noise of this share of the sources' RMS, where that is less
+EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
+SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: none is of the whole
+SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
+
+SONG = {"candidates": 6, "levels": 8, "warmup": 4, "draws": 6, "thin": 1}
+
+#: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``):
+#: fields of :class:`~pyro_sep.inference.Annealing` other than its defaults.
+PRESETS: dict[str, dict[str, dict[str, int]]] = {
+    "quick": {
+        "best": {"levels": 36, "replicas": 3, "warmup": 4},
+        "mean": SONG | {"candidates": 4, "cooling": 24},
+    },
+    "standard": {"best": {}, "mean": SONG | {"cooling": 40, "chains": 2}},
+    "thorough": {
+        "best": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
+        "mean": SONG | {"cooling": 100, "chains": 4, "draws": 20},
+    },
+}
+
+#: The preset where none is given, by estimate.
+DEFAULT_PRESET: dict[str, Preset] = {"best": "standard", "mean": "quick"}
+
+#: Fields of :class:`~pyro_sep.inference.Annealing`.
+FIELDS = tuple(field.name for field in fields(Annealing))
+
+#: Options of :func:`resolve_settings`.
+RESOLVED = ("estimate", "preset", "settings", *FIELDS)
+
+
+def resolve_estimate(priors: Priors, estimate: str | None = None) -> str:
+    """The estimate that is given, or the one that the priors state.
+
+    Raises:
+        ValueError: neither ``"best"`` nor ``"mean"``; priors that disagree.
+    """
+    if estimate is None:
+        return stated(priors, "estimate", "give estimate")
+    return choice("estimate", estimate, get_args(Estimate))
+
+
+def resolve_settings(
+    priors: Priors,
+    time: int,
+    estimate: Estimate | None = None,
+    preset: Preset | None = None,
+    settings: Annealing | None = None,
+    **given: float | None,
+) -> Annealing:
+    """Settings of a run: the ladder of the priors, the preset's budget, and the fields given.
+
+    Args:
+        priors: of the sources, by name.
+        time: audio samples of the mixtures.
+        estimate: ``"best"`` or ``"mean"``, see :func:`separate_batch`; the priors' where None.
+        preset: see :data:`PRESETS`; ``"standard"`` for the estimate ``"best"`` and ``"quick"`` for
+            ``"mean"`` where None.
+        settings: in place of ladder and preset.
+        given: fields of :class:`~pyro_sep.inference.Annealing` that take precedence over all these
+            unless they are None.
+
+    Raises:
+        ValueError: a setting that is out of its range; noise levels that a prior does not know;
+            settings and a preset at once.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> settings = resolve_settings(load_priors("toy/oracle"), 2_048, draws=50)
+    >>> settings.draws, settings.chains
+    (50, 1)
+    """
+    estimate_name = resolve_estimate(priors, estimate)
+    own = {name: value for name, value in given.items() if value is not None}
+    if settings is None:
+        preset = DEFAULT_PRESET[estimate_name] if preset is None else preset
+        budget = PRESETS[choice("preset", preset, tuple(PRESETS))][estimate_name]
+        own = default_ladder(priors, time, estimate_name == "mean") | budget | own
+        settings = Annealing(**own)  # type: ignore[arg-type]
+    elif not isinstance(settings, Annealing):
+        raise ValueError(f"settings: got {shown(settings)}, expected pyro_sep.inference.Annealing")
+    elif preset is not None:
+        raise ValueError("settings: got preset too, expected one of the two; leave preset out")
+    else:
+        settings = replace(settings, **own)  # type: ignore[arg-type]
+    _check_ladder(settings, priors)
+    return settings
+
+
+def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str, float]:
+    """Noise levels and sections of a search, by the frame's length and the priors.
+
+    A learned prior tells sources apart only once the evidence of a frame is far above a few nats,
+    so its ladder starts lower. An exact prior decides within these few nats, so its ladder is slow
+    from before them until after.
+
+    Args:
+        priors: of the sources.
+        time: audio samples of the mixtures.
+        average: whether the estimate is the mean, of frames that hold many decisions.
+    """
+    low = max(prior.sigmas[0] for prior in priors.values())
+    high = min(prior.sigmas[1] for prior in priors.values())
+    level = mean(prior.rms for prior in priors.values())
+    section = SONG_SECTION if average else SECTION
+    length = min(time, section)
+    start = start_level(length, level)
+    freeze = min(FREEZE_SHARE * level, start_level(length, level, FREEZE_NATS))
+    if average:
+        start, freeze = SONG_START * level, FREEZE_SHARE * level
+    elif all(getattr(prior, "is_exact", False) for prior in priors.values()):
+        start, freeze = (start_level(length, level, nats) for nats in EXACT_NATS)
+    return {
+        "sigma_max": min(start, high),
+        "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
+        "sigma_freeze": freeze,
+        "section": section,
+    }
+
+
+def default_constraint(mixing: Mixing) -> Constraint:
+    r"""How sources are tied to their mixture, where all are present and gains and noise are known.
+
+    The evidence of a noisy source's own samples, by which it keeps to its mode, grows with
+    :math:`1 / \sigma^2`. The evidence of the mixture on the clean sources is that of noise of
+    variance :math:`2 \sigma^2 \sum_k a_k^2 + \gamma^2` under the Gaussian likelihood, and of half
+    of it under the exact constraint: twice as many nats at the level where modes freeze. So the
+    constraint is exact unless the mixture has more noise of its own than the default gamma.
+    """
+    return "exact" if mixing.noise_scale <= NOISE_SCALE else "gaussian"
+
+
+def _check_ladder(settings: Annealing, priors: Priors) -> None:
+    """Raise ValueError unless all priors know the noise levels at both ends of the ladder."""
+    low = max(prior.sigmas[0] for prior in priors.values())
+    high = min(prior.sigmas[1] for prior in priors.values())
+    for name in ("sigma_min", "sigma_max"):
+        sigma = getattr(settings, name)
+        if not low * 0.9999 <= sigma <= high * 1.0001:
+            raise ValueError(
+                f"{name}: got {sigma:g}, expected {low:g} to {high:g}, which all priors know"
+            )

@@ -1,0 +1,69 @@
+"""What the experiments share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from _common import choose, decibels, resume, summarise
+
+
+def test_rows_are_measured_once(tmp_path: Path) -> None:
+    calls: list[Any] = []
+
+    def measure(start: int, items: Sequence[str]) -> list[dict[str, Any]]:
+        calls.append((start, list(items)))
+        return [{"name": item} for item in items]
+
+    def names(path: Path | None, items: str, **settings: Any) -> list[str]:
+        prepare = lambda: calls.append("prepare")  # noqa: E731
+        return [row["name"] for row in resume(path, settings, items, measure, 2, prepare)]
+
+    path = tmp_path / "out" / "rows.json"
+    assert names(path, "abc", seed=1) == ["a", "b", "c"]
+    assert calls == ["prepare", (0, ["a", "b"]), (2, ["c"])]
+    calls.clear()
+    assert names(path, "ab", seed=1) == ["a", "b"]
+    assert calls == []
+    assert names(path, "abcd", seed=1) == ["a", "b", "c", "d"]
+    assert calls == ["prepare", (3, ["d"])]
+    assert names(None, "a") == ["a"]
+    rows = json.loads(path.read_text())["mixtures"]
+    assert all(row["seconds"] >= 0 for row in rows)
+    with pytest.raises(ValueError, match=r"rows.json: got figures of .*give another --out"):
+        names(path, "abc", seed=2)
+
+
+def test_a_cut_off_batch_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+
+    def fail_at_two(start: int, items: Sequence[int]) -> list[dict[str, Any]]:
+        if start == 2:
+            raise KeyboardInterrupt
+        return [{} for _ in items]
+
+    with pytest.raises(KeyboardInterrupt):
+        list(resume(path, {}, range(4), fail_at_two, 1))
+    assert len(json.loads(path.read_text())["mixtures"]) == 2
+
+
+def test_lists_are_checked() -> None:
+    assert choose("only", None, {"a": 1, "b": 2}) == ["a", "b"]
+    assert choose("only", "b, a", "abc") == ["b", "a"]
+    with pytest.raises(ValueError, match="only: got 'd', expected some of a, b"):
+        choose("only", "a,d", ["a", "b"])
+
+
+def test_a_summary_is_over_all_sources() -> None:
+    rows = [
+        {"improvement": [1.0, None], "si_sdr": [25.0, None], "seconds": 1.0},
+        {"improvement": [3.0, 6.0], "si_sdr": [15.0, 5.0], "seconds": 3.0},
+    ]
+    assert decibels(rows, "improvement").tolist() == [[1.0, -np.inf], [3.0, 6.0]]
+    rows[0] = {"improvement": [1.0, 0.0], "si_sdr": [25.0, 5.0], "seconds": 1.0}
+    figures = summarise(rows)
+    assert figures["median_improvement_db"] == 2.0
+    assert (figures["share_above_10_db"], figures["share_above_20_db"]) == (0.5, 0.25)
+    assert (figures["median_si_sdr_db"], figures["cpu_seconds"]) == (10.0, 2.0)

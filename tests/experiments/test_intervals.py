@@ -1,0 +1,56 @@
+"""The experiment that judges intervals."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import load
+
+from pyro_sep.cli.program import run
+from pyro_sep.diagnostics.conformal import ConformalCalibration
+from pyro_sep.separation.api import separate_batch
+
+
+def test_the_experiment_learns_and_judges_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    intervals = load("intervals")
+    calls = []
+
+    def quick(*args: Any, **options: Any) -> Any:
+        calls.append(options["seed"])
+        budget = {"levels": 6, "candidates": 1, "tries": 1, "chains": 2, "draws": 4}
+        return separate_batch(*args, **options, **budget)
+
+    monkeypatch.setattr(intervals, "separate_batch", quick)
+    monkeypatch.setattr(intervals, "resume", functools.partial(intervals.resume, batch=15))
+    words = [
+        "--priors",
+        "toy/oracle",
+        "--seconds",
+        "0.016",
+        "--learn",
+        "39",
+        "--judge",
+        "6",
+        "--out",
+    ]
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["intervals.py", *words, str(tmp_path)])
+        with pytest.raises(SystemExit) as stop:
+            run(intervals.main)
+        assert not stop.value.code
+    assert len(calls) == len(set(calls)) == 3
+    printed = capsys.readouterr().out.splitlines()
+    printed = [line for line in printed if not line.endswith(f" s. Results: {tmp_path}")]
+    assert len(printed) > 6
+    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
+    learned = ConformalCalibration.load(tmp_path / "calibration.json")
+    assert learned.errors.sizes == {"mixture": 39, "source": 2}
+    row = json.loads((tmp_path / "mixtures.json").read_text())["mixtures"][3]
+    error = row["true"]["level_db"][1] - row["expected"]["level_db"][1]
+    assert float(learned.errors["level_db"][3, 1]) == pytest.approx(error, abs=1e-5)
+    assert {"level_db", "centroid", "si_sdr"} == set(row["draws_below"])
