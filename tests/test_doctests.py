@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -33,5 +34,9 @@ def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert os.listdir(tmp_path) == []
 
 
-def test_every_exported_name_has_an_example() -> None:
-    assert [name for name, value in exported().items() if ">>>" not in (value.__doc__ or "")] == []
+def test_every_exported_name_is_in_an_example() -> None:
+    parser = doctest.DocTestParser()
+    found = {name: parser.get_examples(value.__doc__ or "") for name, value in exported().items()}
+    words = re.findall(r"\w+", " ".join(e.source for parts in found.values() for e in parts))
+    missing = [name for name in found if not found[name]]
+    assert [name for name in missing if name.rpartition(".")[2] not in words] == []

@@ -350,6 +350,13 @@ def separation_from_draws(
 
     Raises:
         ValueError: audio, priors, gains or numbers that are none or do not fit.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> priors = {name: load_priors("toy/oracle")[name] for name in ("sine", "saw")}
+    >>> noisy, mixture = torch.randn(1, 3, 2, 256), torch.ones(256)
+    >>> result = separation_from_draws(noisy, mixture, priors, Mixing.mean(2), sigma=1.0)
+    >>> dict(result.trace["posterior"]["sources"].sizes)
+    {'chain': 1, 'draw': 3, 'source': 2, 'time': 256}
     """
     check_separable(priors)
     check_count(priors, mixing)
