@@ -22,19 +22,19 @@ EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
 SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: none is of the whole
 SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
 
-SONG = {"candidates": 6, "levels": 8, "warmup": 4, "draws": 6, "thin": 1}
+SONG = {"candidates": 3, "levels": 8, "warmup": 6, "draws": 4, "thin": 1, "step_size": 1.0}
 
 #: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``):
 #: fields of :class:`~pyro_sep.inference.Annealing` other than its defaults.
-PRESETS: dict[str, dict[str, dict[str, int]]] = {
+PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "quick": {
         "best": {"levels": 36, "replicas": 3, "warmup": 4},
-        "mean": SONG | {"candidates": 4, "cooling": 24},
+        "mean": SONG | {"cooling": 36},
     },
-    "standard": {"best": {}, "mean": SONG | {"cooling": 40, "chains": 2}},
+    "standard": {"best": {}, "mean": SONG | {"cooling": 36, "chains": 3}},
     "thorough": {
         "best": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
-        "mean": SONG | {"cooling": 100, "chains": 4, "draws": 20},
+        "mean": SONG | {"candidates": 4, "cooling": 60, "chains": 8},
     },
 }
 
