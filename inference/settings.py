@@ -75,13 +75,13 @@ class Annealing:
     sigma_min: float
     tries: int = 4
     candidates: int = 4
-    levels: int = 42
+    levels: int = 40
     swaps: int = 2
     replicas: int = 8
     section: int = 2_048
     chains: int = 1
-    cooling: int = 12
-    warmup: int = 10
+    cooling: int = 8
+    warmup: int = 6
     draws: int = 10
     thin: int = 2
     step_size: float = 0.7

@@ -22,6 +22,7 @@ power, :math:`\tau(\sigma) + \iota(\sigma) \bar P^2`.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -71,17 +72,66 @@ class SpectralExtrapolator(nn.Module):
             noise: embedded noise level ``(batch, embedding)``.
             noise_power: variance of the noise in ``frames``, ``(batch,)``.
         """
-        law = (
+        law = self._law(noise, noise_power)
+        block = _block(frames)
+        return torch.cat([_extrapolate(part, *law) for part in frames.split(block, 1)], 1)
+
+    def with_pullback(
+        self, audio: Tensor, noise: Tensor, noise_power: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The extrapolation, and the map from its gradient to that of the audio, by hand.
+
+        Both are for fixed weights, and neither is differentiable.
+
+        Args:
+            audio: the samples before all of the tokens ``(batch, (token - 1) * hop + W)``.
+            noise: embedded noise level ``(batch, embedding)``.
+            noise_power: variance of the noise in the audio, ``(batch,)``.
+        """
+        hop = self.outputs - BACK
+        law = self._law(noise, noise_power)
+        frames = audio.unfold(1, self.window, hop)
+        block = _block(frames)
+        parts = [_extrapolate_with_pullback(part, *law) for part in frames.split(block, 1)]
+
+        def back(gradient: Tensor) -> Tensor:
+            total = torch.zeros_like(audio)
+            for i, (part, (_, pull)) in enumerate(
+                zip(gradient.split(block, 1), parts, strict=True)
+            ):
+                folded = fold(pull(part), hop)
+                total[:, i * block * hop :][:, : folded.shape[1]] += folded
+            return total
+
+        return torch.cat([out for out, _ in parts], 1), back
+
+    def _law(self, noise: Tensor, noise_power: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Threshold of the gate, windows of power and of extrapolation, and basis."""
+        return (
             self.threshold(noise).exp()[:, None],
             self.analysis * noise_power.rsqrt()[:, None, None],
             self.continuation,
             self.basis,
         )
-        fixed = not any(part.requires_grad for part in law)
-        by_hand = fixed and _may_be_by_hand(frames)
-        extrapolate = _Extrapolation.apply if by_hand else _extrapolate
-        block = max(1, BLOCK // (len(frames) * self.window))
-        return torch.cat([extrapolate(part, *law) for part in frames.split(block, 1)], 1)
+
+
+def _block(frames: Tensor) -> int:
+    """Tokens that are analysed at once."""
+    return max(1, BLOCK // (len(frames) * frames.shape[-1]))
+
+
+def fold(frames: Tensor, hop: int) -> Tensor:
+    """Sum of overlapping frames ``(batch, token, W)``, each a hop after the one before.
+
+    It is the transpose of ``unfold(1, W, hop)``: ``(batch, (token - 1) * hop + W)``.
+
+    >>> fold(torch.ones(1, 2, 3), 2)
+    tensor([[1., 1., 2., 1., 1.]])
+    """
+    batch, tokens, window = frames.shape
+    size = [batch, (tokens - 1) * hop + window]
+    audio: Tensor = torch.ops.aten.unfold_backward(frames, size, 1, window, hop)
+    return audio
 
 
 def _extrapolate(
@@ -92,8 +142,10 @@ def _extrapolate(
     return _real_parts(_tones(frames, continuation) * gate) @ basis
 
 
-class _Extrapolation(torch.autograd.Function):
-    r"""What :func:`_extrapolate` computes, with a faster gradient, of the frames alone.
+def _extrapolate_with_pullback(
+    frames: Tensor, threshold: Tensor, analysis: Tensor, continuation: Tensor, basis: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    r"""What :func:`_extrapolate` computes, and the map from its gradient to that of the frames.
 
     Let S be the spectrum under the window w over the noise's std, so that P = |S|^2; D the
     denominator of the gate g = P^2 / D; and T the gradient with respect to the gated tones g E,
@@ -107,47 +159,27 @@ class _Extrapolation(torch.autograd.Function):
 
     .. math:: \bar y = w \, R^T \bar S + \mathrm{Re}(v) \, R^T \bar E
               + \mathrm{Im}(v) \, R^T (-i \bar E) .
-
-    A gradient that is itself to be differentiated is that of :func:`_extrapolate`.
     """
+    window = frames.shape[-1]
+    spectrum, tones = _spectrum(frames * analysis), _tones(frames, continuation)
+    power = _power(spectrum)
+    gate, shared = _gate(power, threshold)
+    out = _real_parts(tones * gate) @ basis
+    half = _half(window, gate)  # of R^T, on real numbers and not on complex ones
+    spectrum *= power * (4 * half)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        frames: Tensor,
-        threshold: Tensor,
-        analysis: Tensor,
-        continuation: Tensor,
-        basis: Tensor,
-    ) -> Tensor:
-        """The extrapolation ``(batch, token, BACK + hop)``."""
-        spectrum, tones = _spectrum(frames * analysis), _tones(frames, continuation)
-        power = _power(spectrum)
-        gate, shared = _gate(power, threshold)
-        law = (threshold, analysis, continuation, basis)
-        ctx.save_for_backward(frames, *law, spectrum, tones, power, gate, shared)
-        return _real_parts(tones * gate) @ basis
+    def back(gradient: Tensor) -> Tensor:
+        into = gradient.contiguous() @ basis.T
+        into = torch.view_as_complex(into.view(*into.shape[:-1], -1, 2))
+        share = (tones.conj() * into).real / shared
+        slope = spectrum * share.sub_(_over_lobe(share * gate))
+        into *= gate * half
+        inverse = partial(torch.fft.irfft, n=window, norm="forward")
+        frames = inverse(slope).mul_(analysis)
+        frames.addcmul_(continuation[0], inverse(into))
+        return frames.addcmul_(continuation[1], inverse(into.mul_(-1j)))
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradient with respect to the frames."""
-        frames, *law = ctx.saved_tensors[:5]
-        if torch.is_grad_enabled():
-            pull = torch.func.vjp(lambda part: _extrapolate(part, *law), frames)[1]
-            return *pull(gradient), None, None, None, None
-        _, analysis, continuation, basis = law
-        spectrum, tones, power, gate, shared = ctx.saved_tensors[5:]
-        back = gradient @ basis.T
-        back = torch.view_as_complex(back.view(*back.shape[:-1], -1, 2))
-        share = (tones.conj() * back).real / shared
-        half = _half(frames.shape[-1], power)  # of R^T, on real numbers and not on complex ones
-        slope = (4 * half) * power * (share - _over_lobe(share * gate))
-        back = back * (half * gate)
-        inverse = partial(torch.fft.irfft, n=frames.shape[-1], norm="forward")
-        out = analysis * inverse(spectrum * slope)
-        out += continuation[0] * inverse(back)
-        out += continuation[1] * inverse(-1j * back)
-        return out, None, None, None, None
+    return out, back
 
 
 class SpectralInterpolator(nn.Module):
@@ -210,12 +242,12 @@ class _Spectrum(torch.autograd.Function):
 
 def _spectrum(frames: Tensor) -> Tensor:
     """Bins from zero to half the rate."""
-    by_hand = _may_be_by_hand(frames)
+    by_hand = may_be_by_hand(frames)
     bins: Tensor = _Spectrum.apply(frames) if by_hand else torch.fft.rfft(frames)
     return bins
 
 
-def _may_be_by_hand(frames: Tensor) -> bool:
+def may_be_by_hand(frames: Tensor) -> bool:
     """Whether a gradient is asked for, and by autograd.
 
     The transforms of torch.func, which nest, take the derivatives of torch's own functions: torch
@@ -266,7 +298,7 @@ def _over_lobe(energy: Tensor) -> Tensor:
     bins, padded = energy.shape[-1], F.pad(energy, (LOBE, LOBE))
     total = padded[..., :bins] + padded[..., 1 : bins + 1]
     for shift in range(2, 2 * LOBE + 1):
-        total = total + padded[..., shift : shift + bins]
+        total += padded[..., shift : shift + bins]
     return total
 
 

@@ -27,6 +27,7 @@ Shapes: ``x (batch, time)``, ``sigma (batch,)``; tokens are hops, ``(batch, toke
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from pyro_sep.audio import mu_law_bins
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
+from pyro_sep.models.score import COMPONENT_SCALE_MIN, WithScore, log_prob_and_score
 from pyro_sep.models.sizes import (
     WINDOW_MAX,
     check_choice,
@@ -42,11 +44,8 @@ from pyro_sep.models.sizes import (
     check_levels,
     check_spectra,
 )
-from pyro_sep.models.spectrum import SpectralExtrapolator
+from pyro_sep.models.spectrum import SpectralExtrapolator, may_be_by_hand
 from pyro_sep.models.windows import WINDOW, in_windows
-
-#: Floor of a free Gaussian's std, without which the density of a clean curve has no bound.
-COMPONENT_SCALE_MIN = 0.01  # in units of the head
 
 SIZES = (  # least and most
     ("width", 1, 1 << 14),
@@ -202,11 +201,11 @@ class WaveNet(nn.Module):
     def receptive_field(self) -> int:
         """Audio samples of the past that can change a prediction."""
         c = self.config
-        trunk = (c.kernel - 1) * sum(self.dilations) * c.hop + self._reach
+        trunk = (c.kernel - 1) * sum(self.dilations) * c.hop + self.reach
         return max(trunk + c.hop - 1, c.head_past)
 
     @property
-    def _reach(self) -> int:
+    def reach(self) -> int:
         """Audio samples of the past that a token sees directly."""
         return max(self.config.past, *self.config.spectra, 0)
 
@@ -220,9 +219,9 @@ class WaveNet(nn.Module):
         c = self.config
         time = x.shape[-1]
         tokens = -(-time // c.hop)
-        y = F.pad(self._scale(x, sigma), (0, tokens * c.hop - time))
+        y = F.pad(self.scaled(x, sigma), (0, tokens * c.hop - time))
         noise = self.embed(sigma)
-        hidden = self._token(F.pad(y, (self._reach, 0))[:, : -c.hop], noise, sigma)
+        hidden = self._token(F.pad(y, (self.reach, 0))[:, : -c.hop], noise, sigma)
         skips = torch.zeros_like(hidden)
         for layer, dilation in enumerate(self.dilations):
             taps = [hidden, *(_delayed(hidden, j * dilation) for j in range(1, c.kernel))]
@@ -236,13 +235,25 @@ class WaveNet(nn.Module):
         An evaluating network takes long audio in windows (:mod:`pyro_sep.models.windows`); weights
         in training have a gradient of the whole alone.
         """
+        plain = partial(self._log_prob, sigma=sigma)
 
         def log_density(part: Tensor) -> Tensor:
-            return self._log_prob(part, sigma)
+            if not self._scores_by_hand(part, sigma):
+                return plain(part)
+            score = partial(log_prob_and_score, self, sigma=sigma)
+            value: Tensor = WithScore.apply(part, score, plain)
+            return value
 
         if self.training:
             return log_density(x)
         return in_windows(log_density, x, self.window, self.receptive_field, hop=self.config.hop)
+
+    def _scores_by_hand(self, x: Tensor, sigma: Tensor) -> bool:
+        """Whether a gradient of the audio alone is asked for, and plain arithmetic."""
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return False
+        fixed = not any(part.requires_grad for part in (sigma, *self.parameters()))
+        return fixed and may_be_by_hand(x)
 
     def _log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         log_weight, mean, scale = self(x, sigma)
@@ -295,7 +306,7 @@ class WaveNet(nn.Module):
         depend on the receptive field.
         """
         c = self.config
-        batch, reach = len(sigma), max(self._reach, c.head_past)
+        batch, reach = len(sigma), max(self.reach, c.head_past)
         tokens = -(-time // c.hop)
         noise = self.embed(sigma)
         y = sigma.new_zeros(batch, reach + tokens * c.hop)
@@ -305,7 +316,7 @@ class WaveNet(nn.Module):
         ]
         for token in range(tokens):
             now = reach + token * c.hop
-            hidden = self._token(y[:, now - self._reach : now], noise, sigma)
+            hidden = self._token(y[:, now - self.reach : now], noise, sigma)
             skips = torch.zeros_like(hidden)
             for layer, (dilation, cache) in enumerate(zip(self.dilations, caches, strict=True)):
                 size = cache.shape[1]
@@ -319,10 +330,11 @@ class WaveNet(nn.Module):
                 local = y[:, None, t - c.head_past : t]
                 components = self._head(context[:, t - now : t - now + 1], local, noise)
                 x = _draw(components, sigma, generator)
-                y[:, t : t + 1] = self._scale(x, sigma)
-        return y[:, reach : reach + time] / self._scale(torch.ones_like(y[:, :1]), sigma)
+                y[:, t : t + 1] = self.scaled(x, sigma)
+        return y[:, reach : reach + time] / self.scaled(torch.ones_like(y[:, :1]), sigma)
 
-    def _scale(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Noisy audio ``(batch, time)`` at the scale that the network reads: unit variance."""
         return x * (self.config.sigma_data**2 + sigma.square()).rsqrt()[:, None]
 
     def _token(self, past: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -336,7 +348,7 @@ class WaveNet(nn.Module):
 
         def before(length: int) -> Tensor:
             """The samples before each token: ``(batch, token, length)``."""
-            return past[:, self._reach - length :].unfold(1, length, self.config.hop)
+            return past[:, self.reach - length :].unfold(1, length, self.config.hop)
 
         power = noise_power(sigma, self.config.sigma_data)
         tones = [

@@ -56,7 +56,7 @@ SONG = {"candidates": 6, "levels": 8, "warmup": 4, "draws": 6, "thin": 1}
 #: fields of :class:`~pyro_sep.inference.settings.Annealing` other than its defaults.
 PRESETS: dict[str, dict[str, dict[str, int]]] = {
     "quick": {
-        "best": {"levels": 36, "replicas": 4},
+        "best": {"levels": 36, "replicas": 3, "warmup": 4},
         "mean": SONG | {"candidates": 4, "cooling": 24},
     },
     "standard": {"best": {}, "mean": SONG | {"cooling": 40, "chains": 2}},

@@ -169,14 +169,24 @@ def test_weights_that_are_trained_have_gradients_of_both_orders(window: int) -> 
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_fixed_and_trained_weights_have_the_same_gradient(window: int) -> None:
-    extrapolator, of = small_extrapolator(window)
-    frames = small_frames(window).requires_grad_()
-    cotangent = torch.randn_like(of(frames))
-    (fixed,) = torch.autograd.grad(of(frames), frames, cotangent)
-    extrapolator.requires_grad_()
-    (trained,) = torch.autograd.grad(of(frames), frames, cotangent)
-    assert torch.allclose(fixed, trained, rtol=1e-11, atol=1e-12 * float(trained.abs().max()))
+@pytest.mark.parametrize("tokens", [1, 3, 7])  # of a block
+def test_the_pullback_is_the_gradient_by_autograd(
+    window: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectrum, "BLOCK", tokens * 2 * window)
+    extrapolator, _ = small_extrapolator(window)
+    audio = torch.randn(2, 6 * 4 + window, dtype=torch.float64).requires_grad_()
+    noise = torch.randn(2, EMBEDDING, dtype=torch.float64)
+    power = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    expected = extrapolator(audio.unfold(1, window, 4), noise, power)
+    cotangent = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(expected, audio, cotangent)
+    with torch.no_grad():
+        out, pullback = extrapolator.with_pullback(audio, noise, power)
+        once, again = pullback(cotangent), pullback(cotangent)
+    assert torch.allclose(out, expected, rtol=1e-11, atol=1e-13)
+    assert torch.allclose(once, gradient, rtol=1e-11, atol=1e-12 * float(gradient.abs().max()))
+    assert torch.equal(once, again)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")
