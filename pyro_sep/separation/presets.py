@@ -29,7 +29,7 @@ SONG = {"candidates": 3, "levels": 8, "warmup": 6, "draws": 4, "thin": 1, "step_
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "quick": {
         "best": {"levels": 36, "replicas": 3, "warmup": 4},
-        "mean": SONG | {"cooling": 36},
+        "mean": SONG | {"candidates": 2, "cooling": 18, "warmup": 4, "chains": 2},
     },
     "standard": {"best": {}, "mean": SONG | {"cooling": 36, "chains": 3}},
     "thorough": {
