@@ -109,7 +109,7 @@ def load_set(
     if rule != mixing:
         raise ValueError(
             f"priors: got a set whose mixtures are the {rule} of their sources, expected the "
-            f"{mixing}; correct mixing in its priors.json, or give another set"
+            f"{mixing}; state its mixing in a priors.json, or give another set"
         )
     return chosen
 
@@ -174,10 +174,9 @@ def load_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
     if not path.exists():
         return []
     content = json.loads(path.read_text())
-    if content["settings"] != settings:
-        raise ValueError(
-            f"{path}: got figures of {content['settings']}, expected {settings}; give another --out"
-        )
+    made = content.get("settings") if isinstance(content, dict) else None
+    if made != settings:
+        raise ValueError(f"{path}: got figures of {made}, expected {settings}; give another --out")
     return list(content["mixtures"])
 
 

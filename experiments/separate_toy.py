@@ -95,17 +95,18 @@ def main(
     names, time = tuple(chosen), round(seconds * SAMPLE_RATE)
     items = [toy_mixture("test", first + i, names, time) for i in range(mixtures)]
     budget = {"preset": preset, "chains": chains, "candidates": candidates, "levels": levels}
-    separate = partial(separate_batch, constraint=constraint, **budget)
+    separate = partial(
+        separate_batch, constraint=constraint, progress=sys.stderr.isatty(), **budget
+    )
     folders = [out / f"mixture_{first + i:04d}" for i in range(mixtures)]
 
     def measure(start: int, batch: Sequence[ToyMixture]) -> list[Row]:
         mixed, true = stacked(batch)
         found = (algorithm_1 if paper else separate)(
-            mixed.to(device),
+            mixed,
             chosen,
             seed=seed + first + start,
             true_sources=true,
-            progress=sys.stderr.isatty(),
             attrs={"data": f"toy test mixtures from index {first + start}"},
         )
         rows = []
@@ -134,7 +135,6 @@ def algorithm_1(
     *,
     seed: int,
     true_sources: Tensor,
-    progress: bool,
     attrs: dict[str, Any],
 ) -> list[Separation]:
     """The last draws of the paper's chain on every mixture."""

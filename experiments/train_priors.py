@@ -52,6 +52,11 @@ class Training:
     sample_rate: int
     config: TrainConfig
 
+    @property
+    def folder(self) -> str:
+        """Folder of the sets: toy mixtures and songs add up in different ways."""
+        return f"{self.family}-musdb18" if self.name in STEMS else self.family
+
     def __str__(self) -> str:
         c = self.config
         return (
@@ -83,7 +88,7 @@ def main(
         raise ValueError(f"only: got {unknown[0]!r}, expected some of {', '.join(there)}")
     if show:
         for name in names:
-            print(f"{name}: {there[name]}: {out / there[name].family}/sigma-*")
+            print(f"{name}: {there[name]}: {out / there[name].folder}/sigma-*")
         return
     started = clock.monotonic()
     ranks, place = start_ranks(torch_device(device))
@@ -98,7 +103,7 @@ def main(
         training = there[name]
         train_prior(
             training.source,
-            out / training.family,
+            out / training.folder,
             family=training.family,
             size=training.size,
             recipe="serial",

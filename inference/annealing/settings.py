@@ -18,7 +18,7 @@ REPLICA_LEVELS = 10
 # Noise levels in units of sigma_freeze, where it is settled which source explains what:
 HALVINGS = ((2.0, 2), (1.1, 4))  # below each level one in so many candidates continues,
 SINGLE = 0.45  # and below this one the best alone
-TURN = 0.66  # below it the levels of a search fall faster
+FASTER = 0.66  # below it the levels of a search fall faster
 OPEN = 2.0  # replicas start here: which source explains what is kept, details are not
 DETAIL = 0.15  # below it overtones tell sources apart
 # A round noises all candidates to the first level and compares them at the second, after so many:
@@ -123,8 +123,8 @@ class Annealing:
     @property
     def search_sigmas(self) -> tuple[float, ...]:
         """Levels of a search, slow until it is settled who explains what; the last one twice."""
-        turn = max(TURN * self.sigma_freeze, 1.01 * self.sigma_min)
-        ladder = two_rate_ladder(self.sigma_max, turn, self.sigma_min, self.levels)
+        fast = max(FASTER * self.sigma_freeze, 1.01 * self.sigma_min)
+        ladder = two_rate_ladder(self.sigma_max, fast, self.sigma_min, self.levels)
         return (*ladder, self.sigma_min)
 
     @property

@@ -42,7 +42,7 @@ class LangevinKernel(MCMCKernel):
         ValueError: a model or a strategy that cannot be called.
     """
 
-    #: Fields of :class:`~pyro_sep.inference.StepInfo` among the statistics.
+    #: Fields of :class:`~pyro_sep.inference.state.StepInfo` among the statistics.
     recorded: tuple[str, ...] = ()
 
     def __init__(

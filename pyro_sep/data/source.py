@@ -16,9 +16,9 @@ from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
 from pyro_sep.data.tracks import DRAWS, left_out, stem_name
 
-LEVEL_FRAMES = 64
+RMS_FRAMES = 64
 ROUNDED = 1 << 10  # steps of full scale
-LEVEL_MAX = 100.0  # RMS from which on samples are no audio of full scale 1
+RMS_MAX = 100.0  # RMS from which on samples are no audio of full scale 1
 HELD_OUT_SHARE = 0.1  # end of every recording, kept from training for the audit
 
 
@@ -219,11 +219,11 @@ def training_rms(audio: SourceAudio, time: int, seed: int = 0) -> float:
 
     Of audio that is too quiet for these, to three digits.
     """
-    frames = audio.draw(LEVEL_FRAMES, time, torch.Generator().manual_seed(seed))
-    level = frames.square().mean().sqrt().item()
-    if level > LEVEL_MAX:
+    frames = audio.draw(RMS_FRAMES, time, torch.Generator().manual_seed(seed))
+    rms = frames.square().mean().sqrt().item()
+    if rms > RMS_MAX:
         raise ValueError(
-            f"source: got recordings of an RMS of {level:.3g}, expected full scale 1; divide the "
+            f"source: got recordings of an RMS of {rms:.3g}, expected full scale 1; divide the "
             "samples by the largest number of their format"
         )
-    return round(level, 3) or float(f"{level:.3g}")
+    return round(rms, 3) or float(f"{rms:.3g}")

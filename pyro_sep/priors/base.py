@@ -7,18 +7,19 @@ log density over the whole event, summed over time, in nats.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, get_args
 
 import torch
 from torch import Tensor
 
-from pyro_sep.checks.arguments import shown
+from pyro_sep.checks.arguments import choice, shown
 
 MixingRule = Literal["sum", "mean"]  # a mixture is the sum of its sources, or their mean
 Estimate = Literal["best", "mean"]  # the mean of the best chain, or of all chains
 
 #: What a prior states of its set where it has no attribute of this name: that of recordings.
 UNSTATED = {"mixing": "sum", "estimate": "mean"}
+CHOICES = {"mixing": get_args(MixingRule), "estimate": get_args(Estimate)}
 
 
 class Prior(Protocol):
@@ -99,7 +100,10 @@ def stated(priors: Priors, what: Literal["mixing", "estimate"], remedy: str) -> 
     Raises:
         ValueError: priors that disagree, such as those of two sets.
     """
-    values = {name: str(getattr(prior, what, UNSTATED[what])) for name, prior in priors.items()}
+    values = {
+        name: choice(what, getattr(prior, what, UNSTATED[what]), CHOICES[what])
+        for name, prior in priors.items()
+    }
     if len({*values.values()}) > 1:
         listed = ", ".join(f"{value!r} for {name}" for name, value in values.items())
         raise ValueError(f"priors: got {what} {listed}, expected one of all; {remedy}")

@@ -17,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
 
@@ -33,7 +34,7 @@ from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, empty_weights, family_of
 from pyro_sep.models.soundness import WEIGHT_MAX, unsound_weight
 from pyro_sep.models.waveform import WaveformConfig
-from pyro_sep.priors.base import UNSTATED, Estimate, MixingRule
+from pyro_sep.priors.base import UNSTATED, Estimate, MixingRule, stated
 from pyro_sep.priors.networks import PRIORS, NetworkPrior
 from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.storage.files import atomic_write_bytes, save_json
@@ -104,15 +105,16 @@ def check_set(folder: Path, mixing: str, estimate: str) -> None:
         )
 
 
-def save_priors(priors: Mapping[str, NetworkPrior], folder: Path) -> None:
+def save_priors(priors: Mapping[str, NetworkPrior], folder: str | PathLike[str]) -> None:
     """Write a set of priors that :func:`load_priors` reads: their weights, and a priors.json.
 
     Args:
         priors: by source name, of one mixing and one estimate.
-        folder: made where it is missing.
+        folder: made where it is missing; priors of other sources that it holds stay in the set.
 
     Raises:
-        ValueError: a prior that :func:`add_to_set` refuses.
+        ValueError: a name that is not its prior's; priors of sets that differ; a prior that
+            :func:`add_to_set` refuses.
         OSError: the folder cannot be written to.
 
     >>> from tempfile import TemporaryDirectory
@@ -121,8 +123,15 @@ def save_priors(priors: Mapping[str, NetworkPrior], folder: Path) -> None:
     ...     list(load_priors(folder))
     ['saw', 'sine']
     """
+    if wrong := [name for name, prior in priors.items() if name != prior.name]:
+        raise ValueError(
+            f"priors: got {wrong[0]!r} for the prior of {priors[wrong[0]].name!r}, expected its "
+            "own name"
+        )
+    for what in ("mixing", "estimate"):
+        stated(priors, what, "save them as two sets")
     for prior in priors.values():
-        add_to_set(folder, prior)
+        add_to_set(Path(folder), prior)
 
 
 def save_prior(prior: NetworkPrior, path: Path) -> None:

@@ -240,8 +240,7 @@ def separate_recording(
         if not force and not checkpoint.exists() and is_finished(folder, run):
             return None, []
         check_disk(recording, priors, folder, files, options)
-        samples = recording.samples.to(device)
-        result = separate(samples, priors, checkpoint=checkpoint, **options)
+        result = separate(recording.samples, priors, checkpoint=checkpoint, **options)
         original = (recording.original, recording.original_rate)
         written = write_separation(result, folder, files, original, run)
         checkpoint.unlink()

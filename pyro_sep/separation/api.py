@@ -298,7 +298,7 @@ def separate_batch(  # noqa: D417
     }
     prints = fingerprints(priors, observed)
     digest = sha256(observed.cpu().numpy().tobytes()).hexdigest()[:12]
-    identity = run | {"gains": "infer" if infer_gains else mixing.gains}
+    identity = run | {"gains": "infer" if infer_gains else mixing.gains, "estimate": estimate_name}
     identity |= {"store": store is not None, **asdict(plan), "sources": list(priors)}
     identity |= {"mixture": f"{digest} {tuple(observed.shape)}", **prints}
     recorder = DrawRecorder(backends, estimate_name, time, extras)

@@ -72,7 +72,7 @@ def estimate_cost(
     .. math:: \text{seconds} = M C G \cdot K T \cdot r
 
     for M mixtures of T audio samples and K sources, C chains of G gradients each
-    (:func:`~pyro_sep.inference.annealing.budget.gradients`), and r seconds per source's audio
+    (:func:`~pyro_sep.inference.annealing.budget.count_gradients`), and r seconds per source's audio
     sample. Searches that fail are repeated, which cannot be predicted and takes up to ``tries``
     times as long. The memory is that of the draws, of the sources while they are searched, and of
     an evaluation.

@@ -89,6 +89,8 @@ def resolve_settings(
     (50, 1)
     """
     estimate_name = resolve_estimate(priors, estimate)
+    if unknown := [name for name in given if name not in FIELDS]:
+        raise ValueError(f"{unknown[0]}: got an unknown option, expected {', '.join(FIELDS)}")
     own = {name: value for name, value in given.items() if value is not None}
     if settings is None:
         preset = DEFAULT_PRESET[estimate_name] if preset is None else preset

@@ -28,7 +28,6 @@ FORMAT = "trace.1"  # of a netCDF file
 NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attributes
 NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
-ESTIMATES = ("best", "mean")  # of which chains an estimate is the mean: the best one, or all
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 

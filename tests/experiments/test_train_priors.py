@@ -80,27 +80,28 @@ def test_sets_of_priors_are_left_behind(
     musdb: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    for only in ("flow-sine", "flow-sine,wavenet-drums"):  # what is there is read back
+    for only in ("wavenet-sine", "wavenet-sine,wavenet-drums"):  # what is there is read back
         script.main(only=only, steps=5, musdb=musdb, out=out)
     printed = capsys.readouterr().out
-    assert printed.count("flow-sine: ") == printed.count(f" s. Results: {out}\n") == 2
-    assert sorted(os.listdir(out)) == ["flow", "wavenet"]
+    assert printed.count("wavenet-sine: ") == printed.count(f" s. Results: {out}\n") == 2
+    assert sorted(os.listdir(out)) == ["wavenet", "wavenet-musdb18"]
     for sigma in SERIAL_SIGMAS:
-        sine = load_priors(out / "flow" / f"sigma-{sigma:g}")["sine"]
-        drums = load_priors(out / "wavenet" / f"sigma-{sigma:g}")["drums"]
+        sine = load_priors(out / "wavenet" / f"sigma-{sigma:g}")["sine"]
+        drums = load_priors(out / "wavenet-musdb18" / f"sigma-{sigma:g}")["drums"]
         assert drums.sample_rate == 14_700
         # Two channels of white noise of RMS 0.1, and a third of the band.
         assert drums.rms == pytest.approx(0.1 / (2 * 3) ** 0.5, rel=0.1)
         for prior in (sine, drums):
             assert prior.sigmas == (sigma, sigma)
+            assert prior.mixing == ("mean" if prior is sine else "sum")
             assert prior.frame(64).log_prob(torch.zeros(2, 64)).isfinite().all()
-    card = (out / "wavenet" / "sigma-0.01" / "drums.md").read_text()
+    card = (out / "wavenet-musdb18" / "sigma-0.01" / "drums.md").read_text()
     command = (
         f"`python experiments/train_priors.py --scale cpu --only wavenet-drums --musdb {musdb}"
     )
     assert f"{command} --steps 5`" in card
     assert "| 0.01 | " in card
-    kept = torch.load(out / "flow" / "sine.run" / "sigma-0.359" / CHECKPOINT)
+    kept = torch.load(out / "wavenet" / "sine.run" / "sigma-0.359" / CHECKPOINT)
     assert kept["step"] == 1
 
 

@@ -44,21 +44,21 @@ def test_noise_of_the_sources_counts_as_noise_of_the_mixture() -> None:
     assert torch.allclose(LATENT.scale_at(0.0)[:, 0], NOISE)
 
 
-def test_every_lane_is_a_mixing_of_its_own() -> None:
+def test_every_row_of_the_batch_is_a_mixing_of_its_own() -> None:
     mixture, sources = normal(3, 5, seed=1), normal(3, 2, 8)
     conditioned = LATENT.condition_on(mixture, sources, 0.3)
     score = LATENT.score(mixture, sources, 0.3)
     value = LATENT.log_likelihood(mixture, sources, 0.3)
-    for lane in range(3):
-        known = Mixing(tuple(GAINS[lane].tolist()), float(NOISE[lane]))
-        assert torch.allclose(LATENT.mix(sources)[lane], known.mix(sources[lane]))
-        expected = known.condition_on(mixture[lane], sources[lane], 0.3)
-        assert torch.allclose(conditioned[lane], expected)
-        scale = float(LATENT.scale_at(0.3)[lane])
-        residual = known.residual(mixture[lane], sources[lane])
-        assert torch.allclose(score[lane], GAINS[lane][:, None] * residual / scale**2)
+    for row in range(3):
+        known = Mixing(tuple(GAINS[row].tolist()), float(NOISE[row]))
+        assert torch.allclose(LATENT.mix(sources)[row], known.mix(sources[row]))
+        expected = known.condition_on(mixture[row], sources[row], 0.3)
+        assert torch.allclose(conditioned[row], expected)
+        scale = float(LATENT.scale_at(0.3)[row])
+        residual = known.residual(mixture[row], sources[row])
+        assert torch.allclose(score[row], GAINS[row][:, None] * residual / scale**2)
         by_hand = Normal(0.0, scale).log_prob(residual[:5]).sum()
-        assert float(value[lane]) == pytest.approx(float(by_hand))
+        assert float(value[row]) == pytest.approx(float(by_hand))
     some = LATENT.select(torch.tensor([2, 0]))
     assert torch.equal(some.gains, GAINS[[2, 0]])
     assert torch.equal(some.noise_scale, NOISE[[2, 0]])

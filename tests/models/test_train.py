@@ -733,3 +733,11 @@ def test_a_score_is_not_matched_without_noise(tmp_path: Path) -> None:
     config = dataclasses.replace(SHORT, score_weight=0.3)
     with pytest.raises(ValueError, match=r"score_weight: got 0\.3 at noise level 0"):
         fit_serially(square, tmp_path / "run", FAMILIES["nested"], config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("warmup", 0), ("stairs", -1), ("ema", 1), ("decay", 0.0), ("clip", 0)]
+)
+def test_settings_out_of_range_are_named(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: got {value}, expected "):
+        dataclasses.replace(SHORT, **{name: value})

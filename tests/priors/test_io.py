@@ -685,3 +685,13 @@ def test_a_set_is_saved_whole(tmp_path: Path) -> None:
     loaded = load_priors(tmp_path)
     assert list(loaded) == ["violin", "oboe"]
     assert {prior.mixing for prior in loaded.values()} == {"mean"}
+
+
+def test_a_set_that_cannot_be_read_back_is_not_begun(tmp_path: Path) -> None:
+    song, other = tone("oboe"), tone("violin")
+    song.mixing = "sum"
+    with pytest.raises(ValueError, match=r"^priors: got 'flute' for the prior of 'violin', exp"):
+        save_priors({"flute": other}, tmp_path)
+    with pytest.raises(ValueError, match=r"^priors: got mixing 'sum' for oboe, 'mean' for violin"):
+        save_priors({"oboe": song, "violin": other}, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -100,6 +100,7 @@ def test_it_is_said_in_words() -> None:
         ({"preset": "slow"}, "preset: got 'slow', expected one of quick, standard, thorough"),
         ({"estimate": "median"}, "estimate: got 'median', expected one of"),
         ({"gains": (1.0,)}, "gains: got 1 for 2 priors"),
+        ({"drawz": 3}, "drawz: got an unknown option, expected .* draws"),
     ],
 )
 def test_bad_settings_are_named(priors: Priors, options: dict[str, Any], message: str) -> None:

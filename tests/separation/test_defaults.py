@@ -11,6 +11,7 @@ import torch
 
 from pyro_sep import load_priors, separate
 from pyro_sep.cli.app import main
+from pyro_sep.separation.presets import resolve_estimate
 
 TINY = {"candidates": 1, "levels": 6, "draws": 2}
 
@@ -42,3 +43,10 @@ def test_stems_are_the_same(
     for stem, expected in zip(stems, result.contributions, strict=True):
         written, _ = soundfile.read(tmp_path / "out" / "duet" / f"{stem}.wav", dtype="float32")
         assert np.array_equal(written, expected.numpy())
+
+
+def test_a_prior_that_states_nonsense_is_named() -> None:
+    priors = load_priors("toy/oracle")
+    priors["saw"].estimate = "median"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"^estimate: got 'median', expected one of best, mean"):
+        resolve_estimate(priors)

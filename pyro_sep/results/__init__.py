@@ -1,0 +1,1 @@
+"""Folders of results: stems, trace, picture, summary."""
