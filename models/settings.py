@@ -58,8 +58,10 @@ class TrainConfig:
         whole("seed", self.seed, "0 or more")
         whole("warmup", self.warmup, "1 or more", 1)
         whole("stairs", self.stairs, "0 or more")
-        number("ema", self.ema, "0 or more, below 1", -math.ulp(0), 1)
-        number("decay", self.decay, "above 0, at most 1", 0, math.nextafter(1, 2))
+        if not 0 <= number("ema", self.ema) < 1:
+            raise ValueError(f"ema: got {self.ema:g}, expected 0 or more, below 1")
+        if not 0 < number("decay", self.decay) <= 1:
+            raise ValueError(f"decay: got {self.decay:g}, expected above 0, at most 1")
         number("clip", self.clip, "above 0", 0)
         bounds = {"learning_rate": RATE_MAX, "gain_db": GAIN_DB_MAX, "score_weight": WEIGHT_MAX}
         for name, most in bounds.items():

@@ -65,7 +65,6 @@ def test_the_paper_s_algorithm_draws_from_the_posterior_of_its_last_level(
         priors,
         seed=0,
         true_sources=sources,
-        progress=False,
         attrs={"data": "a constant"},
     )
     assert result.trace.attrs["gradients"] == 300

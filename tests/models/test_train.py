@@ -736,7 +736,7 @@ def test_a_score_is_not_matched_without_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("warmup", 0), ("stairs", -1), ("ema", 1), ("decay", 0.0), ("clip", 0)]
+    ("name", "value"), [("warmup", 0), ("stairs", -1), ("ema", 1), ("decay", 0), ("clip", 0)]
 )
 def test_settings_out_of_range_are_named(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name}: got {value}, expected "):
