@@ -59,7 +59,7 @@ class LogUniform(dist.TransformedDistribution):
         """The interval between the two numbers."""
         return constraints.interval(self.low, self.high)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "LogUniform":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "LogUniform":
         """The same law over a larger batch."""
         low, high = (end.expand(Size(batch_shape)) for end in (self.low, self.high))
         return LogUniform(low, high)

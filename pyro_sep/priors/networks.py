@@ -160,7 +160,7 @@ class NetworkPrior(TorchDistribution):
         self.network.window = round(seconds * self.sample_rate)
         return self._with()
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         """The same law over a larger batch."""
         return self._with(sigma=self.sigma.expand(Size(batch_shape)))
 

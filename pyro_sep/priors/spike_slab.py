@@ -12,7 +12,7 @@ present is the mean, over posterior draws of the noisy x, of the slab's share in
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
@@ -88,7 +88,7 @@ class SpikeAndSlab(TorchDistribution):
         """The law of a frame of ``time`` audio samples."""
         return SpikeAndSlab(self.prior.frame(time), self.absence, self.sigma)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> "SpikeAndSlab":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SpikeAndSlab":
         """The same law over a larger batch."""
         return self.condition(self.sigma.expand(Size(batch_shape)))
 

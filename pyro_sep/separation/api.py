@@ -334,7 +334,7 @@ def separation_from_draws(
     *,
     seed: int = 0,
     true_sources: Audio | None = None,
-    attrs: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, object] | None = None,
 ) -> Separation:
     """The separation of draws from another sampler, such as Pyro's own NUTS.
 
