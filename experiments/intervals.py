@@ -97,14 +97,9 @@ def as_lists(values: xr.Dataset) -> dict[str, list[float]]:
 
 
 def as_dataset(rows: list[Row], key: str) -> xr.Dataset:
-    """Every function of all rows, ``(mixture, source)``; docs/intervals calls level_db level."""
-    columns = {
-        name: name if name in rows[0][key] else name.removesuffix("_db") for name in FUNCTIONS
-    }
+    """Every function of all rows, ``(mixture, source)``."""
     dims = ("mixture", "source")
-    return xr.Dataset(
-        {name: (dims, [row[key][column] for row in rows]) for name, column in columns.items()}
-    )
+    return xr.Dataset({name: (dims, [row[key][name] for row in rows]) for name in FUNCTIONS})
 
 
 def learned(rows: list[Row]) -> ConformalCalibration:
