@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from scripts import load
 
 from pyro_sep.cli.program import run
 from pyro_sep.diagnostics.conformal import ConformalCalibration
+from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.separation.api import separate_batch
+from pyro_sep.separation.presets import resolve_settings
 
 
 def test_the_experiment_learns_and_judges_and_goes_on(
@@ -54,3 +57,11 @@ def test_the_experiment_learns_and_judges_and_goes_on(
     error = row["true"]["level_db"][1] - row["expected"]["level_db"][1]
     assert float(learned.errors["level_db"][3, 1]) == pytest.approx(error, abs=1e-5)
     assert {"level_db", "centroid", "si_sdr"} == set(row["draws_below"])
+
+
+def test_the_calibration_in_the_docs_is_of_the_default_run() -> None:
+    path = Path(__file__).parents[2] / "docs" / "intervals" / "calibration.json"
+    kind = ConformalCalibration.load(path).kind
+    priors = choose_priors(load_priors("toy"), ",".join(kind["sources"]))
+    settings = resolve_settings(priors, kind["samples"])
+    assert {name: kind[name] for name in asdict(settings)} == pytest.approx(asdict(settings))
