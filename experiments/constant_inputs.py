@@ -44,6 +44,8 @@ from pyro_sep.priors.base import Prior
 
 HIGH = 0.359  # the paper's highest noise level
 NOISE = 0.5  # std
+DODGE = 0.17  # of the width of a prior, between the marks of two inputs
+WORDS = {"own": "its own source", "zero": "constant 0", "one": "constant 1", "noise": "white noise"}
 PANELS = 4  # of a set of priors: two noise levels, clean and noised
 #: Of the priors of sine, saw, square and triangle.
 PAPER = {
@@ -160,14 +162,25 @@ def draw(tables: dict[str, pd.DataFrame]) -> Figure:
     figure = Figure(figsize=(3.4 * PANELS, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, PANELS, sharey=True, squeeze=False).ravel()
     for ax, (title, cells) in zip(axes, tables.items(), strict=True):
-        for name, marker in zip(cells.columns, "_ox^", strict=True):
-            size = 400 if name == "own" else 40
-            ax.scatter(cells.index, cells[name], size, marker=marker, label=name)
+        places = range(len(cells))
+        for index, (name, marker) in enumerate(zip(cells.columns, "_ox^", strict=True)):
+            own = name == "own"
+            x = [place + (0 if own else DODGE * (index - 2)) for place in places]
+            size, color = (900, "black") if own else (40, f"C{index}")
+            ax.scatter(x, cells[name], size, color, marker=marker, label=name)
         ax.set_title(title, fontsize="medium")
+        ax.set_xticks(places, cells.index)
+        ax.set_xlim(-0.6, len(cells) - 0.4)
+        ax.grid(axis="y", color="0.92")
+        ax.set_axisbelow(True)
         ax.set_yscale("symlog", linthresh=1)
+        ax.yaxis.set_major_formatter("{x:g}")
     for ax in axes[::PANELS]:
         ax.set_ylabel("nats / audio sample")
-    axes[0].legend(frameon=False, markerscale=0.6)
+    handles, names = axes[0].get_legend_handles_labels()
+    labels = [WORDS.get(name, name) for name in names]
+    style = {"frameon": False, "markerscale": 0.8}
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), **style)
     return figure
 
 

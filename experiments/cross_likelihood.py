@@ -106,10 +106,15 @@ def winners(panel: xr.DataArray, each: str, over: str, all_own: str) -> str:
 
 
 def draw(table: xr.DataArray) -> Figure:
-    """A heat map for each set of priors and each kind of input."""
+    """A heat map for each set of priors, a row, and each kind of input, a column."""
     maps = panels(table)
     figure = plot_audit(maps)
-    for ax, panel in zip(figure.axes, maps, strict=False):  # the colour bar comes last
+    rows, columns = table.sizes["priors"], table.sizes["input"]
+    size = (1.4 + columns * (1 + 0.8 * maps.sizes["source"]), 0.6 + rows * (1 + 0.6 * len(maps[0])))
+    figure.set_size_inches(size)
+    grid = figure.add_gridspec(rows, columns)
+    for i, (ax, panel) in enumerate(zip(figure.axes, maps, strict=False)):  # the bar comes last
+        ax.set_subplotspec(grid[divmod(i, columns)])
         ax.set_title(f"{panel['priors'].item()}, {panel['input'].item()}")
     figure.axes[-1].set_ylabel("log-likelihood / (nats per audio sample)")
     return figure

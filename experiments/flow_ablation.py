@@ -12,7 +12,7 @@ train.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from _common import Out, Results, Steps, timed
@@ -54,7 +54,7 @@ def main(
         name: open_source(f"toy:{name}", SAMPLE_RATE, AUDIT_TIME).held_out(AUDIT_FRAMES, AUDIT_TIME)
         for name in WAVEFORMS
     }
-    table: dict[str, dict[str, float | str]] = {}
+    table: dict[str, Any] = {}
     print(f"| variant | CPU min | {' | '.join(f'{sigma:g}' for sigma in SIGMAS)} |")
     for variant, config in VARIANTS.items():
         folder = out / source / variant.replace(", ", "_").replace(" ", "-")
@@ -66,9 +66,12 @@ def main(
         other = excess.drop(columns=source).max(axis=1)
         cells = [f"{excess.loc[s, source]:.2f} ({other[s]:.2f})" for s in SIGMAS]
         print(f"| {variant} | {seconds / 60:.1f} | {' | '.join(cells)} |", flush=True)
-        table[variant] = dict(zip(map(str, SIGMAS), cells, strict=True))
-        table[variant]["cpu_minutes"] = seconds / 60
-    results.json(table, source)
+        table[variant] = {
+            "cpu_minutes": seconds / 60,
+            "own": excess[source].tolist(),
+            "highest_other": other.tolist(),
+        }
+        results.json({"steps": steps, "sigmas": SIGMAS, "variants": table}, source)
     results.done()
 
 

@@ -7,7 +7,8 @@ Clean mixtures of clean toy tones are separated as ``pyro_sep.separate`` does it
 kinds of intervals of 50, 80 and 95 % are judged: those between quantiles of the draws of all
 chains, and conformal ones (:mod:`pyro_sep.diagnostics.conformal`), which the errors on the first
 mixtures give the others. These errors are written to calibration.json in --out, for ``pyro-sep
-diagnose --calibration``. The tones are drawn with --seed; none is of the test split.
+diagnose --calibration``, and the shares to summary.json. The tones are drawn with --seed; none is
+of the test split.
 
 Printed are the shares of true values inside the intervals, and the width of the conformal 95 %
 ones. A run that was cut off continues.
@@ -59,11 +60,14 @@ def main(
     rows = list(resume(out / "mixtures.json", settings, range(learn + judge), figures))
     calibration = learned(rows[:learn])
     calibration.save(out / "calibration.json")
-    table = judged(calibration, rows[learn:], seed)
-    results.csv(table, "summary", index=False)
-    print(table.to_string(index=False))
-    errors = ", ".join(f"{error:.0%}" for error in coverage_error(judge))
-    print(f"Monte Carlo error of a share of 50, 80 and 95 %: {errors}.")
+    lines, errors = judged(calibration, rows[learn:], seed), coverage_error(judge)
+    content = {"learned": learn, "judged": judge, "draws": rows[0]["draws"]}
+    content |= {"intervals": list(NOMINAL), "coverage_error": errors.tolist()}
+    spent = float(np.mean([row["seconds"] for row in rows]))
+    results.json(settings | content | {"cpu_seconds": spent, "functions": lines})
+    print(pd.DataFrame(map(in_words, lines)).to_string(index=False))
+    said = ", ".join(f"{error:.0%}" for error in errors)
+    print(f"Monte Carlo error of a share of 50, 80 and 95 %: {said}.")
     results.done()
 
 
@@ -73,17 +77,17 @@ def measure(priors: Priors, time: int, seed: int, start: int, batch: Sequence[in
     generator = torch.Generator().manual_seed(tones)
     drawn = [draw_sources(name, len(batch), time, generator)[0] for name in priors]
     truth: Tensor = torch.stack(drawn, 1)
-    return [
-        figures_of(result.trace)
-        for result in separate_batch(truth.mean(1), priors, seed=own, true_sources=truth)
-    ]
+    found = separate_batch(truth.mean(1), priors, seed=own, true_sources=truth)
+    rows = [figures_of(result.trace) for result in found]
+    if start == 0:  # all are of one kind
+        rows[0]["kind"] = kind_of(found[0].trace)
+    return rows
 
 
 def figures_of(trace: xr.DataTree) -> Row:
     """What is true, what is expected, and what share of the draws is below the truth."""
     true, drawn = actual(trace), draws_of(trace)
     return {
-        "kind": kind_of(trace),
         "true": as_lists(true),
         "expected": as_lists(expected(trace)),
         "draws_below": as_lists((drawn < true).mean(("chain", "draw"))),
@@ -109,8 +113,8 @@ def learned(rows: list[Row]) -> ConformalCalibration:
     return ConformalCalibration(kind, errors.assign_coords(source=kind["sources"]))
 
 
-def judged(calibration: ConformalCalibration, rows: list[Row], seed: int) -> pd.DataFrame:
-    """Shares of the true values inside each interval, and the width of the widest."""
+def judged(calibration: ConformalCalibration, rows: list[Row], seed: int) -> list[Row]:
+    """Per function and source, shares of the true values inside each interval, and its width."""
     true, center, below = (as_dataset(rows, key) for key in ("true", "expected", "draws_below"))
     true, center = (
         part.assign_coords(source=calibration.kind["sources"]) for part in (true, center)
@@ -121,23 +125,23 @@ def judged(calibration: ConformalCalibration, rows: list[Row], seed: int) -> pd.
         ranks: NDArray[np.int64] = (below[name].values * draws).round().astype(int)
         inside = coverage(ranks, draws, generator)
         for k, source in enumerate(true["source"].values.tolist()):
-            shares, width = [], 0.0
+            shares, widths = [], []
             for probability in NOMINAL:
                 bounds = calibration.about(center, probability)[name].isel(source=k)
                 low, high = (bounds.sel(bound=bound).values for bound in ("low", "high"))
                 values = true[name].isel(source=k).values
                 shares.append(float(((low <= values) & (values <= high)).mean()))
-                width = float((high - low)[0])
-            lines.append(
-                {
-                    "source": source,
-                    "function": name,
-                    "draws": " ".join(f"{share:.0%}" for share in inside[:, k]),
-                    "calibrated": " ".join(f"{share:.0%}" for share in shares),
-                    "width of 95 %": f"{width:.3g} {unit}",
-                }
-            )
-    return pd.DataFrame(lines)
+                widths.append(float((high - low)[0]))
+            line = {"source": source, "function": name, "unit": unit, "widths": widths}
+            lines.append(line | {"draws": inside[:, k].tolist(), "calibrated": shares})
+    return lines
+
+
+def in_words(line: Row) -> dict[str, str]:
+    """A line of the printed table."""
+    shares = {key: " ".join(f"{x:.0%}" for x in line[key]) for key in ("draws", "calibrated")}
+    width = {"width of 95 %": f"{line['widths'][-1]:.3g} {line['unit']}"}
+    return {"source": line["source"], "function": line["function"]} | shares | width
 
 
 if __name__ == "__main__":

@@ -126,25 +126,45 @@ def improvements(
 
 
 @dataclass(frozen=True)
+class WeightedMixing(Mixing):
+    """A mixing whose likelihood has a weight wherever it enters: 1 is right."""
+
+    weight: float = 1.0
+
+    def log_likelihood(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        """Weighted."""
+        return self.weight * super().log_likelihood(mixture, sources, sigma)
+
+    def score(self, mixture: Tensor, sources: Tensor, sigma: float) -> Tensor:
+        """Weighted."""
+        return self.weight * super().score(mixture, sources, sigma)
+
+    def condition_on(self, mixture: Tensor, sources: Tensor, scale: float) -> Tensor:
+        """Sources, moved by the weight."""
+        return sources + self.weight * (super().condition_on(mixture, sources, scale) - sources)
+
+
+@dataclass(frozen=True)
 class Faulty(AnnealedPosterior):
-    """The posterior as one of :data:`FAULTS` has it."""
+    """The posterior as one of :data:`FAULTS` has it, for the search and for the chain."""
 
     fault: str = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        count = len(self.priors)
+        gains = (1.0 if self.fault == "sum for the mean" else 1 / count,) * count
+        weight = {"sign of the likelihood": -1.0, "no likelihood": 0.0}.get(self.fault, 1.0)
+        object.__setattr__(self, "mixing", WeightedMixing(gains, weight=weight))
 
     def evaluate(self, sources: Tensor, sigma: float) -> Evaluation:
         """Log density, and a gradient with the fault in it."""
         sources = sources.nan_to_num().clamp(-RUNAWAY, RUNAWAY)
         seen = sources.clamp(-1, 1) if self.fault == "clamped" else sources
-        mixing = self.mixing
-        if self.fault == "sum for the mean":
-            mixing = replace(mixing, gains=(1.0,) * len(self.priors))
-        right = super().evaluate(seen, sigma)
-        prior = right.gradient - self.mixing.score(self.mixture, seen, sigma)
+        found = super().evaluate(seen, sigma)
+        prior = found.gradient - self.mixing.score(self.mixture, seen, sigma)
         if self.fault == "score of the mean":
             prior = prior / sources.shape[-1]
-        weight = {"sign of the likelihood": -1, "no likelihood": 0}.get(self.fault, 1)
-        pull = weight * mixing.score(self.mixture, sources, sigma)
-        return right._replace(gradient=prior + pull)
+        return found._replace(gradient=prior + self.mixing.score(self.mixture, sources, sigma))
 
 
 @dataclass(frozen=True)

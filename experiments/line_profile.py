@@ -150,6 +150,7 @@ def draw(table: xr.DataArray) -> Figure:
     for ax in axes.ravel():
         ax.axhline(0, color="0.75", linewidth=1, zorder=0)
         ax.set_yscale("symlog", linthresh=1)
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.set_ylim(top=0.15)
         ax.set_xticks([0, 0.5, 1], [start, "t = 0.5", end])
     axes[0, 2].legend(frameon=False, loc="lower center")

@@ -8,8 +8,8 @@ Printed is the mean log-likelihood in nats per audio sample at the paper's noise
 (arXiv 2011.01761), of clean inputs, as the paper judged, and of inputs noised at the level, whose
 law the priors are. The paper's level 0 is left out: the priors that ship know 0.01 and more, since
 a clean toy curve has no density. The picture has a panel per prior and a line per source. A prior
-whose own source is the highest line distinguishes the sources; grey is the noise's own entropy, the
-ceiling for noised inputs.
+whose own source, the thick line, is the highest distinguishes the sources; grey is the noise's own
+entropy with its sign changed, the ceiling for noised inputs.
 
 The paper prints a picture without figures. The figures printed beside ours count the winners in the
 tables behind its poster, github.com/morris-frank/thesis-tex, graphics/toy_noise_*, clean inputs.
@@ -28,6 +28,7 @@ from pyro_sep.models.settings import AUDIT_TIME
 from pyro_sep.priors.auditing import noise_entropy, own_wins
 
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359)
+MARKERS = "osD^v<>"  # of the sources: curves that coincide are seen by them
 #: Of four: priors that give their own source most, and sources likeliest under their own prior.
 PAPER = {
     "flow": {0: (4, 4), 0.01: (4, 4), 0.027: (4, 3), 0.077: (3, 2), 0.129: (2, 1), 0.359: (2, 0)},
@@ -96,16 +97,21 @@ def draw(table: xr.DataArray) -> Figure:
             ceiling = [-noise_entropy(sigma) for sigma in sigmas]
             ax.plot(sigmas, ceiling, color="0.75", linewidth=4, label="ceiling of noised audio")
             for index, source in enumerate(names):
-                width = 2.5 if source == prior else 1.0
+                style = f"C{index}{MARKERS[index % len(MARKERS)]}-"
+                width = 3.0 if source == prior else 1.0
                 curve = panel.sel(source=source)
-                ax.plot(sigmas, curve, f"C{index}o-", ms=3, linewidth=width, label=source)
+                ax.plot(sigmas, curve, style, ms=5, mfc="white", linewidth=width, label=source)
             ax.set(xscale="log", title=f"{priors}: {prior}")
+            ax.set_xticks(sigmas, [f"{sigma:g}" for sigma in sigmas], rotation=45)
+            ax.set_xticks([], minor=True)
             ax.set_yscale("symlog", linthresh=1)
+            ax.yaxis.set_major_formatter("{x:g}")
         line[0].set_ylabel(f"{kind} audio\nnats / audio sample")
     for ax in axes[-1]:
         ax.set_xlabel("sigma")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    style = {"frameon": False, "title": "source"}
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), **style)
     return figure
 
 

@@ -120,7 +120,8 @@ def main(
     """Separate excerpts by every method and print the table."""
     results = Results(out)
     names, time = chosen_stems(stems), round(seconds * SAMPLE_RATE)
-    settings = {"musdb": str(musdb), "stems": stems, "seconds": seconds}
+    # The folder's name, not its path: these files are published.
+    settings = {"musdb": musdb.resolve().name, "stems": stems, "seconds": seconds}
     further: dict[str, Any] = {"nmf": {"seed": seed}}
     learned = cache(partial(learn, musdb, names, seed))
     runs: dict[str, Measure[Excerpt]] = {

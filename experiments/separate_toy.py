@@ -1,7 +1,7 @@
 """How well are mixtures of the toy test split separated?
 
     python experiments/separate_toy.py                                  # one mixture of 0.25 s
-    python experiments/separate_toy.py --mixtures 20 --seconds 0.128    # figures of the README
+    python experiments/separate_toy.py --first 1000 --mixtures 50 --seconds 0.128  # docs/results
     python experiments/separate_toy.py --sources square,saw --mixtures 20 --seconds 0.128
     python experiments/separate_toy.py --family flow --mixtures 20 --seconds 0.128
     python experiments/separate_toy.py --paper --mixtures 5 --seconds 0.128
@@ -55,7 +55,7 @@ from torch import Tensor
 from pyro_sep.cli.options import torch_device
 from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
-from pyro_sep.diagnostics.convergence import diagnose, format_verdict
+from pyro_sep.diagnostics.verdict import diagnose, format_verdict
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors

@@ -72,7 +72,7 @@ class AnnealedPosterior:
 
     @property
     def frame(self) -> int:
-        """Audio samples of a source: as many as of the mixture, or a few more."""
+        """Audio samples of a source, as many as of the mixture or a few more."""
         return frame_time(self.priors, self.mixture.shape[-1])
 
     def select(self, indices: Tensor) -> "AnnealedPosterior":

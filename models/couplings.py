@@ -13,9 +13,9 @@ function whose parameters a network reads from the former. The log-determinant s
   distribution function.
 
 A network gives ``per_sample`` numbers for each, ``(batch, channel * per_sample, 1, token)``; zero
-of all is the identity. :meth:`smooth` makes them those of a source whose noise has a known variance
-:math:`\nu^2`: every scale becomes :math:`\sqrt{\nu^2 + s^2}`, which is exact for the affine and the
-mixture map.
+of all is the identity. The method ``smooth`` of a map makes them those of a source whose noise has
+a known variance :math:`\nu^2`: every scale becomes :math:`\sqrt{\nu^2 + s^2}`, which is exact for
+the affine and the mixture map.
 """
 
 import math

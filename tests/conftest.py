@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
@@ -14,6 +15,18 @@ from pyro_sep.mixing.known import Mixing
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def pictures_without_layout(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Draw each picture once, as it is: its layout would take a third of a short separation.
+
+    Pictures in tests/viz, and of commands that run in a process of their own, are laid out.
+    """
+    if "viz" not in request.path.parts:
+        monkeypatch.setattr(Figure, "get_layout_engine", lambda self: None)
 
 
 class GaussianPrior(TorchDistribution):

@@ -59,6 +59,7 @@ def descend(
     halving: Sequence[tuple[float, int]] = (),
     swap: bool = False,
     given: Tensor | None = None,
+    traced: Tensor | None = None,
 ) -> Found:
     """Denoise and add noise from level to level.
 
@@ -72,22 +73,28 @@ def descend(
         halving: levels, falling, and how many candidates of each group continue below them.
         swap: whether sources swap what they explain above ``sigma_freeze``.
         given: clean sources that are held fixed ``(batch, source, frame)``, NaN where they are not.
+        traced: to be filled with the log prior of every source at every level, in nats,
+            ``(batch, level, source)``; elements that are dropped keep their values below.
     """
     settings, left = evaluator.settings, list(halving)
     recent: list[Tensor] = []
     clean: list[Tensor] = []
+    rows = torch.arange(len(position), device=position.device)  # of the batch, those that go on
     for i, sigma in enumerate(sigmas):
         while left and sigma < left[0][0]:
             count = left.pop(0)[1]
             if recent and count < group:
                 best = best_of_groups(torch.stack(recent[-RECENT:]).mean(0), group, count)
                 target, position, group, recent = target.select(best), position[best], count, []
+                rows = rows[best]
                 given = None if given is None else given[best]
         if swap and sigma >= settings.sigma_freeze and i % SWAP_EVERY == 0:
             cross = evaluator.cross_log_prior(target, position, sigma)
             assignment = draw_assignment(cross, evaluator.generator)
             target, position = target.reassign(position, assignment)
         evaluation = evaluator.evaluate(target, position, sigma)
+        if traced is not None:
+            traced[rows, i] = evaluation.parts
         if sigma < settings.sigma_freeze:
             noise = sigma <= settings.sigma_detail
             target, evaluation = follow(

@@ -44,6 +44,8 @@ class Descent(NamedTuple):
     gradients: int  # evaluations per mixture, those of candidates included
     tries: Tensor  # (mixture, chain), searches of the section that took most
     found: Tensor  # (mixture, chain), share of sections that are plausible under the priors
+    search: Tensor  # log priors, nats, (mixture, chain, section, candidate, level, source)
+    length: int  # audio samples of a section
 
 
 def anneal(
@@ -122,6 +124,8 @@ def anneal(
         round(run.evaluator.cost / audio),
         torch.stack(run.tries, 1).amax(1).reshape(shape),
         torch.stack(run.plausible, 1).float().mean(1).reshape(shape),
+        torch.stack(run.traced, 1).unflatten(0, shape),
+        run.length,
     )
 
 
@@ -148,6 +152,7 @@ def _search_section(run: Run, start: int, average: bool) -> None:
     run.clean.append(torch.cat([group.clean for group in groups]))
     run.tries.append(torch.cat([group.tries for group in groups]))
     run.plausible.append(torch.cat([group.plausible for group in groups]))
+    run.traced.append(torch.cat([group.traced for group in groups]))
     for part, group in zip(parts, groups, strict=True):
         run.target = run.target.update(part, group.target)
 

@@ -1,6 +1,6 @@
 """The state of a run between two of its stages, which a checkpoint holds and restores."""
 
-from math import inf, log
+from math import inf, log, nan
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Run:
         self.clean: list[Tensor] = []  # of every section searched, (batch, source, length)
         self.tries: list[Tensor] = []  # (batch,)
         self.plausible: list[Tensor] = []  # (batch,)
+        self.traced: list[Tensor] = []  # (batch, candidate, level, source), see Result
         self.history: list[Statistics] = []  # of every step before the draws
         self.step_size = settings.step_size  # in units of sigma
         self.adaptation = DualAveraging(prox_center=log(settings.step_size))
@@ -43,7 +44,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs: tensors, numbers, lists and dicts of them."""
         state = {name: getattr(self, name) for name in self.plain}
-        state |= {"sections": [self.clean, self.tries, self.plausible]}
+        state |= {"sections": [self.clean, self.tries, self.plausible], "traced": self.traced}
         state |= {"cost": self.evaluator.cost, "generator": self.evaluator.generator.get_state()}
         history = [torch.stack(parts) for parts in zip(*self.history, strict=True)]
         state |= {"history": history, "target": self.target.latents()}
@@ -58,6 +59,8 @@ class Run:
         Raises:
             ValueError: a part that does not fit this run, or is of another moment than the others.
         """
+        unknown = torch.full(self._traced_shape, nan)  # in a checkpoint of an earlier version
+        state = {"traced": [unknown] * min(state["stage"], len(self.starts))} | state
         self._check(state)
         device = self.target.mixture.device
 
@@ -68,6 +71,7 @@ class Run:
             value = state[name]
             setattr(self, name, value.to(device) if isinstance(value, Tensor) else value)
         self.clean, self.tries, self.plausible = map(moved, state["sections"])
+        self.traced = moved(state["traced"])
         self.evaluator.cost = state["cost"]
         self.evaluator.generator.set_state(state["generator"])
         steps = zip(*moved(state["history"]), strict=True)
@@ -79,6 +83,12 @@ class Run:
         if "chain" in state:
             position, velocity, *evaluation = moved(state["chain"])
             self.chain = UnderdampedState(position, velocity, Evaluation._make(evaluation))
+
+    @property
+    def _traced_shape(self) -> tuple[int, ...]:
+        settings, source = self.settings, len(self.target.priors)
+        levels = len(settings.search_sigmas)
+        return len(self.target.mixture), settings.candidates, levels, source
 
     def _check(self, state: dict[str, Any]) -> None:
         """Raise unless the parts of a state fit this run and each other."""
@@ -97,6 +107,7 @@ class Run:
         check_shapes("sections", clean, [] if begun else [section] * searched)
         flags = [part.float() for part in (*tries, *plausible)]
         check_shapes("sections", flags, [(batch,)] * 2 * searched)
+        check_shapes("traced", state["traced"], [self._traced_shape] * searched)
         contributions = [] if state["contributions"] is None else [state["contributions"]]
         check_shapes("contributions", contributions, [whole] if drawn else [])
         check_like("adaptation", state["adaptation"], dict.fromkeys(state["adaptation"], 0.0))

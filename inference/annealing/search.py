@@ -44,12 +44,23 @@ class Result(NamedTuple):
     clean: Tensor  # (batch, source, frame)
     tries: Tensor  # (batch,), number of searches
     plausible: Tensor  # (batch,), see is_plausible
+    traced: (
+        Tensor  # (batch, candidate, level, source), see descend; NaN below a dropped one's level
+    )
 
 
 def candidates(
-    target: AnnealedPosterior, evaluator: Evaluator, average: bool, given: Tensor | None = None
+    target: AnnealedPosterior,
+    evaluator: Evaluator,
+    average: bool,
+    given: Tensor | None = None,
+    traced: Tensor | None = None,
 ) -> Found:
-    """The best candidate of every chain, or the mean of all; see ``given`` in :func:`descend`."""
+    """The best candidate of every chain, or the mean of all.
+
+    See ``given`` and ``traced`` in :func:`descend`; the latter is ``(batch, candidate, level,
+    source)`` here.
+    """
     settings = evaluator.settings
     group, sigmas = settings.candidates, settings.search_sigmas
     repeated = repeat(target, group)
@@ -57,10 +68,12 @@ def candidates(
     if given is not None:
         given = given.repeat_interleave(group, 0)
         start = repeated.tie(start + given.nan_to_num(nan=0.0))
+    traced = None if traced is None else traced.flatten(0, 1)  # a view: what is filled is given
     if not average:
         how: dict[str, Any] = {"halving": settings.halving, "swap": given is None, "given": given}
-        return descend(repeated, start, sigmas, evaluator, averaged=2, group=group, **how)
-    found = descend(repeated, start, sigmas, evaluator)
+        how |= {"averaged": 2, "group": group, "traced": traced}
+        return descend(repeated, start, sigmas, evaluator, **how)
+    found = descend(repeated, start, sigmas, evaluator, traced=traced)
     first = torch.arange(len(target.mixture), device=start.device) * group
     means = (p.reshape(-1, group, *p.shape[1:]).mean(1) for p in (found.clean, found.log_density))
     return Found(found.target.select(first), *means)
@@ -79,9 +92,11 @@ def is_plausible(found: Found, evaluator: Evaluator) -> Tensor:
     return (surprise.nan_to_num(nan=0.0) <= bound).all(-1)
 
 
-def attempt(target: AnnealedPosterior, evaluator: Evaluator, average: bool) -> Found:
-    """What one search finds."""
-    found = candidates(target, evaluator, average)
+def attempt(
+    target: AnnealedPosterior, evaluator: Evaluator, average: bool, traced: Tensor | None = None
+) -> Found:
+    """What one search finds; see ``traced`` in :func:`candidates`."""
+    found = candidates(target, evaluator, average, None, traced)
     if average:
         return found
     rounds = evaluator.settings.rounds(len(target.priors), target.may_be_silent)
@@ -101,20 +116,25 @@ def search(target: AnnealedPosterior, evaluator: Evaluator, average: bool) -> Re
 
     A search ends with its best candidate, or with the mean of all where ``average``.
     """
-    found = attempt(target, evaluator, average)
+    settings = evaluator.settings
+    shape = (settings.candidates, len(settings.search_sigmas), len(target.priors))
+    traced = target.mixture.new_full((len(target.mixture), *shape), torch.nan)
+    found = attempt(target, evaluator, average, traced)
     tries = torch.ones_like(found.log_density, dtype=torch.long)
     if average:
-        return Result(found.target, found.clean, tries, tries > 0)
+        return Result(found.target, found.clean, tries, tries > 0, traced)
     plausible = is_plausible(found, evaluator)
-    for _ in range(1, evaluator.settings.tries):
+    for _ in range(1, settings.tries):
         failed = (~plausible).nonzero()[:, 0]
         if not len(failed):
             break
-        other = attempt(target.select(failed), evaluator, average)
+        tried = torch.full_like(traced[failed], torch.nan)
+        other = attempt(target.select(failed), evaluator, average, tried)
         tries[failed] += 1
         better = is_plausible(other, evaluator)
         plausible[failed] = better
         taken = better | (other.log_density > found.log_density[failed])
         found = found.update(failed[taken], other.select(taken.nonzero()[:, 0]))
+        traced[failed[taken]] = tried[taken]
     found = refine(found, evaluator)
-    return Result(found.target, found.clean, tries, plausible)
+    return Result(found.target, found.clean, tries, plausible, traced)

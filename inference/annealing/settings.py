@@ -117,7 +117,7 @@ class Annealing:
 
     @property
     def target_acceptance(self) -> float:
-        """Share of adjusted steps to accept: MALA's optimum; more where velocities persist."""
+        """Share of adjusted steps to accept, MALA's optimum, or more where velocities persist."""
         return PERSISTENT_ACCEPTANCE if self.persistence else OPTIMAL_ACCEPTANCE
 
     @property

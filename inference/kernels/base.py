@@ -46,7 +46,7 @@ class LangevinKernel(MCMCKernel):
     recorded: tuple[str, ...] = ()
 
     def __init__(
-        self, model: Callable[..., Any], init_strategy: Callable[..., Any] | None = None
+        self, model: Callable[..., object], init_strategy: Callable[..., object] | None = None
     ) -> None:
         if not callable(model):
             raise ValueError(f"model: got {shown(model)}, expected a Pyro model, a function")

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from pyro.ops.dual_averaging import DualAveraging
 
@@ -49,10 +48,10 @@ class MALA(LangevinKernel):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., object],
         step_size: float | None = None,
         target_acceptance: float = OPTIMAL_ACCEPTANCE,
-        init_strategy: Callable[..., Any] | None = None,
+        init_strategy: Callable[..., object] | None = None,
     ) -> None:
         expected = f"a number in (0, 1), such as {OPTIMAL_ACCEPTANCE}"
         self.step_size = None if step_size is None else positive("step_size", step_size)

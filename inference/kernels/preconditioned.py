@@ -1,7 +1,6 @@
 """Preconditioned SGLD as a kernel for Pyro's MCMC."""
 
 from collections.abc import Callable
-from typing import Any
 
 from pyro_sep.checks.arguments import number, positive
 from pyro_sep.inference.kernels.sgld import SGLD
@@ -40,12 +39,12 @@ class PreconditionedSGLD(SGLD):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., object],
         step_size: float | Callable[[int], float],
         temperature: float = 1.0,
         decay: float = 0.99,
         epsilon: float = 1e-5,
-        init_strategy: Callable[..., Any] | None = None,
+        init_strategy: Callable[..., object] | None = None,
     ) -> None:
         if step_size is None:  # SGLD would derive one, but of another unit
             raise ValueError("step_size: got None, expected a positive number or a schedule")

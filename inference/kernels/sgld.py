@@ -1,7 +1,6 @@
 """SGLD as a kernel for Pyro's MCMC."""
 
 from collections.abc import Callable
-from typing import Any
 
 from pyro_sep.checks.arguments import positive
 from pyro_sep.inference.kernels.base import LangevinKernel
@@ -39,10 +38,10 @@ class SGLD(LangevinKernel):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., object],
         step_size: float | Callable[[int], float] | None = None,
         temperature: float = 1.0,
-        init_strategy: Callable[..., Any] | None = None,
+        init_strategy: Callable[..., object] | None = None,
     ) -> None:
         if step_size is not None and not callable(step_size):
             step_size = positive("step_size", step_size)

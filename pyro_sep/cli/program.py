@@ -16,6 +16,7 @@ USAGE = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
 MISTAKES = (ValueError, OSError, FloatingPointError)  # the last of a training that diverged
 NO_MEMORY = ("allocate memory", "alloc_cpu", "out of memory")  # in torch's messages
 ABORTED, MISTAKEN, INTERRUPTED = 1, 2, 130  # exit codes, also typer's
+DOUBTED = 1  # exit code of a verdict that says no
 
 
 def run(command: Callable[..., None] | typer.Typer) -> NoReturn:

@@ -236,7 +236,7 @@ class Job:
 
     def run(self, recording: "Recording") -> None:
         """Separate the recording, and say what was written and whether to trust it."""
-        from pyro_sep.diagnostics.convergence import diagnose, format_verdict
+        from pyro_sep.diagnostics.verdict import diagnose, format_verdict
         from pyro_sep.results.recordings import separate_recording
         from pyro_sep.results.writer import REPORT
         from pyro_sep.trace.dataset import TRACE

@@ -1,15 +1,3 @@
-from .convergence import (
-    Diagnosis as Diagnosis,
-)
-from .convergence import (
-    Verdict as Verdict,
-)
-from .convergence import (
-    diagnose as diagnose,
-)
-from .convergence import (
-    format_diagnosis as format_diagnosis,
-)
 from .sbc import (
     RankTest as RankTest,
 )
@@ -18,4 +6,16 @@ from .sbc import (
 )
 from .sbc import (
     ranks as ranks,
+)
+from .verdict import (
+    Diagnosis as Diagnosis,
+)
+from .verdict import (
+    Verdict as Verdict,
+)
+from .verdict import (
+    diagnose as diagnose,
+)
+from .verdict import (
+    format_diagnosis as format_diagnosis,
 )

@@ -22,10 +22,10 @@ probability (Säilynoja, Bürkner & Vehtari 2022, arXiv 2103.10522).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
 NOMINAL = (0.5, 0.8, 0.95)  # probability of the central intervals
@@ -45,9 +45,7 @@ def thin(draws: int, count: int) -> NDArray[np.int64]:
     return np.arange(1, count + 1) * draws // count - 1
 
 
-def ranks(
-    true: NDArray[Any], draws: NDArray[Any], generator: np.random.Generator
-) -> NDArray[np.int64]:
+def ranks(true: ArrayLike, draws: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
     """How many draws are below the truth, 0 to L; among draws that equal it, it falls at random.
 
     Args:
@@ -65,6 +63,7 @@ def ranks(
     >>> ranks(np.array([2.5]), draws, np.random.default_rng(0))
     array([3])
     """
+    true, draws = np.asarray(true), np.asarray(draws)
     wanted = (*true.shape[:1], *draws.shape[1:2], *true.shape[1:])
     if draws.shape != wanted or draws.ndim < 2 or draws.shape[1] < 1:
         raise ValueError(

@@ -94,7 +94,7 @@ def evaluate(
         bss_eval: also run BSS Eval.
 
     Returns:
-        The scores of one track after the other, made as they are asked for: they raise ValueError
+        The scores of one track after the other, made as they are asked for. They raise ValueError
         for a stem that is missing, another length, or audio that cannot be read.
 
     Raises:

@@ -49,7 +49,7 @@ class LinearMixing(ABC):
     @property
     @abstractmethod
     def gain_energy(self) -> float | Tensor:
-        """Sum of the squared gains: a number, or a column ``(*batch, 1)``."""
+        """Sum of the squared gains, a number or a column ``(*batch, 1)``."""
 
     @abstractmethod
     def weights(self, like: Tensor) -> Tensor:

@@ -30,6 +30,12 @@ from pyro_sep.storage.files import save_json
 UNIT = "nats per audio sample over the noise"
 #: The paper's noise levels, and those where an annealed sampler chooses its modes.
 SIGMAS = (0.01, 0.027, 0.077, 0.129, 0.359, 1.0, 2.0)
+#: A search decides which source explains what between the last two levels, and details between the
+#: first two.
+DETAILS, MODES, START = 0.02, 0.3, 1.0
+DEFINITION = """\
+discriminative: every prior has its highest excess on its own source, and every source has its
+highest excess under its own prior"""
 
 
 @torch.no_grad()
@@ -130,11 +136,35 @@ def discriminative(table: xr.DataArray) -> dict[float, bool]:
     return dict(zip(table.sigma.values.tolist(), both.values.tolist(), strict=True))
 
 
+def recommend(table: xr.DataArray) -> str:
+    """Whether to separate with these priors, in one line: use them, with care, or do not.
+
+    Bayes' rule compares the priors on one and the same audio. That each source is likeliest under
+    its own prior is needed at all levels at which details are decided; where it holds at those at
+    which a search chooses its modes too, nothing is left to ask for.
+    """
+    by_source = own_wins(table)[1].transpose("sigma", "source")
+    fails = {
+        float(sigma): table["source"].values[~level].tolist()
+        for sigma, level in zip(table.sigma.values, by_source.values, strict=True)
+    }
+    judged = {sigma: names for sigma, names in fails.items() if DETAILS <= sigma <= START}
+    confused = {sigma: names for sigma, names in judged.items() if names}
+    if confused:
+        sigma = min(confused)
+        names = ", ".join(confused[sigma])
+        why = f"at sigma {sigma:g} another prior explains {names} better than its own"
+        return f"do not use them; {why}" if sigma < MODES else f"use them with care; {why}"
+    if max(judged, default=0.0) < MODES:
+        return f"use them with care; the audit does not tell of noise levels above {MODES:g}"
+    return "use them; every source is likeliest under its own prior"
+
+
 def format_audit(table: xr.DataArray) -> str:
-    """The table as text, one row per level and prior, one verdict per level."""
+    """The table as text, one row per level and prior, one verdict per level, and an answer."""
     names = [str(name) for name in table.source.values]
     width = max(9, *(len(name) + 2 for name in names))
-    lines = ["excess in nats per audio sample over the noise (0 is the ceiling)"]
+    lines = ["excess in nats per audio sample over the noise (0 is the ceiling)", DEFINITION]
     lines.append(f"{'sigma':>7} {'prior':>{width}} |" + "".join(f"{n:>{width}}" for n in names))
     verdicts, by_source = discriminative(table), own_wins(table)[1].all("source")
     for sigma, level in zip(table.sigma.values, table, strict=True):
@@ -145,7 +175,7 @@ def format_audit(table: xr.DataArray) -> str:
         if by_source.sel(sigma=sigma) and not verdicts[float(sigma)]:
             verdict += ", but each source is likeliest under its own prior"
         lines.append(f"sigma {sigma:g}: {verdict}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"answer: {recommend(table)}"])
 
 
 def save_audit(table: xr.DataArray, path: Path) -> None:

@@ -133,9 +133,15 @@ class NetworkPrior(TorchDistribution):
         """The law of a frame of ``time`` audio samples."""
         return self._with(time=time)
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(
+        self,
+        device: torch.device | str | int | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
         """The prior, whose network is moved in place, like ``torch.nn.Module.to``."""
-        self.network.to(*args, **kwargs)
+        for place in (device, dtype):
+            if place is not None:
+                self.network.to(place)
         return self._with()
 
     def in_segments(self, seconds: float) -> Self:

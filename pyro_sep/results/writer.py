@@ -12,6 +12,7 @@ import xarray as xr
 from pyro_sep.audio.io import FORMATS
 from pyro_sep.data.tracks import DRAWS, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.results.stems import StemFiles, write_stems
 from pyro_sep.separation.api import Separation
@@ -56,16 +57,22 @@ def write_separation(
     save_trace(result.trace, folder / TRACE)
     save_figure(plot_separation(result.trace), folder / PICTURE)
     agreement = chain_agreement(result.trace)
+    diagnosis = diagnose(result.trace)
     mean_lp = result.trace["sample_stats"].to_dataset()["lp"].mean("draw").values
     written = [*stems, TRACE, PICTURE, SUMMARY]
     summary = {
+        "trusted": diagnosis.trusted,
+        "verdict": str(diagnosis.verdict),
+        "reason": diagnosis.reason,
+        "bands": diagnosis.bands,
+        "blamed": list(diagnosis.blamed),
         "sources": list(result.names),
         "sample_rate": rate,
         "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
         "best_chain": best_chain(result.trace),
         "r_hat": _by_source(agreement["r_hat"]),
         "ess_bulk": _by_source(agreement["ess_bulk"]),
-        "settings": dict(result.trace.attrs),
+        "settings": {name: _plain(value) for name, value in result.trace.attrs.items()},
         "files": {name: (folder / name).stat().st_size for name in written if name != SUMMARY},
         "run": dict(run or {}),
     }
@@ -135,6 +142,15 @@ def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:
         }
         for source in table["source"].values
     }
+
+
+def _plain(value: object) -> object:
+    """An attribute of a trace; those that are JSON as what they say."""
+    if not (isinstance(value, str) and (value[:1] in ("{", "[") or value == "null")):
+        return value
+    with suppress(ValueError):
+        return json.loads(value)
+    return value
 
 
 def _rounded(value: float) -> float | None:

@@ -313,7 +313,8 @@ def separate_batch(  # noqa: D417
         estimate_name == "mean",
     )
     about = {"estimate": estimate_name, "settings": asdict(plan), "gradients": descent.gradients}
-    traces = recorder.finish(descent, run | about | prints | own_attrs)
+    search = {"noise_level": plan.search_sigmas, "length": descent.length}
+    traces = recorder.finish(descent, run | about | prints | own_attrs, search)
     results = []
     for means, trace in zip(recorder.means(), traces, strict=True):
         parts = {name: part.to(home) for name, part in means.items()}

@@ -121,16 +121,19 @@ class DrawRecorder:
             block = {"sources": sources[i], "lp": lp, "log_prior": log_prior, "stats": stats}
             backend.add(block | {name: values[i] for name, values in extras.items()}, first)
 
-    def finish(self, descent: Descent, attrs: Mapping[str, Any]) -> list[xr.DataTree]:
-        """The trace of each mixture."""
+    def finish(
+        self, descent: Descent, attrs: Mapping[str, Any], search: Mapping[str, Any]
+    ) -> list[xr.DataTree]:
+        """The trace of each mixture; ``search`` has what its candidates have in common."""
         warmup = Statistics._make(part.cpu() for part in descent.warmup)._asdict()
         del warmup["log_prior"]
         traces = []
         for i, backend in enumerate(self.backends):
-            tries, found = int(descent.tries[i].max()), float(descent.found[i].mean())
-            own = {**attrs, "search_tries": tries, "search_found": found}
+            tries, share = int(descent.tries[i].max()), float(descent.found[i].mean())
+            own = {**attrs, "search_tries": tries, "search_found": share}
             stats = {name: part[i] for name, part in warmup.items()}
-            traces.append(backend.finish(warmup_stats=stats, attrs=own))
+            found = {**search, "log_prior": descent.search[i].cpu()}
+            traces.append(backend.finish(warmup_stats=stats, search_stats=found, attrs=own))
         return traces
 
     def means(self) -> list[dict[str, Tensor]]:

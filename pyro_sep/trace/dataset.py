@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,7 +20,10 @@ from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
-from pyro_sep.trace.layout import TraceError, check, choose
+from pyro_sep.trace.layout import SEARCH, SEARCH_DIMS, TraceError, check, choose
+
+if TYPE_CHECKING:
+    import arviz
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 TRACE = "trace.nc"  # name of the file among results
@@ -43,10 +46,11 @@ def build_trace(
     source_names: Sequence[str],
     sample_rate: int,
     true_sources: ArrayLike | None,
-    attrs: Mapping[str, Any],
+    attrs: Mapping[str, object],
     misfit: ArrayLike | None = None,
     presence: ArrayLike | None = None,
     noise_scale: ArrayLike | None = None,
+    search_stats: Mapping[str, ArrayLike] | None = None,
 ) -> xr.DataTree:
     r"""The trace of a separation: draws of all chains, mixture, and settings.
 
@@ -76,10 +80,14 @@ def build_trace(
         presence: probability that each source is present ``(chain, draw, source)``; a variable of
             the posterior where it was inferred.
         noise_scale: draws of gamma ``(chain, draw)``, or None where it is known.
+        search_stats: of the candidates of a search: ``log_prior`` in nats ``(chain, section,
+            candidate, level, source)``, NaN below the level where a candidate was dropped;
+            ``noise_level`` ``(level,)``; and ``length``, the audio samples of a section.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
-        ``observed_data`` and ``constant_data``; floats in float32, ``time`` in seconds.
+        ``observed_data``, ``constant_data`` and, where given, ``search_stats``; floats in float32,
+        ``time`` in seconds.
 
     Raises:
         ValueError: a shape that does not fit the others.
@@ -159,6 +167,12 @@ def build_trace(
     }
     if warmup_stats:
         groups["warmup_sample_stats"] = _stats(warmup_stats, (chain, None))
+    if search_stats is not None:
+        dims = {"log_prior": SEARCH_DIMS, "noise_level": ("level",), "length": ()}
+        found = {name: (dims[name], _floats(part)) for name, part in search_stats.items()}
+        search = xr.Dataset(found)
+        numbers = {name: np.arange(size) for name, size in search.sizes.items()}
+        groups[SEARCH] = search.assign_coords({**numbers, "source": coords["source"]})
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
@@ -251,7 +265,7 @@ def _open_store(path: Path) -> xr.DataTree:
     return xr.DataTree.from_dict(opened)
 
 
-def to_arviz(tree: xr.DataTree) -> Any:
+def to_arviz(tree: xr.DataTree) -> "xr.DataTree | arviz.InferenceData":
     """The trace in ArviZ's type: a ``DataTree`` from 1.0 on, ``InferenceData`` before.
 
     It has one more group, ``log_likelihood``, for ``arviz.loo`` and ``waic``; see
@@ -262,6 +276,7 @@ def to_arviz(tree: xr.DataTree) -> Any:
         tree: the trace.
     """
     groups = {path: node.to_dataset(inherit=False) for path, node in tree.subtree_with_keys}
+    groups.pop(SEARCH, None)  # ArviZ knows no such group
     likelihood = log_likelihood(tree)
     if likelihood is not None:
         groups["log_likelihood"] = likelihood
@@ -351,6 +366,12 @@ def _array(name: str, values: ArrayLike, shape: tuple[int | None, ...]) -> NDArr
     if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: got shape {array.shape}, expected ({wanted})")
+    return _floats(array)
+
+
+def _floats(values: ArrayLike) -> NDArray[Any]:
+    """Values, floats among them in float32."""
+    array = np.asarray(values)
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 

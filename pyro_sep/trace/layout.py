@@ -11,9 +11,11 @@ import numpy as np
 import xarray as xr
 
 DIMS = ("chain", "draw", "source", "time")  # in this order; a variable has some of them
+SEARCH = "search_stats"  # has dimensions of its own
+SEARCH_DIMS = ("chain", "section", "candidate", "level", "source")
 GROUPS = (
     *("posterior", "sample_stats", "warmup_sample_stats", "posterior_predictive"),
-    *("log_likelihood", "observed_data", "constant_data"),
+    *("log_likelihood", "observed_data", "constant_data", SEARCH),
 )
 NEEDED = {
     "posterior": ("sources",),
@@ -68,7 +70,8 @@ def choose(stored: Mapping[str, Mapping[str, Stored]], file_bytes: int) -> dict[
     chosen: dict[str, Set[str]] = {}
     total = 0
     for group, variables in stored.items():
-        chosen[group] = {name for name, part in variables.items() if _belongs(name, part)}
+        dims = SEARCH_DIMS if group == SEARCH else DIMS
+        chosen[group] = {name for name, part in variables.items() if _belongs(name, part, dims)}
         for name in sorted(chosen[group]):
             _check_stored(f"{group}/{name}", variables[name], sizes, group == WARMUP)
             total += variables[name].nbytes
@@ -77,11 +80,11 @@ def choose(stored: Mapping[str, Mapping[str, Stored]], file_bytes: int) -> dict[
     return chosen
 
 
-def _belongs(name: str, stored: Stored) -> bool:
+def _belongs(name: str, stored: Stored, order: tuple[str, ...]) -> bool:
     """Whether a variable has the dimensions of a trace, in their order, and is not one itself."""
     dims = tuple(stored.shape)
-    ours = dims == tuple(dim for dim in DIMS if dim in dims)
-    return ours and (name not in DIMS or dims == (name,))
+    ours = dims == tuple(dim for dim in order if dim in dims)
+    return ours and (name not in order or dims == (name,))
 
 
 def _check_stored(name: str, stored: Stored, sizes: Mapping[str, int], warmup: bool) -> None:
@@ -90,7 +93,7 @@ def _check_stored(name: str, stored: Stored, sizes: Mapping[str, int], warmup: b
     if stored.kind not in ("U" if name.endswith("/source") else "biuf"):
         raise TraceError(f"got {name} of the type {stored.kind!r}, expected numbers")
     for dim, size in stored.shape.items():
-        if size != sizes[dim] and not (warmup and dim == "draw"):
+        if size != sizes.get(dim, size) and not (warmup and dim == "draw"):
             raise TraceError(
                 f"got {name} of {size} along {dim}, expected {sizes[dim]} as in posterior/sources"
             )

@@ -21,27 +21,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
-from pyro_sep.diagnostics.convergence import (
+from pyro_sep.diagnostics.verdict import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
-    EXCESS_MIN,
-    MEANING,
     MISFIT_MAX,
     R_HAT_MAX,
     RESIDUAL_MAX,
-    Verdict,
     diagnose,
 )
 from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import FINGERPRINT, estimate_chains
-from pyro_sep.viz.plots import ZOOM, plot_spectrogram, plot_waveform
+from pyro_sep.viz.signals import (
+    SPREAD_RANGE_DB,
+    TAILS,
+    ZOOM,
+    plot_spectrogram,
+    plot_waveform,
+    source_draws,
+    zoom_start,
+)
 
 REPORT_MARK = "pyro_sep</title>"  # by which a page is known
 DRAWS = 3  # heard of each source, as far apart as the chain has them
 EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
 LOOP = 2.0  # seconds: what is shorter is heard again and again
 DPI = 130
-TAILS = (0.05, 0.95)  # where intervals end
 SCALARS = {  # of the trace: names, and how they are written
     "level_db": ("level / dB", ".2f"),
     "centroid": ("centroid / Hz", ".0f"),
@@ -121,7 +125,8 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     """
     diagnosis = diagnose(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
-    rows = [_mixture_row(tree, rate), *_source_rows(tree, rate)]
+    start = zoom_start(tree)
+    rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
     if calibration is not None:
         _calibrate(rows[1:], tree, calibration)
     sounds = joined.from_iterable((*row.sounds.values(), *row.draws.values()) for row in rows)
@@ -147,58 +152,50 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         repeat=sizes["time"] < LOOP * rate,
         turned_down=-20 * np.log10(scale),
         zoom=1000 * ZOOM,
+        spread_range=f"{SPREAD_RANGE_DB:.0f}",
         calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,
-        converged=diagnosis.verdict is Verdict.CONVERGED,
-        meaning=MEANING[diagnosis.verdict],
         r_hat_max=R_HAT_MAX,
         ess_min=ESS_PER_CHAIN * sizes["chain"],
         agreement_min=AGREEMENT_MIN,
-        excess_min=EXCESS_MIN,
         misfit_max=MISFIT_MAX,
         residual_max=RESIDUAL_MAX,
         made=_made(tree),
     )
 
 
-def _mixture_row(tree: xr.DataTree, rate: int) -> Row:
+def _mixture_row(tree: xr.DataTree, rate: int, start: int) -> Row:
     mixture = tree["observed_data"].to_dataset()["mixture"].values
-    waveform = plot_waveform(mixture, rate, _loudest(mixture, rate), "gray")
+    waveform = plot_waveform(mixture, rate, start, "gray")
     return Row(
         "mixture", to_hex("gray"), waveform, plot_spectrogram(mixture, rate), {"recording": mixture}
     )
 
 
-def _source_rows(tree: xr.DataTree, rate: int) -> list[Row]:
+def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     mixture, chains = tree["observed_data"].to_dataset()["mixture"].values, estimate_chains(tree)
-    start, excerpt = _loudest(mixture, rate), slice(*_excerpt(len(mixture), rate))
-
-    def draws_of(k: int, chain: int) -> NDArray[Any]:
-        draws = posterior["sources"].isel(source=k, chain=chain).transpose("draw", "time").values
-        return np.nan_to_num(draws, posinf=0, neginf=0)  # a chain that diverged is silent
-
-    rows = []
+    excerpt, rows = slice(*_excerpt(len(mixture), rate)), []
     for k, name in enumerate(posterior["source"].values.tolist()):
-        draws = np.concatenate([draws_of(k, chain) for chain in chains])
+        draws = source_draws(tree, k)
         estimate = draws.mean(0)
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
+        spectrogram = plot_spectrogram(estimate, rate, draws)
         sounds = {"estimate": estimate}
         if truth is not None:
             sounds["true source"] = truth
         chosen = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
         heard = {f"draw {i + 1}": draws[i, excerpt] for i in chosen}
         heard |= {
-            f"mean of chain {c + 1}": draws_of(k, c).mean(0)[excerpt]
+            f"mean of chain {c + 1}": source_draws(tree, k, [c]).mean(0)[excerpt]
             for c in range(posterior.sizes["chain"])
             if [c] != chains
         }
         facts = _scores(estimate, draws, truth, mixture)
         facts |= _scalars(posterior.isel(chain=chains, source=k))
-        spectrogram = plot_spectrogram(estimate, rate)
         rows.append(Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts))
     return rows
 
@@ -272,15 +269,6 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _loudest(signal: NDArray[Any], rate: int) -> int:
-    """The audio sample at which the loudest stretch of the zoom's length begins."""
-    width = round(ZOOM * rate)
-    if len(signal) <= width:
-        return 0
-    energy = np.concatenate(([0.0], np.cumsum(signal.astype(float) ** 2)))
-    return int((energy[width:] - energy[:-width]).argmax())
-
-
 def _excerpt(time: int, rate: int) -> tuple[int, int]:
     """First and last audio sample of what is heard of a draw, in the middle."""
     length = min(time, round(EXCERPT * rate))
@@ -304,9 +292,8 @@ def _png(figure: Figure, theme: str) -> str:
             part.set_color(ink)
         for spine in ax.spines.values():
             spine.set_edgecolor(ink)
-        if (legend := ax.get_legend()) is not None:
-            for text in legend.get_texts():
-                text.set_color(ink)
+    for text in (text for legend in figure.legends for text in legend.get_texts()):
+        text.set_color(ink)
     drawn, file = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=DPI, facecolor="none")
     Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(file, format="png")

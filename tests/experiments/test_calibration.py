@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def test_samplers_give_noisy_draws_of_the_last_level(
 ) -> None:
     """With Gaussian priors mean and covariance are known; denoised draws would be narrower."""
     script, repeats = load("calibration"), 12
-    steps = 12 if sampler == "smc" else 80  # from a mode to the law
+    steps = 6 if sampler == "smc" else 80  # from a mode to the law
     settings = Annealing(sigma_max=3.0, sigma_freeze=1.0, sigma_min=SIGMA_MIN, warmup=steps)
     task = script.Task(gaussian_priors(*LEVELS), MIXING, settings, False, 50, steps)
     mixture = torch.randn(TIME, generator=torch.Generator().manual_seed(2))
@@ -98,6 +99,8 @@ def test_the_experiment_goes_on_where_it_stopped(
     sampler = script.SAMPLERS["langevin"]
     monkeypatch.setitem(script.SAMPLERS, "langevin", lambda *a: calls.append(a) or sampler(*a))
     tiny = {"draws": 2, "steps": 1, "batch": 1, "sources": "sine,square", "sigma_min": 0.3}
+    short = partial(script.resolve_settings, levels=6, candidates=1, tries=1, replicas=0)
+    monkeypatch.setattr(script, "resolve_settings", short)
     script.main(simulations=2, out=tmp_path / "whole", **tiny)
     names = ["calibration.png", "simulations.json", "summary.json"]
     assert sorted(os.listdir(tmp_path / "whole")) == names

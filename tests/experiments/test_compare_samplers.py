@@ -109,12 +109,12 @@ def test_pyro_s_samplers_move_flows_to_their_latent(monkeypatch: pytest.MonkeyPa
     def kernel(target: Callable[..., Any], sigma: float, **options: Any) -> Any:
         trace = poutine.trace(target).get_trace()
         sites.update(n for n, s in trace.nodes.items() if s["type"] == "sample")
-        return NUTS(target, step_size=sigma / 4, max_tree_depth=2, **options)
+        return NUTS(target, step_size=sigma / 4, max_tree_depth=1, **options)
 
     monkeypatch.setattr(samplers, "nuts", kernel)
-    monkeypatch.setattr(samplers, "WARMUP", 2)
+    monkeypatch.setattr(samplers, "WARMUP", 1)
     monkeypatch.setattr(samplers, "DRAWS", 4)
-    item = toy_mixture("test", 0, ("square", "saw"), TIME)
+    item = toy_mixture("test", 0, ("square", "saw"), 64)
     result = samplers.separate_from_the_mixture(kernel, item.mixture, priors, 0)
     assert {"square_base", "saw_base"} <= sites
     assert result.trace["posterior"].sizes["chain"] == 2

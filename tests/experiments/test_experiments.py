@@ -187,15 +187,16 @@ def test_latent_nuts_stands_beside_sgld(
 ) -> None:
     out = tmp_path / "results"
     module = load("latent_nuts")
-    budget = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0}
+    budget = {"levels": 6, "candidates": 1, "tries": 1, "swaps": 0, "replicas": 0}
+    budget |= {"cooling": 1, "warmup": 1, "draws": 1, "thin": 1}
     monkeypatch.setattr(module, "separate", functools.partial(module.separate, **budget))
     module.main(
         index=3,
         seconds=0.0161,  # 258 samples, no multiple of 8
         sources="square,saw",
         priors=str(flows),
-        warmup=15,
-        draws=8,
+        warmup=8,
+        draws=6,
         max_tree_depth=2,
         seed=0,
         out=out,
@@ -206,7 +207,7 @@ def test_latent_nuts_stands_beside_sgld(
     assert 0.5 * nuts["gradients"] < sgld["gradients"] < 1.5 * nuts["gradients"]
     for folder, row in (("nuts", nuts), ("sgld", sgld)):
         trace = load_trace(out / folder / "trace.nc")
-        assert dict(trace["posterior"].sizes) == {"chain": 2, "draw": 8, "source": 2, "time": 264}
+        assert dict(trace["posterior"].sizes) == {"chain": 2, "draw": 6, "source": 2, "time": 264}
         agreement = chain_agreement(trace)
         assert row["r_hat_worst"] == pytest.approx(float(agreement["r_hat"].max()), abs=0.01)
         assert row["ess_worst"] == pytest.approx(float(agreement["ess_bulk"].min()), abs=0.06)
@@ -242,12 +243,14 @@ def test_flow_ablation_trains_every_variant(
     monkeypatch.setattr(module, "VARIANTS", variants)
     monkeypatch.setattr(module, "AUDIT_FRAMES", 2)
     module.main(source="saw", steps=2, out=tmp_path)
-    table = json.loads((tmp_path / "saw.json").read_text())
-    assert list(table) == ["a, b", "wavenet"]
+    content = json.loads((tmp_path / "saw.json").read_text())
+    table = content["variants"]
+    assert (list(table), content["steps"]) == (["a, b", "wavenet"], 2)
     header, first, second, took = capsys.readouterr().out.splitlines()[-4:]
     assert header == "| variant | CPU min | 0.01 | 0.077 | 0.359 | 1 |"
     assert first.startswith("| a, b | ")
-    assert second.endswith(f"| {table['wavenet']['1.0']} |")
+    own, other = table["wavenet"]["own"][-1], table["wavenet"]["highest_other"][-1]
+    assert second.endswith(f"| {own:.2f} ({other:.2f}) |")
     assert took.endswith(f" s. Results: {tmp_path}")
 
 

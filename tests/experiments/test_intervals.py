@@ -25,7 +25,8 @@ def test_the_experiment_learns_and_judges_and_goes_on(
 
     def quick(*args: Any, **options: Any) -> Any:
         calls.append(options["seed"])
-        budget = {"levels": 6, "candidates": 1, "tries": 1, "chains": 2, "draws": 4}
+        budget = {"levels": 6, "candidates": 1, "tries": 1, "swaps": 0, "replicas": 0}
+        budget |= {"chains": 2, "cooling": 1, "warmup": 1, "draws": 4, "thin": 1}
         return separate_batch(*args, **options, **budget)
 
     monkeypatch.setattr(intervals, "separate_batch", quick)
@@ -57,10 +58,23 @@ def test_the_experiment_learns_and_judges_and_goes_on(
     error = row["true"]["level_db"][1] - row["expected"]["level_db"][1]
     assert float(learned.errors["level_db"][3, 1]) == pytest.approx(error, abs=1e-5)
     assert {"level_db", "centroid", "si_sdr"} == set(row["draws_below"])
+    assert "kind" not in row
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["learned"], summary["judged"], summary["intervals"]) == (
+        39,
+        6,
+        [0.5, 0.8, 0.95],
+    )
+    assert len(summary["functions"]) == 6
+    for line in summary["functions"]:
+        assert line["widths"] == sorted(line["widths"])
+        assert all(0 <= share <= 1 for share in line["draws"] + line["calibrated"])
+        shown = " ".join(f"{share:.0%}" for share in line["calibrated"])
+        assert any(shown in text and line["function"] in text for text in printed)
 
 
 def test_the_calibration_in_the_docs_is_of_the_default_run() -> None:
-    path = Path(__file__).parents[2] / "docs" / "intervals" / "calibration.json"
+    path = Path(__file__).parents[2] / "docs/results/calibration/intervals/calibration.json"
     kind = ConformalCalibration.load(path).kind
     priors = choose_priors(load_priors("toy"), ",".join(kind["sources"]))
     settings = resolve_settings(priors, kind["samples"])

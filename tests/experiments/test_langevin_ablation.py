@@ -56,6 +56,24 @@ def test_the_gradient_has_the_fault_and_no_other(fault: str, gaussian_priors: Ma
     assert torch.allclose(gradient, right, rtol=1e-9) == unchanged
 
 
+@pytest.mark.parametrize("fault", ablation.FAULTS[:-1])
+def test_clean_sources_have_the_fault_too(fault: str, gaussian_priors: MakePriors) -> None:
+    priors = gaussian_priors(*LEVELS)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, TIME, generator=generator, dtype=torch.float64)
+    m = torch.randn(3, TIME, generator=generator, dtype=torch.float64)
+    score, *_ = parts(priors, x.clamp(-1, 1) if fault == "clamped" else x, m)
+    clean = x + SIGMA**2 * score / (TIME if fault == "score of the mean" else 1)
+    gain = 1.0 if fault == "sum for the mean" else 0.5
+    residual = (m - gain * clean.sum(1))[:, None]
+    moved = gain * SIGMA**2 / (2 * gain**2 * SIGMA**2 + 1e-6) * residual
+    weight = {"sign of the likelihood": -1, "no likelihood": 0}.get(fault, 1)
+    target = ablation.Faulty(m, tuple(priors.values()), Mixing.mean(2), fault=fault)
+    target = target.select(torch.arange(3))  # as the search does
+    found = target.denoise(x, target.evaluate(x, SIGMA), SIGMA)
+    assert torch.allclose(found, clean + weight * moved, rtol=1e-9)
+
+
 def test_what_the_log_determinant_leaves() -> None:
     torch.manual_seed(0)
     network = build(NESTED)
@@ -89,7 +107,8 @@ def test_what_it_writes(
     assert list(gains) == list(ablation.FAULTS[:-1])  # Gaussians are no flows
     medians = {fault: torch.tensor(values).median() for fault, values in gains.items()}
     assert {len(values) for values in gains.values()} == {6}
-    assert medians["sign of the likelihood"] < medians["no likelihood"] < medians["no fault"]
+    for fault in ("sign of the likelihood", "no likelihood", "score of the mean"):
+        assert medians[fault] < medians["no fault"], fault
     assert (tmp_path / "out" / "langevin_ablation.png").stat().st_size > 10_000
     rows = (tmp_path / "out" / "langevin_ablation.csv").read_text().splitlines()
     assert len(rows) == 1 + 7 * 6

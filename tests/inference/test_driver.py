@@ -3,6 +3,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ from pyro_sep.separation.api import separate_batch
 
 SIGMA = 0.1  # last noise level of the settings here
 LADDER: dict[str, Any] = {"sigma_max": 1.5, "sigma_freeze": 0.3, "sigma_min": SIGMA, "levels": 6}
+LOGGED = 20  # evaluations of a run
 ALONE: dict[str, Any] = {"candidates": 1, "swaps": 0, "replicas": 0, "tries": 1}  # the shortest
 
 
@@ -68,7 +70,10 @@ class GaussianPrior(TorchDistribution):
 
 @dataclass(frozen=True)
 class LoggedPosterior(AnnealedPosterior):
-    """Notes (chains, sigma) of all that is evaluated, and is killed at the k-th evaluation."""
+    """Notes (chains, sigma) of all that is evaluated, and is killed at the k-th evaluation.
+
+    Of what came out it holds the first evaluations.
+    """
 
     log: dict[str, Any] = field(kw_only=True)
 
@@ -77,7 +82,8 @@ class LoggedPosterior(AnnealedPosterior):
             raise KeyboardInterrupt
         evaluation = super().evaluate(sources, sigma)
         self.log["evaluate"].append((len(sources), sigma))
-        self.log["evaluation"].append(evaluation)
+        if len(self.log["evaluation"]) < LOGGED:  # all of them would be hundreds of megabytes
+            self.log["evaluation"].append(evaluation)
         return evaluation
 
     def cross_log_prior(self, sources: Tensor, sigma: float) -> Tensor:
@@ -96,6 +102,8 @@ class Run(NamedTuple):
     gradients: int
     tries: Tensor
     found: Tensor
+    search: Tensor
+    length: int
 
 
 def walk(
@@ -564,6 +572,13 @@ def resume(path: Path, killed_at: int | None = None, **options: Any) -> tuple[Ru
     return walk(**(LONG | options), checkpoint=Checkpoint(path, {}), killed_at=killed_at)
 
 
+@cache
+def whole_run(may_be_silent: bool = False, **options: bool) -> tuple[Run, dict[str, Any]]:
+    """The run that nothing kills, computed once for all places."""
+    silent = {"priors": [SpikeAndSlab(prior) for prior in LONG["priors"]]}
+    return walk(**(LONG | options | (silent if may_be_silent else {})))
+
+
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint after every block."""
@@ -603,7 +618,7 @@ PLACES = (
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("options", [{}, {"exact": True}, {"average": True}], ids=str)
 def test_a_killed_run_goes_on_exactly(tmp_path: Path, options: Any, place: str) -> None:
-    whole, log = walk(**(LONG | options))
+    whole, log = whole_run(**options)
     killed_at = places(log)[place]
     with pytest.raises(KeyboardInterrupt):
         resume(tmp_path / "run.pt", killed_at, **options)
@@ -642,7 +657,7 @@ def test_a_run_may_be_killed_again_and_again(tmp_path: Path, options: Any) -> No
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
 def test_where_sources_may_be_silent_too(tmp_path: Path, share: float) -> None:
     options = LONG | {"priors": [SpikeAndSlab(prior) for prior in LONG["priors"]]}
-    whole, log = walk(**options)
+    whole, log = whole_run(may_be_silent=True)
     killed_at = round(share * len(log["evaluate"]))
     with pytest.raises(KeyboardInterrupt):
         walk(**options, checkpoint=Checkpoint(tmp_path / "run.pt", {}), killed_at=killed_at)
@@ -662,7 +677,7 @@ def test_a_finished_run_is_read_back(tmp_path: Path) -> None:
 
 
 def test_within_a_minute_draws_are_not_written(tmp_path: Path) -> None:
-    _, log = walk(**LONG)
+    _, log = whole_run()
     with pytest.raises(KeyboardInterrupt):
         resume(tmp_path / "run.pt", killed_at=len(log["evaluate"]))
     saved = Checkpoint(tmp_path / "run.pt", {}).load()
@@ -710,7 +725,7 @@ def states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
     """What checkpoints hold of runs that were killed at these places."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "SECONDS", -1.0)
-        _, log = walk(**LONG)
+        _, log = whole_run()
         held: dict[str, dict[str, Any]] = {}
         for place in sorted({place for place, *_ in DAMAGES}):
             path = tmp_path_factory.mktemp("states") / "run.pt"

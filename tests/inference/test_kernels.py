@@ -87,7 +87,8 @@ def expected_variance(kernel: MCMCKernel) -> float:
 @every_kernel
 def test_a_conjugate_posterior(make: Make) -> None:
     kernel = make(conjugate_model)
-    mcmc = run(kernel, 800, 400)
+    # Draws of NUTS hardly correlate, and cost several gradients each.
+    mcmc = run(kernel, *((400, 100) if isinstance(kernel, NUTS) else (800, 400)))
     draws = mcmc.get_samples()["mean"].double()
     squares = (draws - MEAN).square().mean(1)
     for name, values, expected in (

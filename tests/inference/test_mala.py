@@ -254,8 +254,10 @@ def test_eight_schools() -> None:
     # posteriordb, eight_schools-eight_schools_noncentered: mean and its Monte Carlo error.
     assert abs(law["mu"][0] - 4.41051833695493) < 4.5 * 0.0330374705950917
     assert abs(law["tau"][0] - 3.60205952364059) < 4.5 * 0.0318615135640706
-    mcmc = run(MALA(eight_schools), 8_000, 1_000, data, errors)
-    assert mcmc.diagnostics()["divergences"]["chain 0"] == []
+    kernel = MALA(eight_schools)
+    mcmc = run(kernel, 8_000, 1_000, data, errors)
+    # All of mcmc.diagnostics() would take half a gigabyte for as many draws.
+    assert kernel.diagnostics()["divergences"] == []
     for name, moments in law.items():
         draws = mcmc.get_samples()[name].double()
         for power, expected in enumerate(moments, 1):

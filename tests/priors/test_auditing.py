@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pyro_sep.priors.auditing import (
     discriminative,
     format_audit,
     own_wins,
+    recommend,
     save_audit,
 )
 
@@ -166,6 +168,27 @@ def test_verdicts_are_per_level(tmp_path: Path) -> None:
     assert content["discriminative"] == {"0.1": True, "0.2": False, "0.3": False}
     np.testing.assert_allclose(content["excess[sigma][prior][source]"], table.values, atol=5e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["audit.json"]
+
+
+OWN, OTHER = [[-0.1, -2.0], [-3.0, -0.2]], [[-0.1, -0.05], [-3.0, -0.06]]
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "levels", "answer"),
+    [
+        ((0.01, 0.1, 0.4, 2.0), (OWN, OWN, OWN, OWN), "use them; "),
+        ((0.01, 0.1, 0.4, 2.0), (OTHER, OWN, OWN, OTHER), "use them; "),  # not in use there
+        ((0.1, 0.4, 1.0), (OWN, OWN, OTHER), "use them with care; at sigma 1 another prior "),
+        ((0.1, 0.2), (OWN, OWN), "use them with care; the audit does not tell of "),
+        ((0.01,), (OWN,), "use them with care; the audit does not tell of "),
+        ((0.1, 0.4), (OTHER, OWN), "do not use them; at sigma 0.1 another prior explains name1 "),
+        ((0.1, 0.4), (OTHER, OTHER), "do not use them; at sigma 0.1 another prior explains name1 "),
+    ],
+)
+def test_the_answer(sigmas: tuple[float, ...], levels: tuple[Any, ...], answer: str) -> None:
+    table = table_of(*levels).assign_coords(sigma=list(sigmas))
+    assert recommend(table).startswith(answer)
+    assert format_audit(table).splitlines()[-1] == f"answer: {recommend(table)}"
 
 
 @pytest.mark.parametrize("names", [("loud",), ("loud", "soft", "third"), ("loud", "weak")])

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from torch import Tensor
 
+from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation
@@ -92,6 +93,11 @@ def test_the_summary_adds_up(result: Separation, tmp_path: Path) -> None:
             assert list(row) == ["level_db", "centroid", "log_prior"]
             assert all(value > 0 for value in row.values())
     assert summary["settings"]["seed"] == 4
+    assert summary["settings"]["settings"] == {"chains": 2}  # an attribute that is JSON itself
+    diagnosis = diagnose(result.trace)
+    assert summary["trusted"] is diagnosis.trusted is False  # its mixture has other tones
+    said = [summary[name] for name in ("verdict", "reason", "bands", "blamed")]
+    assert said == [diagnosis.verdict, diagnosis.reason, diagnosis.bands, [*diagnosis.blamed]]
 
 
 def test_the_summary_says_which_sources_are_there(result: Separation, tmp_path: Path) -> None:

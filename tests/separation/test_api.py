@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_sep import load_priors, separate
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.diagnostics.convergence import diagnose
+from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.inference.annealing.schedules import start_level

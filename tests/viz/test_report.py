@@ -17,7 +17,7 @@ import xarray as xr
 from PIL import Image
 
 from pyro_sep.cli.app import main
-from pyro_sep.diagnostics.convergence import MEANING, Verdict
+from pyro_sep.diagnostics.verdict import Verdict
 from pyro_sep.evaluation.metrics import si_sdr
 from pyro_sep.trace.dataset import build_trace, save_trace
 from pyro_sep.viz import report
@@ -26,6 +26,7 @@ from pyro_sep.viz.report import render_report, write_report
 RATE, TIME, CHAINS, DRAWS = 8_000, 2_400, 2, 8
 NAMES = ["oboe", "flute"]
 STEP = 2 / 32768  # of 16 bits: libsndfile scales by 32767, rounds, and reads by 32768
+ONE_CHAIN = {"lp": np.zeros((1, DRAWS)), "log_prior": np.zeros((1, DRAWS, 2))}
 LABELS = {"estimate", "true source", "draw 1", "draw 5", "draw 8", "mean of chain 1"}
 
 
@@ -136,14 +137,14 @@ def test_pictures_decode_in_both_themes(page: Page) -> None:
         assert not np.array_equal(*pixels)
     assert [image["alt"] for image in light[2:4]] == [
         "Waveform of oboe with the band of its draws",
-        "Spectrogram of oboe",
+        "Spectrogram of oboe and the spread of its level over the draws",
     ]
 
 
 def test_nothing_is_outside(page: Page) -> None:
     for _, attrs in page.elements:
         for name in {"src", "srcset", "href"} & set(attrs):
-            assert str(attrs[name]).startswith("data:")
+            assert str(attrs[name]).startswith(("data:", "#"))
     assert not page.all("script")
     assert not any(word in page.text for word in ("http", "url(", "@import"))  # of the style
 
@@ -163,8 +164,8 @@ def test_scores_and_their_intervals(tree: xr.DataTree, page: Page) -> None:
 
 def test_verdict_and_origin_in_words(page: Page) -> None:
     # The noise of the draws is not in the mixture: 0.01 / 2 of 9 / 16 is -20.5 dB.
-    meaning = MEANING[Verdict.RESIDUAL]
-    assert f"Verdict: {Verdict.RESIDUAL} {meaning[0].upper()}{meaning[1:]} " in page.text
+    share = "The sources miss 0.9% of the mixture's power; were gains and noise_scale right?"
+    assert f"Verdict: not trusted, {Verdict.RESIDUAL} {share} Bands: rough (" in page.text
     assert "-20.5 dB of the mixture is left" in page.text
     for entry in ("seed 4", "gradients 1234", "levels 22", "step_size 0.7"):
         assert entry in page.text
@@ -216,7 +217,7 @@ def test_draws_of_a_long_recording_are_heard_in_part(monkeypatch: pytest.MonkeyP
 def test_all_chains_of_a_mean_are_heard_together() -> None:
     tree = make_trace(attrs={"estimate": "mean"})
     page = Page(render_report(tree))
-    assert f"All {CHAINS} together are heard and shown." in page.text
+    assert f"the mean of the draws of {CHAINS} chains together." in page.text
     means = tree["posterior/sources"].values.mean(1)[:, 0]
     sounds = page.sounds()
     expected = {"estimate": means.mean(0), "mean of chain 1": means[0], "mean of chain 2": means[1]}
@@ -271,31 +272,110 @@ def test_command_line(
     assert len(Page(out.read_text(encoding="utf-8")).sounds()) == 13
 
 
-def test_it_opens_in_a_browser(tree: xr.DataTree, tmp_path: Path) -> None:
+def test_words_are_explained(page: Page) -> None:
+    assert "A draw is one possible version of all sources" in page.text
+    assert f"Here are {CHAINS} chains of {DRAWS} draws each." in page.text
+    assert "the mean of the draws of chain 2, which has the highest log posterior." in page.text
+    for word in ("Band", "Spread", "centroid", "SI-SDR", "Keyboard"):
+        assert f" {word} " in page.text
+    sources = np.random.default_rng(1).normal(size=(1, DRAWS, 2, TIME))
+    single = Page(render_report(make_trace(sources=sources, **ONE_CHAIN)))
+    assert f"Here is 1 chain of {DRAWS} draws." in single.text
+    assert "the mean of the draws of chain 1." in single.text
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
         pytest.skip("no Chromium; apt-get install chromium")
-    write_report(tree, tmp_path / "report.html")
-    complaints: list[str] = []
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url[:80]))
-        page.goto((tmp_path / "report.html").as_uri())
-        loaded = "[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)"
-        page.wait_for_function(loaded)
-        durations = page.eval_on_selector_all("audio", "all => all.map(a => a.duration)")
-        pictures = page.eval_on_selector_all(
-            "img", "all => all.map(i => [i.naturalWidth, i.currentSrc])"
-        )
-        dark = page.eval_on_selector_all("source", "all => all.map(s => s.srcset)")
-        width = page.evaluate("document.documentElement.scrollWidth")
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
         chromium.close()
+
+
+def opened(browser: Any, file: Path, width: int, scheme: str) -> tuple[Any, list[str]]:
+    """A page whose players have loaded, and what its console said."""
+    complaints: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url[:80]))
+    page.goto(file.as_uri())
+    page.wait_for_function(
+        "[...document.querySelectorAll('audio')].every(a => a.readyState > 0 || a.error)"
+    )
+    return page, complaints
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (390, "light"), (1280, "dark")])
+def test_it_opens_in_a_browser(
+    browser: Any, tree: xr.DataTree, tmp_path: Path, width: int, scheme: str
+) -> None:
+    write_report(tree, tmp_path / "report.html")
+    page, complaints = opened(browser, tmp_path / "report.html", width, scheme)
+    durations = page.eval_on_selector_all("audio", "all => all.map(a => a.duration)")
+    pictures = page.eval_on_selector_all(
+        "img", "all => all.map(i => [i.naturalWidth, i.currentSrc])"
+    )
+    attribute = {"dark": ("source", "srcset"), "light": ("img", "src")}[scheme]
+    shown = page.eval_on_selector_all(attribute[0], f"all => all.map(s => s.{attribute[1]})")
     assert complaints == []
     assert durations == pytest.approx([TIME / RATE] * 13, abs=1e-3)
     assert all(pixels > 100 for pixels, _ in pictures)
-    assert [source for _, source in pictures] == dark
-    assert width == 390  # nothing is wider than a phone
+    assert [source for _, source in pictures] == shown
+    page.eval_on_selector_all("details", "all => all.forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") == width  # nothing is wider
+
+
+#: What has the focus: the label of a player, or else the first words of its text.
+FOCUSED = """() => {
+  const e = document.activeElement;
+  return e.getAttribute('aria-label') || e.textContent.trim().split(/\\s+/).slice(0, 5).join(' ');
+}"""
+
+
+def test_it_works_with_a_keyboard(browser: Any, tree: xr.DataTree, tmp_path: Path) -> None:
+    """Tab goes down the page, each stop is visible, the space bar plays, arrows move in time."""
+    write_report(tree, tmp_path / "report.html")
+    page, complaints = opened(browser, tmp_path / "report.html", 1280, "light")
+    page.keyboard.press("Tab")
+    assert page.evaluate(FOCUSED) == "Skip to the players"
+    assert page.locator(".skip").bounding_box()["x"] >= 0  # seen while it has the focus
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "listen"
+    stops: list[str] = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement === document.body"):
+            break
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(outline) == "solid"
+        stop = page.evaluate(FOCUSED)
+        stops += [] if stops and stops[-1] == stop else [stop]  # a player has several controls
+    players = [f"{name}, {label}" for name in NAMES for label in ("estimate", "true source")]
+    order = ["How to read the pictures", "mixture, recording", *players]
+    found = [stop for stop in stops if stop in order]
+    assert found == order
+    assert stops[-2:] == ["Diagnostics by source", "Settings and versions"]
+    page.evaluate(
+        """() => {
+          window.heard = [];
+          for (const name of ['play', 'pause', 'seeking'])
+            document.querySelector('audio').addEventListener(name, () => heard.push(name));
+        }"""
+    )
+    page.locator("summary").first.focus()
+    page.keyboard.press("Tab")
+    for key, event in (("Space", "play"), ("Space", "pause"), ("ArrowRight", "seeking")):
+        page.evaluate("window.heard = []")
+        for _ in range(20):  # headless players react late, or not to the first key
+            page.keyboard.press(key)
+            page.wait_for_timeout(500)
+            if page.evaluate(f"heard.includes('{event}')"):
+                break
+        assert page.evaluate(f"heard.includes('{event}')"), f"{key} does not {event}"
+    assert complaints == []

@@ -1,0 +1,260 @@
+"""Whether the stems of a separation may be trusted, and if not, why.
+
+Stems are trusted where the sources add up to the mixture, every one of them is audio that its prior
+expects, the search says that it succeeded, and independent chains found the same audio. A single
+chain will do where a mixture is one decision (``estimate="best"``): there a wrong one surprises the
+priors. The truth is not needed, and not known: chains that agree on a wrong separation are trusted
+where the priors expect it as well.
+
+That the stems are right does not make the bands around them right: that takes many draws, see
+:class:`Diagnosis`.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import xarray as xr
+
+from pyro_sep.diagnostics.convergence import (
+    SUMMARIES,
+    audio_agreement,
+    chain_agreement,
+    mixture_residual,
+    prior_misfit,
+)
+from pyro_sep.diagnostics.disagreement import describe_disagreement
+from pyro_sep.trace.dataset import TINY
+
+#: Vehtari et al. 2021 (arXiv 1903.08008) ask for an R-hat below this and an ESS of 400 of 4 chains.
+R_HAT_MAX = 1.01
+ESS_PER_CHAIN = 100
+
+#: Where the difference of two chains is 10 dB below their mean power.
+AGREEMENT_MIN = 1 - 0.1 / 2
+
+#: Twice the mean square that a prior expects of audio it knows; toy tones of another source have
+#: more, ``test_verdict.py``. A prior that expects much is surprised by little: music seldom.
+MISFIT_MAX = 2.0
+
+#: In dB. The default noise_scale is below it for any mixture above -20 dB re full scale. Where a
+#: mixture has noise of its own, its sources may miss it by twice the noise's power.
+RESIDUAL_MAX = -40.0
+NOISE_SHARE = 2.0
+
+MORE = "give a larger --preset or more --candidates"
+
+NEEDED = {
+    "posterior": ("sources", *SUMMARIES),
+    "sample_stats": ("lp",),
+    "posterior_predictive": ("mixture",),
+    "observed_data": ("mixture",),
+    "constant_data": ("gains",),
+}
+
+
+class Verdict(StrEnum):
+    """Whether to trust the stems of a trace; the first reason against it, in this order.
+
+    >>> Verdict.TRUSTED.value
+    'trusted'
+    """
+
+    RESIDUAL = "residual too large"
+    PRIOR = "prior surprised"
+    SEARCH = "search failed"
+    ONE_CHAIN = "one chain, nothing to compare"
+    MODES = "chains disagree"
+    TRUSTED = "trusted"
+
+
+@dataclass(frozen=True)
+class SourceDiagnosis:
+    """Figures of one source; NaN where the trace does not tell.
+
+    Attributes:
+        name: of the source.
+        r_hat: the worst over level, centroid and log prior.
+        ess_bulk: the worst over level, centroid and log prior.
+        ess_per_gradient: ``ess_bulk`` by the gradient evaluations of all chains.
+        agreement: of the chains' audio; 1 is the same audio, 0 nothing in common.
+        misfit: how much the audio surprises its prior; at most 1 is expected.
+    """
+
+    name: str
+    r_hat: float
+    ess_bulk: float
+    ess_per_gradient: float
+    agreement: float
+    misfit: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Figures of a trace and what follows.
+
+    Attributes:
+        sources: in their order.
+        residual: power of what the sources leave of the mixture, in dB of its own.
+        gradients: of the log posterior, that the sampler counted; NaN where it did not.
+        verdict: what follows.
+        blamed: names of the sources that the verdict is about; empty where it is about all.
+        reason: why, and what to do, in words.
+        bands: why the bands around the stems are not what they say; empty where they are.
+
+    >>> diagnosis = Diagnosis((), -60.0, 1e4, Verdict.TRUSTED, (), "chains agree", "")
+    >>> diagnosis.trusted
+    True
+    """
+
+    sources: tuple[SourceDiagnosis, ...]
+    residual: float
+    gradients: float
+    verdict: Verdict
+    blamed: tuple[str, ...]
+    reason: str
+    bands: str
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the stems may be used."""
+        return self.verdict is Verdict.TRUSTED
+
+
+def diagnose(trace: xr.DataTree) -> Diagnosis:
+    """Judge a trace by its own content: chains, draws, priors and mixture.
+
+    Args:
+        trace: of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.build_trace`.
+
+    Raises:
+        ValueError: a tree that lacks what such a trace holds.
+
+    >>> import torch
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> mixture = 0.9 * (torch.arange(256) / 8).sin()
+    >>> tree = separate(mixture, sine, levels=6, candidates=1, replicas=0, cooling=1, draws=4).trace
+    >>> diagnose(tree).verdict.value
+    'one chain, nothing to compare'
+    """
+    _check(trace)
+    worst = chain_agreement(trace)
+    r_hat = worst["r_hat"].max("summary", skipna=False)
+    ess_bulk = worst["ess_bulk"].min("summary", skipna=False)
+    agreement, misfit = audio_agreement(trace), prior_misfit(trace)
+    gradients, residual = float(trace.attrs.get("gradients", math.nan)), mixture_residual(trace)
+    rows = tuple(
+        SourceDiagnosis(
+            name=str(name),
+            r_hat=float(r_hat[k]),
+            ess_bulk=float(ess_bulk[k]),
+            ess_per_gradient=float(ess_bulk[k]) / gradients,
+            agreement=float(agreement[k]),
+            misfit=float(misfit[k]),
+        )
+        for k, name in enumerate(r_hat["source"].values)
+    )
+    verdict, blamed, reason = _judge(trace, rows, residual)
+    bands = _judge_bands(rows, trace["posterior"].sizes["chain"])
+    return Diagnosis(rows, residual, gradients, verdict, blamed, reason, bands)
+
+
+def format_diagnosis(diagnosis: Diagnosis) -> str:
+    """The figures as text, one row per source, and the verdict.
+
+    >>> sine = SourceDiagnosis("sine", 1.0, 400.0, 0.04, 0.99, 1.0)
+    >>> diagnosis = Diagnosis((sine,), -60.0, 1e4, Verdict.TRUSTED, (), "chains agree", "")
+    >>> format_diagnosis(diagnosis).splitlines()[-1]
+    'verdict: trusted; chains agree'
+    """
+    width = max(8, *(len(row.name) + 2 for row in diagnosis.sources))
+    lines = [
+        f"{'source':<{width}}{'R-hat':>8}{'bulk ESS':>10}{'ESS/gradient':>14}"
+        f"{'agreement':>11}{'misfit':>9}"
+    ]
+    lines += [
+        f"{row.name:<{width}}{row.r_hat:>8.3f}{row.ess_bulk:>10.1f}{row.ess_per_gradient:>14.2g}"
+        f"{row.agreement:>11.3f}{row.misfit:>9.2f}"
+        for row in diagnosis.sources
+    ]
+    lines.append(f"residual: {diagnosis.residual:.1f} dB of the mixture")
+    lines.append(f"gradient evaluations: {diagnosis.gradients:,.0f}")
+    if diagnosis.bands:
+        lines.append(f"bands: {diagnosis.bands}")
+    return "\n".join([*lines, format_verdict(diagnosis)])
+
+
+def format_verdict(diagnosis: Diagnosis) -> str:
+    """The verdict, whom it is about, and why, in one line."""
+    if diagnosis.trusted:
+        return f"verdict: {diagnosis.verdict}; {diagnosis.reason}"
+    blamed = f" ({', '.join(diagnosis.blamed)})" if diagnosis.blamed else ""
+    return f"verdict: not trusted, {diagnosis.verdict}{blamed}; {diagnosis.reason}"
+
+
+def _judge(
+    trace: xr.DataTree, rows: tuple[SourceDiagnosis, ...], residual: float
+) -> tuple[Verdict, tuple[str, ...], str]:
+    """The verdict, the sources that it is about, and why; written so that NaN passes no test.
+
+    But what is not known of a prior blames nobody.
+    """
+    chains = trace["posterior"].sizes["chain"]
+    if not residual < max(RESIDUAL_MAX, _noise_db(trace)):
+        if math.isnan(residual):
+            return Verdict.RESIDUAL, (), "a chain diverged, its draws are not finite; separate anew"
+        why = f"the sources miss {10 ** (residual / 10):.1%} of the mixture's power"
+        return Verdict.RESIDUAL, (), f"{why}; were gains and noise_scale right?"
+    if strange := tuple(row.name for row in rows if row.misfit > MISFIT_MAX):
+        why = "the audio is not what the prior expects: is this source in the mixture, and has the "
+        return Verdict.PRIOR, strange, f"{why}prior heard such a sound? If so, {MORE}"
+    if not trace.attrs.get("search_found", 1.0) >= 1:
+        why = "in places the search found nothing that the priors expect"
+        return Verdict.SEARCH, (), f"{why}; {MORE}"
+    unjudged = all(math.isnan(row.misfit) for row in rows)
+    if chains < 2 and (unjudged or trace.attrs.get("estimate") != "best"):
+        return Verdict.ONE_CHAIN, (), "what one chain found may be chance; give more --chains"
+    expected = "every source is what its prior expects"
+    if chains < 2:
+        return Verdict.TRUSTED, (), expected
+    if apart := tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN):
+        return Verdict.MODES, apart, f"{describe_disagreement(trace)}; {MORE}"
+    return Verdict.TRUSTED, (), f"{expected}, and {chains} chains agree"
+
+
+def _noise_db(trace: xr.DataTree) -> float:
+    """Power of what sources may miss of a noisy mixture, in dB of the mixture's."""
+    posterior, observed = trace["posterior"].to_dataset(), trace["observed_data"].to_dataset()
+    known = trace.attrs.get("noise_scale", 0.0)
+    std = posterior["noise_scale"].max() if "noise_scale" in posterior else known
+    power = NOISE_SHARE * float(std) ** 2 / max(float((observed["mixture"] ** 2).mean()), TINY)
+    return 10 * math.log10(max(power, TINY))
+
+
+def _judge_bands(rows: tuple[SourceDiagnosis, ...], chains: int) -> str:
+    """Why draws are too few for bands; NaN passes no test."""
+    enough = ESS_PER_CHAIN * chains
+    short = [row for row in rows if not (row.r_hat < R_HAT_MAX and row.ess_bulk >= enough)]
+    if not short:
+        return ""
+    least = min(row.ess_bulk for row in short)
+    most = "" if chains < 2 else f" and R-hat is up to {max(row.r_hat for row in short):.2f}"
+    return (
+        f"rough ({', '.join(row.name for row in short)}); as few as {least:.0f} independent draws"
+        f"{most}, where {enough} and below {R_HAT_MAX} are asked for; give more --draws"
+    )
+
+
+def _check(trace: xr.DataTree) -> None:
+    missing = [
+        f"{group}/{name}"
+        for group, names in NEEDED.items()
+        for name in names
+        if group not in trace.children or name not in trace[group]
+    ]
+    if missing:
+        raise ValueError(
+            f"trace: got none of {', '.join(missing)}, expected all of them; "
+            "give a trace written by this package"
+        )
