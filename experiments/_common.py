@@ -29,7 +29,7 @@ from pyro_sep.separation.api import Separation
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.viz.png import save_figure
 
 BATCH = 5  # mixtures separated at once
 ALL_WAVEFORMS = ",".join(WAVEFORMS)

@@ -32,7 +32,8 @@ from pyro_sep.priors.networks import FloWaveNetPrior, NetworkPrior
 from pyro_sep.separation.api import separate, separation_from_draws
 from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.dataset import save_trace
-from pyro_sep.viz.plots import plot_separation, save_figure
+from pyro_sep.viz.png import save_figure
+from pyro_sep.viz.separation import plot_separation
 
 
 def main(

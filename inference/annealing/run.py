@@ -1,6 +1,6 @@
 """The state of a run between two of its stages, which a checkpoint holds and restores."""
 
-from math import inf, log, nan
+from math import inf, log
 from typing import Any
 
 import torch
@@ -59,8 +59,6 @@ class Run:
         Raises:
             ValueError: a part that does not fit this run, or is of another moment than the others.
         """
-        unknown = torch.full(self._traced_shape, nan)  # in a checkpoint of an earlier version
-        state = {"traced": [unknown] * min(state["stage"], len(self.starts))} | state
         self._check(state)
         device = self.target.mixture.device
 

@@ -33,7 +33,8 @@ def audit(
     from pyro_sep.priors import auditing
     from pyro_sep.priors.io import load_priors
     from pyro_sep.storage.files import check_output, only_run
-    from pyro_sep.viz.plots import plot_audit, save_figure
+    from pyro_sep.viz.plots import plot_audit
+    from pyro_sep.viz.png import save_figure
 
     if wrong := [entry for entry in source or [] if "=" not in entry]:
         raise ValueError(f"source: got {wrong[0]!r}, expected NAME=SOURCE")

@@ -1,3 +1,6 @@
+from .conformal import (
+    ConformalCalibration as ConformalCalibration,
+)
 from .sbc import (
     RankTest as RankTest,
 )

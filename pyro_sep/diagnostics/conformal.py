@@ -61,6 +61,12 @@ class ConformalCalibration:
     Attributes:
         kind: what the mixtures and their separations have in common, see :func:`kind_of`.
         errors: of every function of :data:`FUNCTIONS`, dims ``(mixture, source)``.
+
+    >>> values = ("mixture", "source"), np.linspace(-1, 1, 19)[:, None]
+    >>> errors = xr.Dataset({name: values for name in FUNCTIONS}, {"source": ["sine"]})
+    >>> calibration = ConformalCalibration({"sources": ["sine"]}, errors)
+    >>> calibration.about(errors.isel(mixture=9), 0.9)["si_sdr"].values.ravel()
+    array([-1.,  1.])
     """
 
     kind: dict[str, Any]

@@ -10,6 +10,7 @@ from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.auditing import audit
 from pyro_sep.priors.io import add_to_set
 from pyro_sep.priors.networks import NetworkPrior
+from pyro_sep.progress import duration
 from pyro_sep.storage.files import atomic_write
 
 COMMAND_OPTIONS = (
@@ -83,7 +84,7 @@ def save_with_card(
 - Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
 - Command: `{command}`
 - Training: `{dict(settings)}`
-- Time: {seconds / 60:.0f} minutes of wall time, {torch.get_num_threads()} CPU threads
+- Time: {duration(seconds)} of wall time, {torch.get_num_threads()} CPU threads
 - Use: noise levels {prior.sigmas[0]:g} to {prior.sigmas[1]:g}, full scale 1
 
 Held-out audio ({len(held_out)} frames of {held_out.shape[-1]} samples), excess in nats per audio

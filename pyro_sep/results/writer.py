@@ -18,7 +18,8 @@ from pyro_sep.results.stems import StemFiles, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import save_json
 from pyro_sep.trace.dataset import TRACE, best_chain, save_trace
-from pyro_sep.viz.plots import plot_separation, save_figure
+from pyro_sep.viz.png import save_figure
+from pyro_sep.viz.separation import plot_separation
 
 PICTURE = "separation.png"
 SUMMARY = "summary.json"

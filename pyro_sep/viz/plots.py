@@ -1,8 +1,5 @@
 """Pictures of audits and calibrations, drawn without pyplot's global state, and their files."""
 
-import warnings
-from os import PathLike
-
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
@@ -13,8 +10,6 @@ from matplotlib.patches import Rectangle
 
 from pyro_sep.checks.names import literal
 from pyro_sep.diagnostics.sbc import RankTest, coverage_error
-from pyro_sep.storage.files import atomic_write
-from pyro_sep.viz.separation import plot_separation as plot_separation
 
 
 def plot_audit(table: xr.DataArray) -> Figure:
@@ -95,21 +90,6 @@ def plot_calibration(ranks: xr.DataArray, covered: xr.DataArray, test: RankTest)
     axes[-1, 0].set_xlabel("rank / (draws + 1)")
     axes[-1, 1].set_xlabel("central interval")
     return figure
-
-
-def save_figure(figure: Figure, path: str | PathLike[str]) -> None:
-    """Write a figure as PNG, whole or not at all.
-
-    Args:
-        figure: the figure.
-        path: where to; ``.png`` is the usual suffix.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    with atomic_write(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # in a name: a box stands for it
-        figure.savefig(temporary, format="png", dpi=150)
 
 
 def _heatmap(ax: Axes, panel: xr.DataArray, norm: SymLogNorm) -> None:

@@ -18,7 +18,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
 from pyro_sep.diagnostics.verdict import (
@@ -31,6 +30,7 @@ from pyro_sep.diagnostics.verdict import (
 )
 from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import FINGERPRINT, estimate_chains
+from pyro_sep.viz.png import encode
 from pyro_sep.viz.signals import (
     SPREAD_RANGE_DB,
     TAILS,
@@ -294,7 +294,5 @@ def _png(figure: Figure, theme: str) -> str:
             spine.set_edgecolor(ink)
     for text in (text for legend in figure.legends for text in legend.get_texts()):
         text.set_color(ink)
-    drawn, file = BytesIO(), BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI, facecolor="none")
-    Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(file, format="png")
-    return f"data:image/png;base64,{b64encode(file.getvalue()).decode()}"
+    png = encode(figure, DPI, transparent=True)
+    return f"data:image/png;base64,{b64encode(png).decode()}"

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pyro_sep.checks.names import cell, literal, printable
-from pyro_sep.viz.plots import save_figure
+from pyro_sep.viz.png import save_figure
 
 
 @pytest.mark.parametrize(

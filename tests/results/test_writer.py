@@ -14,6 +14,7 @@ from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation
+from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import build_trace, load_trace
 
 RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
@@ -165,9 +166,10 @@ def full_disk(*args: Any, **kwargs: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def half_figure(figure: Any, path: Path, **kwargs: Any) -> None:
-    Path(path).write_bytes(b"\x89PNG half")
-    raise OSError(28, "No space left on device")
+def half_figure(path: Path, content: bytes) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content[:100])
+        raise OSError(28, "No space left on device")
 
 
 def half_text(self: Path, text: str) -> int:
@@ -185,7 +187,7 @@ def interrupted(*args: Any, **kwargs: Any) -> None:
         ("soundfile.write", full_disk, []),
         ("xarray.DataTree.to_netcdf", full_disk, FILES[:2]),
         ("xarray.DataTree.to_netcdf", interrupted, FILES[:2]),
-        ("matplotlib.figure.Figure.savefig", half_figure, [*FILES[:2], "trace.nc"]),
+        ("pyro_sep.viz.png.atomic_write_bytes", half_figure, [*FILES[:2], "trace.nc"]),
         ("pathlib.Path.write_text", half_text, [*FILES[:3], "trace.nc"]),
     ],
 )

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from pyro_sep.diagnostics.sbc import RankTest
-from pyro_sep.viz.plots import plot_audit, plot_calibration, save_figure
+from pyro_sep.viz.plots import plot_audit, plot_calibration
+from pyro_sep.viz.png import save_figure
 
 
 def audit() -> xr.DataArray:
