@@ -163,7 +163,7 @@ def print_row(row: Row, names: Sequence[str]) -> None:
     )
     print(
         f"mixture {row['index']:4d}: SI-SDR (improvement) in dB: {cells}  residual "
-        f"{row['residual_db']:.0f} dB  R-hat {row['r_hat']:.2f}  ESS {row['ess']:.0f}",
+        f"{row['residual_db']:.0f} dB",
         flush=True,
     )
 

@@ -145,7 +145,11 @@ CONFIGS = {
 
 
 class FloWaveNet(nn.Module):
-    """The flow; see the module's docstring.
+    """A normalizing flow over audio plus white noise, for every noise level; a PyTorch module.
+
+    ``log_prob(x, sigma)`` is the log density of noisy audio ``x (batch, time)`` in nats, with
+    ``sigma (batch,)``; the equation and the two kinds of couplings are in the notes of the module
+    :mod:`pyro_sep.models.flowavenet`.
 
     Attributes:
         window: audio samples of a density that are evaluated at once, which bounds the memory.

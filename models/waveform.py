@@ -52,7 +52,12 @@ CACHE = 98_304  # audio samples times cells to split, of the rows that are done 
 
 @dataclass(frozen=True)
 class WaveformConfig:
-    """Which waveform, and the noise levels that may be asked for.
+    """Configuration of the exact prior of a toy tone.
+
+    Attributes:
+        waveform: ``"sine"``, ``"saw"``, ``"square"`` or ``"triangle"``.
+        sigma_min: lowest noise level at which the prior can be evaluated, full scale 1.
+        sigma_max: highest one.
 
     Raises:
         ValueError: unknown waveform.

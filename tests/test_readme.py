@@ -9,11 +9,13 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOYS = (
     "{median_improvement_db:.0f} dB",
+    "{median_si_sdr_db:.0f} dB",
     "{mixtures@count}",
     "{cpu_seconds_per_mixture:.0f} s",
 )
 MUSIC = (
     "{table.posterior.all:.0f} dB",
+    "{table.posterior.SI-SDR:.0f} dB",
     "{tracks@count}",
     "{table.posterior.CPU s:.0f} s",
 )
@@ -23,6 +25,7 @@ ROWS = {
     "four tones, 1 s": ("toys/second.json", TOYS),
     "bass and drums, 1 s of rendered music": ("music/two/summary.json", MUSIC),
     "bass, drums, vocals, other, 1 s": ("music/four/summary.json", MUSIC),
+    "the same at `--preset quick`": ("music/four-quick/summary.json", MUSIC),
 }
 
 

@@ -44,9 +44,8 @@ def audit(
             f"priors: got none that all know of the levels {', '.join(map(str, auditing.SIGMAS))}, "
             "expected one; name priors of one range"
         )
-    specs = {name: default_spec(name, musdb) for name in loaded} | dict(
-        entry.split("=", 1) for entry in source or []
-    )
+    given = dict(entry.split("=", 1) for entry in source or [])
+    specs = {name: default_spec(name, musdb) for name in loaded if name not in given} | given
     rate = next(iter(loaded.values())).sample_rate
     audio = {
         name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)

@@ -24,6 +24,6 @@ def calibrate(
     batch, truth = Batch(), reference_tracks(musdb, references)
     learned = ConformalCalibration.of(traces_with_truth(estimates, truth, batch.file))
     learned.save(out)
-    count, sources = learned.errors.sizes["mixture"], ", ".join(learned.kind["sources"])
+    count, sources = learned.errors.sizes["mixture"], ", ".join(learned.sources)
     say(f"{out}: of {count} mixtures of {sources}")
     batch.end()

@@ -204,8 +204,19 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
 
 
 def default_spec(name: str, musdb: Path | None) -> str:
-    """A source that goes by its name alone: a stem where there is musdb18, else a toy waveform."""
-    return f"toy:{name}" if musdb is None else f"musdb:{name}"
+    """The recordings that a prior's name alone stands for: a stem of musdb18, or a toy waveform.
+
+    Raises:
+        ValueError: another name, without musdb18.
+    """
+    if musdb is not None:
+        return f"musdb:{name}"
+    if name not in toy.WAVEFORMS:
+        raise ValueError(
+            f"source: got no recordings for the prior {name!r}, expected a folder of them; give "
+            f"--source {name}=FOLDER"
+        )
+    return f"toy:{name}"
 
 
 def fingerprint(audio: SourceAudio, time: int, seed: int = 0) -> str:

@@ -175,9 +175,9 @@ def _composed(name: str) -> str:
 def stems_folder(folder: str | PathLike[str]) -> list[Track]:
     """Tracks of a folder: each subfolder with audio files, one a stem, is a track.
 
-    TRACK/STEM.wav and, as in musdb18-HQ and its results, train/TRACK/STEM.wav and
-    test/TRACK/STEM.wav. TRACK/draws/STEM_01.wav and so on are posterior draws of a stem. How they
-    are called: :func:`track_names`, :func:`stem_name`.
+    The files are TRACK/STEM.wav or, as in musdb18-HQ, train/TRACK/STEM.wav and
+    test/TRACK/STEM.wav. TRACK/draws/STEM_01.wav and so on are posterior draws of a stem. For the
+    names see :func:`track_names` and :func:`stem_name`.
 
     Args:
         folder: searched with its subfolders.

@@ -56,7 +56,7 @@ SAME = 1e-4  # relative: two machines' log densities of one prior differ by roun
 
 @dataclass(frozen=True)
 class ConformalCalibration:
-    """Errors of the draws, of mixtures whose sources are known.
+    """Calibrates intervals of a separation from separations whose true sources are known.
 
     Attributes:
         kind: what the mixtures and their separations have in common, see :func:`kind_of`.
@@ -69,8 +69,13 @@ class ConformalCalibration:
     array([-1.,  1.])
     """
 
-    kind: dict[str, Any]
+    kind: dict[str, object]
     errors: xr.Dataset
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources."""
+        return [str(name) for name in self.errors["source"].values]
 
     @classmethod
     def of(cls, traces: Iterable[xr.DataTree]) -> Self:
@@ -80,7 +85,7 @@ class ConformalCalibration:
             ValueError: no trace, one without its true sources or with draws that are not finite, or
                 traces of more than one kind.
         """
-        kind: dict[str, Any] | None = None
+        kind: dict[str, object] | None = None
         errors = []
         for trace in traces:
             kind = kind_of(trace) if kind is None else kind
@@ -161,7 +166,7 @@ class ConformalCalibration:
             raise ValueError(_unreadable(path, reason)) from None
         except (OSError, ValueError) as error:
             raise ValueError(_unreadable(path, str(error))) from None
-        sources = content.kind["sources"]
+        sources = content.sources
         tables = {
             name: (("source", "mixture"), [content.errors[name][source] for source in sources])
             for name in FUNCTIONS
@@ -174,15 +179,21 @@ class _Content(BaseModel):
     """A file of a calibration."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    kind: dict[str, Any]
+    kind: dict[str, object]
     errors: dict[str, dict[str, list[FiniteFloat]]]
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources."""
+        sources = self.kind.get("sources")
+        if not isinstance(sources, list) or not all(isinstance(name, str) for name in sources):
+            raise ValueError("kind.sources is no list of names")
+        return sources
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         """Raise ValueError unless there is an error of every function, source and mixture."""
-        sources = self.kind.get("sources")
-        if not isinstance(sources, list) or not all(isinstance(name, str) for name in sources):
-            raise ValueError("kind.sources is no list of names")
+        sources = self.sources
         if not sources or len(set(sources)) < len(sources):
             raise ValueError("kind.sources is empty, or names one twice")
         if set(self.errors) != set(FUNCTIONS):
@@ -208,8 +219,8 @@ def format_intervals(
     center, bounds = expected(trace), calibration.intervals(trace, probability)
     count = calibration.errors.sizes["mixture"]
     lines = [f"where {probability:.0%} of truths lie, by {count} mixtures of the kind:"]
-    width = max(8, *(len(name) + 2 for name in calibration.kind["sources"]))
-    for name in calibration.kind["sources"]:
+    width = max(8, *(len(name) + 2 for name in calibration.sources))
+    for name in calibration.sources:
         cells = [
             f"{title} {float(center[function].sel(source=name)):{digits}} {unit} ("
             + " to ".join(f"{value:{digits}}" for value in bounds[function].sel(source=name).values)
@@ -256,7 +267,7 @@ def actual(trace: xr.DataTree) -> xr.Dataset:
     return values.assign(si_sdr=_si_sdr_against(trace, true))
 
 
-def kind_of(trace: xr.DataTree) -> dict[str, Any]:
+def kind_of(trace: xr.DataTree) -> dict[str, object]:
     """What mixtures must share for one's errors to tell of another's: how they were separated.
 
     Raises:
@@ -282,10 +293,10 @@ def kind_of(trace: xr.DataTree) -> dict[str, Any]:
     }
 
 
-def _settings(text: Any) -> dict[str, Any]:
+def _settings(text: Any) -> dict[str, object]:
     """The attribute ``settings`` of a trace."""
     try:
-        return TypeAdapter(dict[str, Any]).validate_json(text)
+        return TypeAdapter(dict[str, object]).validate_json(text)
     except ValidationError:
         raise ValueError(
             f"trace: got the attribute 'settings' of {text!r:.80}, expected a JSON object; "
@@ -293,7 +304,7 @@ def _settings(text: Any) -> dict[str, Any]:
         ) from None
 
 
-def check_kind(wanted: dict[str, Any], got: dict[str, Any]) -> None:
+def check_kind(wanted: dict[str, object], got: dict[str, object]) -> None:
     """Raise ValueError unless two kinds are one."""
     for name in wanted | got:
         value = wanted.get(name)

@@ -239,11 +239,10 @@ def _judge_bands(rows: tuple[SourceDiagnosis, ...], chains: int) -> str:
     if not short:
         return ""
     least = min(row.ess_bulk for row in short)
-    most = "" if chains < 2 else f" and R-hat is up to {max(row.r_hat for row in short):.2f}"
-    return (
-        f"rough ({', '.join(row.name for row in short)}); as few as {least:.0f} independent draws"
-        f"{most}, where {enough} and below {R_HAT_MAX} are asked for; give more --draws"
-    )
+    names, largest = ", ".join(row.name for row in short), max(row.r_hat for row in short)
+    apart = "" if chains < 2 else f", and R-hat {largest:.2f}, at most {R_HAT_MAX} is good"
+    draws = f"{least:.0f} independent draws, at least {enough} are needed"
+    return f"rough ({names}): {draws}{apart}; give more --draws"
 
 
 def _check(trace: xr.DataTree) -> None:

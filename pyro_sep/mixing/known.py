@@ -204,8 +204,8 @@ def model(
     :func:`pyro_sep.mixing.latent.draw_mixing`, which has sites of its own.
 
     It runs inside of ``pyro.plate``, under ``Predictive(parallel=True)`` and with
-    ``vectorize_particles``. Each mixture of a batch has its own sources: a batch axis that no plate
-    is for gets one, named :data:`BATCH` and the number of the axis.
+    ``vectorize_particles``. Each mixture of a batch has its own sources. A batch axis without a
+    plate gets one, whose name is :data:`BATCH` followed by the number of the axis.
 
     Args:
         mixture: observed audio ``(*batch, time)``; None where it is to be drawn, as long as the

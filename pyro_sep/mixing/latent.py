@@ -67,11 +67,15 @@ class LogUniform(dist.TransformedDistribution):
 
 @dataclass(frozen=True)
 class LatentMixing(LinearMixing):
-    """Gains and noise of each chain of a batch, where one of them or both are unknown.
+    """A mixing law whose gains, noise or both are unknown, with current values for each chain.
+
+    The mixture is Normal(sum_k a_k s_k, gamma). :func:`pyro_sep.separate` makes one for
+    ``gains="infer"`` or ``noise_scale="infer"``; in a Pyro model of your own,
+    :func:`pyro_sep.mixing.latent.draw_mixing` samples one.
 
     Attributes:
-        gains: a_k, ``(*batch, source)``.
-        noise_scale: gamma, ``(*batch,)``.
+        gains: a_k of each source, ``(*batch, source)``.
+        noise_scale: gamma, the std of the mixture's own noise, ``(*batch,)``.
         infer_gains: whether the gains are unknown.
         infer_noise: whether the noise is.
 

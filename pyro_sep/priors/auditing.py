@@ -143,6 +143,8 @@ def recommend(table: xr.DataArray) -> str:
     its own prior is needed at all levels at which details are decided; where it holds at those at
     which a search chooses its modes too, nothing is left to ask for.
     """
+    if table.sizes["prior"] < 2:
+        return "not known; one prior has nothing to be compared with, audit it beside others"
     by_source = own_wins(table)[1].transpose("sigma", "source")
     fails = {
         float(sigma): table["source"].values[~level].tolist()

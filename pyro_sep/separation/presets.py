@@ -67,15 +67,18 @@ def resolve_settings(
     settings: Annealing | None = None,
     **given: float | None,
 ) -> Annealing:
-    """Settings of a run: the ladder of the priors, the preset's budget, and the fields given.
+    """The settings of :func:`~pyro_sep.separate`, with every default filled in.
+
+    The noise levels follow from the priors and the length of the frame, the budget from the preset.
 
     Args:
         priors: of the sources, by name.
         time: audio samples of the mixtures.
-        estimate: ``"best"`` or ``"mean"``, see :func:`separate_batch`; the priors' where None.
+        estimate: ``"best"`` or ``"mean"``, see :func:`separate_batch`; what the set of priors
+            states where None.
         preset: see :data:`PRESETS`; ``"standard"`` for the estimate ``"best"`` and ``"quick"`` for
             ``"mean"`` where None.
-        settings: in place of ladder and preset.
+        settings: in place of the noise levels and the preset.
         given: fields of :class:`~pyro_sep.inference.Annealing` that take precedence over all these
             unless they are None.
 

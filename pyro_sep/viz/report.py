@@ -84,10 +84,11 @@ def write_report(
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
-    An estimate is the mean of the draws of the best chain, the one with the highest mean ``lp``;
-    intervals hold 90 % of these draws; those of a calibration, the truth of 90 % of the mixtures of
-    its kind. Sounds have 16 bits; where one of them is beyond full scale
-    all are turned down alike. One trace gives one page, byte for byte.
+    An estimate is the mean of the draws of the best chain (the one with the highest mean ``lp``)
+    or of all chains, as the trace's attribute ``estimate`` says. Its intervals hold 90 % of these
+    draws. With a calibration there are also intervals that hold the truth in 90 % of the mixtures
+    of its kind. Sounds have 16 bits; where one of them is beyond full scale all are turned down
+    alike. One trace gives one page, byte for byte.
 
     Args:
         tree: a trace of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.

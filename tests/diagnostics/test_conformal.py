@@ -20,6 +20,7 @@ from pyro_sep.diagnostics.conformal import (
     format_intervals,
     kind_of,
 )
+from pyro_sep.diagnostics.verdict import diagnose, format_diagnosis
 from pyro_sep.evaluation.metrics import si_sdr
 from pyro_sep.evaluation.tracks import with_truth
 from pyro_sep.separation.api import separate_batch
@@ -349,8 +350,10 @@ def test_a_calibration_shows_in_table_and_page(
     calibration.save(file)
     save_trace(trace, path)
     code, out, _ = call("diagnose", path, "--calibration", file)
-    assert code == 0
-    assert out.endswith(f"{format_intervals(ConformalCalibration.load(file), load_trace(path))}\n")
+    diagnosis = diagnose(load_trace(path))
+    assert code == (0 if diagnosis.trusted else 1)
+    intervals = format_intervals(ConformalCalibration.load(file), load_trace(path))
+    assert out == f"{intervals}\n{format_diagnosis(diagnosis)}\n"
     code, _, err = call("report", path, "--out", page, "--calibration", file)
     assert (code, err) == (0, "")
     text = page.read_text()

@@ -377,6 +377,7 @@ def test_the_judged_score_has_the_gradient_of_the_weights(family: str, coupling:
     assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_frames_judged_by_their_score_know_it_better(tmp_path: Path) -> None:
     """Over four seeds: one short run says little, its rounding decides."""
     config = TrainConfig(steps=150, batch=6, time=64, learning_rate=1e-2, warmup=5)

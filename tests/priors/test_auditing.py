@@ -182,6 +182,7 @@ OWN, OTHER = [[-0.1, -2.0], [-3.0, -0.2]], [[-0.1, -0.05], [-3.0, -0.06]]
         ((0.1, 0.2), (OWN, OWN), "use them with care; the audit does not tell of "),
         ((0.01,), (OWN,), "use them with care; the audit does not tell of "),
         ((0.1, 0.4), (OTHER, OWN), "do not use them; at sigma 0.1 another prior explains name1 "),
+        ((0.1, 0.4), ([[-0.1]], [[-0.1]]), "not known; one prior has nothing to be compared"),
         ((0.1, 0.4), (OTHER, OTHER), "do not use them; at sigma 0.1 another prior explains name1 "),
     ],
 )

@@ -283,7 +283,7 @@ def test_the_density_integrates_to_one(name: str, sigma: float) -> None:
 def test_draws_follow_the_density(make: MakePrior) -> None:
     """For a Gaussian q in the midst of p: E_p[h q / p] = E_q[h], for h of order 0, 1 and 2."""
     prior = make(time=4, sigma=1.0)
-    count = 3_000 if isinstance(prior, WaveformPrior) else 20_000  # the oracle's are slow
+    count = 3_000 if isinstance(prior, WaveformPrior) else 10_000  # the oracle's are slow
     torch.manual_seed(0)
     first, second = prior.sample(torch.Size((2, count))).unbind()
     mean, std = first.mean(0), 0.6 * first.std(0)
@@ -393,12 +393,12 @@ def test_nuts_draws_what_the_prior_draws(make: MakePrior) -> None:
     pyro.set_rng_seed(0)
     direct = prior.sample(torch.Size((20_000,))).numpy()
     kernel = NUTS(model, init_strategy=init_to_value(values={"x": noise(4)}), max_tree_depth=3)
-    mcmc = MCMC(kernel, num_samples=120, warmup_steps=50, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=80, warmup_steps=30, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples()["x"].numpy()
-    assert x.shape == (120, 4)
+    assert x.shape == (80, 4)
     for draws, expected in ((x, direct), (x**2, direct**2)):
-        sizes = np.array([min(float(arviz.ess(draws[None, :, i])), 120) for i in range(4)])
+        sizes = np.array([min(float(arviz.ess(draws[None, :, i])), 80) for i in range(4)])
         error = draws.std(0) / np.sqrt(sizes)
         assert sizes.min() > 5
         assert (np.abs(draws.mean(0) - expected.mean(0)) < 4 * error).all()

@@ -160,6 +160,7 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
         "posterior",
         "sample_stats",
         "warmup_sample_stats",
+        "search_stats",
         "posterior_predictive",
         "observed_data",
         "constant_data",
