@@ -19,7 +19,7 @@ REPLICA_LEVELS = 10
 HALVINGS = ((2.0, 2), (1.1, 4))  # below each level one in so many candidates continues,
 SINGLE = 0.45  # and below this one the best alone
 FASTER = 0.66  # below it the levels of a search fall faster
-OPEN = 2.0  # replicas start here: which source explains what is kept, details are not
+OPEN = 2.0  # replicas start here: sources keep their tones, and details are drawn anew
 DETAIL = 0.15  # below it overtones tell sources apart
 # A round noises all candidates to the first level and compares them at the second, after so many:
 SWAP = (0.6, 0.11, 6)  # overtones tell a triangle from a sine at the second

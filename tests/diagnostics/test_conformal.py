@@ -357,7 +357,7 @@ def test_a_calibration_shows_in_table_and_page(
     code, _, err = call("report", path, "--out", page, "--calibration", file)
     assert (code, err) == (0, "")
     text = page.read_text()
-    assert all(words in text for words in ("90 % of truths", "SI-SDR / dB", "by 39 mixtures"))
+    assert all(words in text for words in ("90 % of truths", "SI-SDR / dB", "in 39 mixtures"))
     low, high = calibration.intervals(trace, 0.9)["centroid"].sel(source="flute").values
     assert f"<td>{low:.0f} to {high:.0f}</td>" in text
     page.unlink()

@@ -393,12 +393,12 @@ def test_nuts_draws_what_the_prior_draws(make: MakePrior) -> None:
     pyro.set_rng_seed(0)
     direct = prior.sample(torch.Size((20_000,))).numpy()
     kernel = NUTS(model, init_strategy=init_to_value(values={"x": noise(4)}), max_tree_depth=3)
-    mcmc = MCMC(kernel, num_samples=80, warmup_steps=30, disable_progbar=True)
+    mcmc = MCMC(kernel, num_samples=120, warmup_steps=50, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples()["x"].numpy()
-    assert x.shape == (80, 4)
+    assert x.shape == (120, 4)
     for draws, expected in ((x, direct), (x**2, direct**2)):
-        sizes = np.array([min(float(arviz.ess(draws[None, :, i])), 80) for i in range(4)])
+        sizes = np.array([min(float(arviz.ess(draws[None, :, i])), 120) for i in range(4)])
         error = draws.std(0) / np.sqrt(sizes)
         assert sizes.min() > 5
         assert (np.abs(draws.mean(0) - expected.mean(0)) < 4 * error).all()

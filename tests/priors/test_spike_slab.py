@@ -212,18 +212,18 @@ def test_the_absent_source_is_found(result: Separation) -> None:
     [(False, True, False), (True, True, True), (False, False, True), (False, True, True)],
 )
 def test_rounds_find_who_is_present(start: tuple[bool, ...]) -> None:
-    angle, lanes = 2 * math.pi * torch.arange(TIME) / TIME, 3
+    angle, chains = 2 * math.pi * torch.arange(TIME) / TIME, 3
     sources = torch.stack([(20 * angle).sin(), 0 * angle, (50 * angle).cos()])
     target = AnnealedPosterior(
-        sources.mean(0).expand(lanes, -1),
+        sources.mean(0).expand(chains, -1),
         [SpikeAndSlab(tone) for tone in TONES.values()],
         Mixing.mean(3),
-        present=torch.tensor(start).expand(lanes, -1),
+        present=torch.tensor(start).expand(chains, -1),
     )
     ladder: dict[str, Any] = default_ladder(TONES, TIME)
     settings = Annealing(**ladder)
     evaluator = Evaluator(settings, torch.Generator().manual_seed(0), Progress(False, 1.0))
-    found = Found(target, torch.zeros(lanes, 3, TIME), torch.zeros(lanes))
+    found = Found(target, torch.zeros(chains, 3, TIME), torch.zeros(chains))
     for held in settings.rounds(3, may_be_silent=True):
         found = swap_search(found, held, evaluator)
     assert found.target.present is not None
