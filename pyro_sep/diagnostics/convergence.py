@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from pyro_sep.trace.dataset import TINY, best_chain
+from pyro_sep.trace.dataset import TINY, estimate_chains
 
 SUMMARIES = ("level_db", "centroid", "log_prior")
 
@@ -76,7 +76,9 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
 
 
 def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
-    """How much the best chain's sources surprise their priors, the mean over its draws.
+    """How much the sources surprise their priors: mean over the draws, of the worst chain.
+
+    Of the chains that the estimate is of.
 
     At most 1 where a prior knows the source, see :meth:`pyro_sep.priors.NetworkPrior.misfit`: noise
     that the mixture has settled is missing from it.
@@ -87,13 +89,34 @@ def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
     Returns:
         dims ``(source,)``; NaN where the trace does not tell, and of sources that are absent.
     """
-    posterior = tree["posterior"].to_dataset().isel(chain=best_chain(tree))
+    posterior = tree["posterior"].to_dataset().isel(chain=estimate_chains(tree))
     if "misfit" not in posterior:
-        return posterior["log_prior"].isel(draw=0, drop=True) * np.nan
-    misfit = posterior["misfit"].mean("draw", skipna=False)
+        return posterior["log_prior"].isel(chain=0, draw=0, drop=True) * np.nan
+    misfit = posterior["misfit"].mean("draw").max("chain")
     if "presence" not in posterior:
         return misfit
-    return misfit.where(posterior["presence"].mean("draw") >= 0.5)
+    return misfit.where(~(posterior["presence"].mean(("chain", "draw")) < 0.5))
+
+
+def absent_contributions(tree: xr.DataTree) -> dict[str, float]:
+    """Power of what absent sources add to the mixture all the same, in dB of the mixture's.
+
+    Of the estimate's chains, by name of the source; empty where no source is absent.
+
+    Args:
+        tree: a trace of :func:`pyro_sep.trace.build_trace`.
+    """
+    posterior = tree["posterior"].to_dataset().isel(chain=estimate_chains(tree))
+    if "presence" not in posterior:
+        return {}
+    absent = posterior["presence"].mean(("chain", "draw")) < 0.5
+    gains = tree["constant_data"].to_dataset()["gains"]
+    power = ((gains * posterior["sources"].mean("draw")) ** 2).mean(("chain", "time"))
+    mixture = float((tree["observed_data"].to_dataset()["mixture"] ** 2).mean())
+    return {
+        str(name): 10 * math.log10(max(float(power.sel(source=name)) / max(mixture, TINY), TINY))
+        for name in absent["source"].values[absent.values]
+    }
 
 
 def mixture_residual(tree: xr.DataTree) -> float:

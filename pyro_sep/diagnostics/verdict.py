@@ -14,10 +14,12 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import xarray as xr
 
 from pyro_sep.diagnostics.convergence import (
     SUMMARIES,
+    absent_contributions,
     audio_agreement,
     chain_agreement,
     mixture_residual,
@@ -37,11 +39,20 @@ AGREEMENT_MIN = 1 - 0.1 / 2
 #: more, ``test_verdict.py``. A prior that expects much is surprised by little: music seldom.
 MISFIT_MAX = 2.0
 
+#: Of a right explanation the misfit is a mean of T squared standard normals or, as the mixture has
+#: settled a part of the noise, less. This many standard errors above 1, one chain is not enough.
+ALONE_ERRORS = 2.0
+
 #: In dB. The default noise_scale is below it for any mixture above -20 dB re full scale. Where a
 #: mixture has noise of its own, its sources may miss it by twice the noise's power.
 RESIDUAL_MAX = -40.0
 NOISE_SHARE = 2.0
+NOISE_MAX = -3.0  # dB: sources that miss half of the mixture explain nothing
 
+#: In dB of the mixture: a source that is absent adds less than this.
+ABSENT_MAX = -20.0
+
+EXPECTED = "every source is what its prior expects"
 MORE = "give a larger --preset or more --candidates"
 
 NEEDED = {
@@ -143,13 +154,13 @@ def diagnose(trace: xr.DataTree) -> Diagnosis:
     r_hat = worst["r_hat"].max("summary", skipna=False)
     ess_bulk = worst["ess_bulk"].min("summary", skipna=False)
     agreement, misfit = audio_agreement(trace), prior_misfit(trace)
-    gradients, residual = float(trace.attrs.get("gradients", math.nan)), mixture_residual(trace)
+    gradients, residual = _number(trace, "gradients", math.nan), mixture_residual(trace)
     rows = tuple(
         SourceDiagnosis(
             name=str(name),
             r_hat=float(r_hat[k]),
             ess_bulk=float(ess_bulk[k]),
-            ess_per_gradient=float(ess_bulk[k]) / gradients,
+            ess_per_gradient=float(ess_bulk[k]) / gradients if gradients else math.nan,
             agreement=float(agreement[k]),
             misfit=float(misfit[k]),
         )
@@ -168,7 +179,7 @@ def format_diagnosis(diagnosis: Diagnosis) -> str:
     >>> format_diagnosis(diagnosis).splitlines()[-1]
     'verdict: trusted; chains agree'
     """
-    width = max(8, *(len(row.name) + 2 for row in diagnosis.sources))
+    width = max([8, *(len(row.name) + 2 for row in diagnosis.sources)])
     lines = [
         f"{'source':<{width}}{'R-hat':>8}{'bulk ESS':>10}{'ESS/gradient':>14}"
         f"{'agreement':>11}{'misfit':>9}"
@@ -201,46 +212,70 @@ def _judge(
     But what is not known of a prior blames nobody.
     """
     chains = trace["posterior"].sizes["chain"]
+    finite = math.isfinite(residual) and bool(np.isfinite(trace["sample_stats"]["lp"]).all())
+    if not finite:
+        return Verdict.RESIDUAL, (), "a chain diverged, its draws are not finite; separate anew"
     if not residual < max(RESIDUAL_MAX, _noise_db(trace)):
-        if math.isnan(residual):
-            return Verdict.RESIDUAL, (), "a chain diverged, its draws are not finite; separate anew"
-        why = f"the sources miss {10 ** (residual / 10):.1%} of the mixture's power"
+        why = f"the sources miss {100 * 10 ** (residual / 10):.2g} % of the mixture's power"
         return Verdict.RESIDUAL, (), f"{why}; were gains and noise_scale right?"
     if strange := tuple(row.name for row in rows if row.misfit > MISFIT_MAX):
         why = "the audio is not what the prior expects: is this source in the mixture, and has the "
         return Verdict.PRIOR, strange, f"{why}prior heard such a sound? If so, {MORE}"
-    if not trace.attrs.get("search_found", 1.0) >= 1:
+    contributions = absent_contributions(trace)
+    if loud := tuple(name for name, level in contributions.items() if level > ABSENT_MAX):
+        why = "it is judged absent, but its stem holds audio, which no prior expects"
+        return Verdict.PRIOR, loud, f"{why}; is another source in the mixture?"
+    if not _number(trace, "search_found", 1.0) >= 1:
         why = "in places the search found nothing that the priors expect"
         return Verdict.SEARCH, (), f"{why}; {MORE}"
-    unjudged = all(math.isnan(row.misfit) for row in rows)
-    if chains < 2 and (unjudged or trace.attrs.get("estimate") != "best"):
-        return Verdict.ONE_CHAIN, (), "what one chain found may be chance; give more --chains"
-    expected = "every source is what its prior expects"
+    unjudged = any(math.isnan(row.misfit) and row.name not in contributions for row in rows)
+    expected = "the sources add up to the mixture" if unjudged else EXPECTED
     if chains < 2:
+        if unjudged or trace.attrs.get("estimate") != "best":
+            return Verdict.ONE_CHAIN, (), "what one chain found may be chance; give more --chains"
+        most = 1 + ALONE_ERRORS * math.sqrt(2 / trace["posterior"].sizes["time"])
+        if doubtful := tuple(row.name for row in rows if row.misfit > most):
+            why = f"one chain is enough where the misfit is at most {most:.2f}; give more --chains"
+            return Verdict.ONE_CHAIN, doubtful, why
         return Verdict.TRUSTED, (), expected
     if apart := tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN):
-        return Verdict.MODES, apart, f"{describe_disagreement(trace)}; {MORE}"
+        return Verdict.MODES, apart, f"{describe_disagreement(trace, apart)}; {MORE}"
     return Verdict.TRUSTED, (), f"{expected}, and {chains} chains agree"
 
 
 def _noise_db(trace: xr.DataTree) -> float:
     """Power of what sources may miss of a noisy mixture, in dB of the mixture's."""
     posterior, observed = trace["posterior"].to_dataset(), trace["observed_data"].to_dataset()
-    known = trace.attrs.get("noise_scale", 0.0)
-    std = posterior["noise_scale"].max() if "noise_scale" in posterior else known
-    power = NOISE_SHARE * float(std) ** 2 / max(float((observed["mixture"] ** 2).mean()), TINY)
-    return 10 * math.log10(max(power, TINY))
+    std = _number(trace, "noise_scale", 0.0)
+    if "noise_scale" in posterior:
+        std = float(posterior["noise_scale"].mean("draw").max())
+    power = NOISE_SHARE * std**2 / max(float((observed["mixture"] ** 2).mean()), TINY)
+    return min(10 * math.log10(max(power, TINY)), NOISE_MAX) if math.isfinite(power) else -math.inf
+
+
+def _number(trace: xr.DataTree, name: str, default: float) -> float:
+    """An attribute of the trace that is a number; NaN where it is none."""
+    value = trace.attrs.get(name, default)
+    return float(value) if isinstance(value, int | float | np.number) else math.nan
 
 
 def _judge_bands(rows: tuple[SourceDiagnosis, ...], chains: int) -> str:
     """Why draws are too few for bands; NaN passes no test."""
     enough = ESS_PER_CHAIN * chains
-    short = [row for row in rows if not (row.r_hat < R_HAT_MAX and row.ess_bulk >= enough)]
+    short = [
+        row
+        for row in rows
+        if not (row.ess_bulk >= enough and (chains < 2 or row.r_hat < R_HAT_MAX))
+    ]
     if not short:
-        return ""
+        return "" if chains > 1 else "of one chain, which tells of one mode; give more --chains"
+    if any(math.isnan(row.ess_bulk) for row in short):
+        return "unknown: too few draws to tell; give more --draws"
     least = min(row.ess_bulk for row in short)
     names, largest = ", ".join(row.name for row in short), max(row.r_hat for row in short)
-    apart = "" if chains < 2 else f", and R-hat {largest:.2f}, at most {R_HAT_MAX} is good"
+    far = chains > 1 and not largest < R_HAT_MAX
+    r_hat = "is unknown" if math.isnan(largest) else f"{largest:.2f}"
+    apart = f", and R-hat {r_hat}, below {R_HAT_MAX} is good" if far else ""
     draws = f"{least:.0f} independent draws, at least {enough} are needed"
     return f"rough ({names}): {draws}{apart}; give more --draws"
 

@@ -145,6 +145,8 @@ def recommend(table: xr.DataArray) -> str:
     """
     if table.sizes["prior"] < 2:
         return "not known; one prior has nothing to be compared with, audit it beside others"
+    if not bool(np.isfinite(table).all()):
+        return "do not use them; a prior gives no finite density"
     by_source = own_wins(table)[1].transpose("sigma", "source")
     fails = {
         float(sigma): table["source"].values[~level].tolist()
@@ -157,8 +159,9 @@ def recommend(table: xr.DataArray) -> str:
         names = ", ".join(confused[sigma])
         why = f"at sigma {sigma:g} another prior explains {names} better than its own"
         return f"do not use them; {why}" if sigma < MODES else f"use them with care; {why}"
-    if max(judged, default=0.0) < MODES:
-        return f"use them with care; the audit does not tell of noise levels above {MODES:g}"
+    if not (max(judged, default=0.0) >= MODES > min(judged, default=MODES)):
+        levels = f"between {DETAILS:g} and {MODES:g}, and between {MODES:g} and {START:g}"
+        return f"use them with care; the audit has no noise levels {levels}"
     return "use them; every source is likeliest under its own prior"
 
 

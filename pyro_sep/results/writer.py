@@ -53,12 +53,11 @@ def write_separation(
         ValueError: a FLAC beyond full scale.
         OSError: the folder cannot be written to.
     """
+    diagnosis, agreement = diagnose(result.trace), chain_agreement(result.trace)
     folder.mkdir(parents=True, exist_ok=True)
     stems, rate = write_stems(result, folder, files or StemFiles(), recording)
     save_trace(result.trace, folder / TRACE)
     save_figure(plot_separation(result.trace), folder / PICTURE)
-    agreement = chain_agreement(result.trace)
-    diagnosis = diagnose(result.trace)
     mean_lp = result.trace["sample_stats"].to_dataset()["lp"].mean("draw").values
     written = [*stems, TRACE, PICTURE, SUMMARY]
     summary = {

@@ -179,8 +179,10 @@ OWN, OTHER = [[-0.1, -2.0], [-3.0, -0.2]], [[-0.1, -0.05], [-3.0, -0.06]]
         ((0.01, 0.1, 0.4, 2.0), (OWN, OWN, OWN, OWN), "use them; "),
         ((0.01, 0.1, 0.4, 2.0), (OTHER, OWN, OWN, OTHER), "use them; "),  # not in use there
         ((0.1, 0.4, 1.0), (OWN, OWN, OTHER), "use them with care; at sigma 1 another prior "),
-        ((0.1, 0.2), (OWN, OWN), "use them with care; the audit does not tell of "),
-        ((0.01,), (OWN,), "use them with care; the audit does not tell of "),
+        ((0.1, 0.2), (OWN, OWN), "use them with care; the audit has no noise "),
+        ((0.01,), (OWN,), "use them with care; the audit has no noise "),
+        ((0.4, 1.0), (OWN, OWN), "use them with care; the audit has no noise "),
+        ((0.1, 0.4), (OWN, [[np.nan, 0], [0, 0]]), "do not use them; a prior gives no finite "),
         ((0.1, 0.4), (OTHER, OWN), "do not use them; at sigma 0.1 another prior explains name1 "),
         ((0.1, 0.4), ([[-0.1]], [[-0.1]]), "not known; one prior has nothing to be compared"),
         ((0.1, 0.4), (OTHER, OTHER), "do not use them; at sigma 0.1 another prior explains name1 "),
