@@ -24,7 +24,7 @@ P = TypeVar("P", bound=Prior)
 
 @dataclass(frozen=True)
 class AnnealedPosterior:
-    r"""Log posterior at every noise level sigma, up to the evidence.
+    r"""Log posterior of the noisy sources of mixtures at every noise level, up to a constant.
 
     .. math:: \log p_\sigma(x \mid m) = \sum_k \log p_{k,\sigma}(x_k)
               + \log \mathcal{N}\bigl(m; \textstyle\sum_k a_k x_k,

@@ -159,7 +159,11 @@ class Components(NamedTuple):
 
 
 class WaveNet(nn.Module):
-    """The network; see the module's docstring for the density it defines.
+    """A causal network that gives the log density of audio plus white noise; a PyTorch module.
+
+    ``log_prob(x, sigma)`` is the log density of noisy audio ``x (batch, time)`` in nats, with
+    ``sigma (batch,)``. Given the noisy past it predicts the next clean audio sample as a mixture of
+    Gaussians; the equation is in the notes of the module :mod:`pyro_sep.models.wavenet`.
 
     Attributes:
         window: audio samples of a density that are evaluated at once, which bounds the memory.

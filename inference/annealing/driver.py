@@ -58,7 +58,7 @@ def anneal(
     progress: bool = False,
     average: bool = False,
 ) -> Descent:
-    """Draw the sources of mixtures, all chains of all mixtures at once.
+    """Search for modes of the posterior, then draw from it; all chains of all mixtures at once.
 
     Args:
         mixtures: ``(mixture, time)``.

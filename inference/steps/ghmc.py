@@ -28,9 +28,11 @@ def adjusted_step(
     generator: torch.Generator | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[UnderdampedState, StepInfo]:
-    """One step, of one gradient; every chain accepts or rejects its own proposal.
+    """One Metropolis-adjusted step of underdamped Langevin dynamics (generalised HMC).
 
-    Arguments are those of :func:`~pyro_sep.inference.underdamped_step`.
+    It takes one gradient. Every chain of the batch accepts or rejects its own proposal, so the
+    density is sampled exactly; where a proposal is rejected the velocity is reversed. Arguments are
+    those of :func:`~pyro_sep.inference.underdamped_step`.
 
     >>> from pyro_sep.inference.steps.underdamped import init
     >>> def evaluate(x):

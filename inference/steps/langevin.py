@@ -41,7 +41,9 @@ def langevin_step(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> tuple[LangevinState, StepInfo]:
-    """One unadjusted step; where the density or gradient is not finite there, none is made.
+    """One step of overdamped Langevin dynamics, without a Metropolis test.
+
+    A chain stays where it is if the density or its gradient is not finite at the new place.
 
     Args:
         state: before the step.

@@ -28,7 +28,7 @@ def mala_step(
     step_size: float,
     generator: torch.Generator | None = None,
 ) -> tuple[LangevinState, StepInfo]:
-    r"""One step; every chain accepts or rejects its own proposal.
+    r"""One step of the Metropolis-adjusted Langevin algorithm, for every chain of a batch.
 
     The energy is the Hamiltonian :math:`U + |p|^2 / 2` of the same step as one leapfrog step of
     length :math:`\sqrt{2 \eta}` whose momentum p is the noise, in float64, at the state after the

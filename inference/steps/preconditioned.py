@@ -32,8 +32,9 @@ def preconditioned_step(
     decay: float | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[PreconditionedState, StepInfo]:
-    """One unadjusted step, after an update of V by the gradient at the state.
+    """One step of preconditioned Langevin dynamics, without a Metropolis test.
 
+    Before the step V, the running average of squared gradients, is updated by the state's gradient.
     Arguments are those of :func:`~pyro_sep.inference.langevin_step`, and ``epsilon``, which bounds
     G <= 1 / epsilon, and ``decay``, alpha; V is constant where it is None.
 

@@ -56,7 +56,7 @@ def underdamped_step(
     generator: torch.Generator | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[UnderdampedState, StepInfo]:
-    """One BAOAB step, which is always accepted.
+    """One step of underdamped Langevin dynamics (the BAOAB splitting), without a Metropolis test.
 
     Args:
         state: before the step.

@@ -25,15 +25,20 @@ AMPLITUDES = (0.8, 1.0)
 
 
 class ToyMixture(NamedTuple):
-    """A mixture with the sources it was made from.
+    """A mixture of toy tones with the sources it was made from.
+
+    Attributes:
+        mixture: the mean of the sources, ``(time,)``.
+        sources: ``(source, time)``, full scale 1.
+        frequencies: of the tones in Hz, ``(source,)``.
 
     >>> toy_mixture("test", 0, ("sine", "saw"), 256).sources.shape
     torch.Size([2, 256])
     """
 
-    mixture: Tensor  # (time,)
-    sources: Tensor  # (source, time)
-    frequencies: Tensor  # (source,), Hz
+    mixture: Tensor
+    sources: Tensor
+    frequencies: Tensor
 
 
 def waveform(name: str, phase: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def thin(draws: int, count: int) -> NDArray[np.int64]:
 
 
 def ranks(true: ArrayLike, draws: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
-    """How many draws are below the truth, 0 to L; among draws that equal it, it falls at random.
+    """Ranks of the truth among the draws: how many are below it. Ties are broken at random.
 
     Args:
         true: values of the truth, ``(simulation, ...)``.

@@ -236,7 +236,10 @@ class SamplingPrior(NetworkPrior):
 
 
 class WaveNetPrior(SamplingPrior):
-    r"""Smoothed autoregressive prior, a :class:`~pyro_sep.models.wavenet.WaveNet`.
+    r"""Autoregressive prior: each audio sample given the past, a mixture of Gaussians.
+
+    A :class:`~pyro_sep.models.wavenet.WaveNet` reads the past x with its noise, and predicts the
+    clean audio sample; the variance of the noise is added to the prediction:
 
     .. math:: \log p_\sigma(x) = \sum_t \log \sum_c \pi_c(x_{<t}, \sigma) \,
               \mathcal{N}(x_t; \mu_c(x_{<t}, \sigma), s_c^2(x_{<t}, \sigma) + \sigma^2)
