@@ -36,7 +36,12 @@ with only_run(Path(sys.argv[1])):
 
 def start(code: str, path: Path) -> "subprocess.Popen[bytes]":
     """A process that has come to its wait."""
-    process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, path],
+        stdout=subprocess.PIPE,
+        # A shell makes its background processes, and those that they start, ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline()
     return process
