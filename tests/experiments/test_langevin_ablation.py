@@ -32,12 +32,17 @@ def parts(priors: Priors, x: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return -x / variance, pull.expand_as(x), wrong.expand_as(x)
 
 
+def drawn() -> tuple[Tensor, Tensor]:
+    """Noisy sources ``(batch, source, time)`` and mixtures ``(batch, time)``."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 2, TIME, generator=generator, dtype=torch.float64)
+    return x, torch.randn(3, TIME, generator=generator, dtype=torch.float64)
+
+
 @pytest.mark.parametrize("fault", ablation.FAULTS[:-1])
 def test_the_gradient_has_the_fault_and_no_other(fault: str, gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(*LEVELS)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, TIME, generator=generator, dtype=torch.float64)
-    m = torch.randn(3, TIME, generator=generator, dtype=torch.float64)
+    x, m = drawn()
     score, pull, wrong = parts(priors, x, m)
     clamped = parts(priors, x.clamp(-1, 1), m)[0]
     expected = {
@@ -59,9 +64,7 @@ def test_the_gradient_has_the_fault_and_no_other(fault: str, gaussian_priors: Ma
 @pytest.mark.parametrize("fault", ablation.FAULTS[:-1])
 def test_clean_sources_have_the_fault_too(fault: str, gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(*LEVELS)
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 2, TIME, generator=generator, dtype=torch.float64)
-    m = torch.randn(3, TIME, generator=generator, dtype=torch.float64)
+    x, m = drawn()
     score, *_ = parts(priors, x.clamp(-1, 1) if fault == "clamped" else x, m)
     clean = x + SIGMA**2 * score / (TIME if fault == "score of the mean" else 1)
     gain = 1.0 if fault == "sum for the mean" else 0.5
