@@ -14,7 +14,9 @@ def count_gradients(
     Searches are assumed to succeed; ``average`` is that of :func:`anneal`, and ``overlap`` the
     length of all sections together, in lengths of the frame.
     """
-    chain = settings.cooling + settings.warmup + settings.draws * (settings.thin + TANGENTS)
+    cross = FORWARD * count  # every source under every prior
+    swap = cross if settings.swaps and count > 1 else 0
+    chain = settings.cooling + settings.warmup + settings.draws * (settings.thin + TANGENTS + swap)
     if average:
         return overlap * settings.candidates * (settings.levels + 1) + chain
     sigmas, rounds = settings.search_sigmas, settings.rounds(count, may_be_silent)
@@ -23,7 +25,6 @@ def count_gradients(
         for sigma in sigmas
     ]
     above = [n for n, sigma in zip(left, sigmas, strict=True) if sigma >= settings.sigma_freeze]
-    cross = FORWARD * count  # every source under every prior
     tried = 1 + min(SCREENED, count * (count - 1) // 2) + (count if may_be_silent else 0)
     search = sum(left) + cross * sum(above[::SWAP_EVERY]) + 1  # for the misfit
     search += sum(len(each.sigmas) * tried + cross for each in rounds)

@@ -10,9 +10,11 @@ adjusted (:mod:`~pyro_sep.inference.steps.ghmc`), exact at any step size, which 
 draws.
 
 At the last level the noisy sources are recorded, with a draw of the clean sources given them and
-the mixture, and their mean. After each step unknown gains and noise are updated, and gains traded
-for amplitudes (:mod:`~pyro_sep.inference.steps.gains`). Noise is inferred only where overtones tell
-sources apart: earlier it would account for all that no source explains yet.
+the mixture, and their mean. Before every draw a Gibbs step chooses which source explains what
+(:mod:`~pyro_sep.inference.steps.permutation`), so that a chain visits all orders of comparable
+probability, each as often as it is probable. After each step unknown gains and noise are updated,
+and gains traded for amplitudes (:mod:`~pyro_sep.inference.steps.gains`). Noise is inferred only
+where overtones tell sources apart: earlier it would account for all that no source explains yet.
 """
 
 from collections.abc import Iterator
@@ -20,15 +22,17 @@ from functools import partial
 from math import exp
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from pyro_sep.inference.annealing.draws import Draws, by_chain, history_by_chain, statistics
 from pyro_sep.inference.annealing.run import Run
 from pyro_sep.inference.annealing.sections import join
 from pyro_sep.inference.posterior import TANGENTS
-from pyro_sep.inference.state import StepInfo, UnderdampedState
+from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState
 from pyro_sep.inference.steps.gains import RESCALE_EVERY, JointState, follow, rescale
 from pyro_sep.inference.steps.ghmc import adjusted_step
+from pyro_sep.inference.steps.permutation import draw_assignment
 from pyro_sep.inference.steps.underdamped import init, underdamped_step
 
 BLOCK = 10  # draws that leave together
@@ -67,7 +71,10 @@ def cool(run: Run, sigma: float, lower: float) -> None:
 def draw(run: Run, mixtures: int) -> Iterator[tuple[int, Draws]]:
     """Blocks of draws at the last level, and the number of the first draw of each."""
     if run.contributions is None:
-        run.contributions = _contributions(_state(run), run.settings.sigma_min)
+        state = _state(run)
+        run.contributions = _contributions(state, run.settings.sigma_min)
+        batch, count = state.chain.position.shape[:2]
+        run.assignment = torch.arange(count, device=state.chain.position.device).repeat(batch, 1)
     while run.drawn < run.settings.draws:
         first = run.drawn
         yield first, _block(run, min(BLOCK, run.settings.draws - first), mixtures)
@@ -75,12 +82,13 @@ def draw(run: Run, mixtures: int) -> Iterator[tuple[int, Draws]]:
 
 def _block(run: Run, count: int, mixtures: int) -> Draws:
     sigma, thin, state = run.settings.sigma_min, run.settings.thin, _state(run)
-    history, audio, latents = [], [], []
+    history, audio, latents, orders = [], [], [], []
     for step in range(1, count * thin + 1):
         state, info = _step(run, state, sigma)
         if step % RESCALE_EVERY == 0:
             state = _rescale(run, state, cast(Tensor, run.contributions), sigma)
         if step % thin == 0:
+            state = _swap(run, state, sigma)
             target, chain = state
             size = run.step_size * sigma
             history.append(statistics(chain, info.acceptance_rate, sigma, size))
@@ -90,12 +98,14 @@ def _block(run: Run, count: int, mixtures: int) -> Draws:
             run.evaluator.count(chain.position, TANGENTS)
             audio.append((clean, mean, chain.position))
             latents.append(target.mixing.latents())
+            orders.append(cast(Tensor, run.assignment))
     run.target, run.chain = state
     run.drawn += count
     shape = (mixtures, run.settings.chains)
     sources, means, noisy = (by_chain(part, *shape) for part in zip(*audio, strict=True))
     mixing = {name: by_chain([part[name] for part in latents], *shape) for name in latents[0]}
-    return Draws(sources, means, noisy, history_by_chain(history, *shape), mixing)
+    assignment = by_chain(orders, *shape)
+    return Draws(sources, means, noisy, history_by_chain(history, *shape), mixing, assignment)
 
 
 def _state(run: Run) -> JointState:
@@ -117,6 +127,30 @@ def _step(run: Run, state: JointState, sigma: float) -> tuple[JointState, StepIn
     noise = sigma <= settings.sigma_detail
     target, evaluation = follow(target, chain.position, chain.evaluation, sigma, generator, noise)
     return JointState(target, chain._replace(evaluation=evaluation)), info
+
+
+def _swap(run: Run, state: JointState, sigma: float) -> JointState:
+    """A Gibbs draw of which contribution each source takes, where swaps are tried at all."""
+    (target, chain), settings = state, run.settings
+    count = chain.position.shape[1]
+    if not settings.swaps or count < 2:
+        return state
+    evaluator = run.evaluator
+    cross = evaluator.cross_log_prior(target, chain.position, sigma)
+    assignment = draw_assignment(cross, evaluator.generator)
+    moved = (assignment != torch.arange(count, device=assignment.device)).any(1).nonzero()[:, 0]
+    if not len(moved):
+        return state
+    run.assignment = cast(Tensor, run.assignment).gather(1, assignment)
+    order = assignment[..., None].expand_as(chain.position)
+    run.contributions = cast(Tensor, run.contributions).gather(1, order)
+    target, position = target.reassign(chain.position, assignment)
+    found = evaluator.evaluate(target.select(moved), position[moved], sigma)
+    evaluation = Evaluation._make(
+        before.index_copy(0, moved, after)
+        for before, after in zip(chain.evaluation, found, strict=True)
+    )
+    return JointState(target, chain._replace(position=position, evaluation=evaluation))
 
 
 def _rescale(run: Run, state: JointState, contributions: Tensor, sigma: float) -> JointState:

@@ -33,6 +33,8 @@ class Draws(NamedTuple):
     noisy: Tensor  # (mixture, chain, draw, source, frame), at the last noise level
     statistics: Statistics
     mixing: dict[str, Tensor]  # unknown gains and noise by name, (mixture, chain, draw, ...)
+    assignment: Tensor  # (mixture, chain, draw, source), which source explained, when the draws
+    #                     began, what each explains
 
 
 class Recorder(Protocol):
@@ -61,21 +63,22 @@ class MemoryRecorder:
     @property
     def draws(self) -> Draws:
         """All draws as one block."""
-        *audio, statistics, mixing = zip(*self.blocks, strict=True)
+        *audio, statistics, mixing, assignment = zip(*self.blocks, strict=True)
         sources, means, noisy = (torch.cat(blocks, 2) for blocks in audio)
         parts = (torch.cat(part, 2) for part in zip(*statistics, strict=True))
         latents = {name: torch.cat([block[name] for block in mixing], 2) for name in mixing[0]}
-        return Draws(sources, means, noisy, Statistics._make(parts), latents)
+        orders = torch.cat(assignment, 2)
+        return Draws(sources, means, noisy, Statistics._make(parts), latents, orders)
 
     def state(self) -> dict[str, Any]:
         """All blocks."""
-        return {"blocks": [[*b[:3], list(b.statistics), b.mixing] for b in self.blocks]}
+        return {"blocks": [[*b[:3], list(b.statistics), *b[4:]] for b in self.blocks]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
         self.blocks = [
-            Draws(sources, means, noisy, Statistics._make(parts), mixing)
-            for sources, means, noisy, parts, mixing in state["blocks"]
+            Draws(*audio, Statistics._make(parts), mixing, assignment)
+            for *audio, parts, mixing, assignment in state["blocks"]
         ]
 
 

@@ -19,7 +19,7 @@ from pyro_sep.storage.states import check_like, check_shapes
 class Run:
     """What a run has reached; the target is the posterior of all chains of all mixtures."""
 
-    plain = ("stage", "step_size", "drawn", "contributions")  # in a checkpoint as they are
+    plain = ("stage", "step_size", "drawn", "contributions", "assignment")  # as they are
 
     def __init__(self, target: AnnealedPosterior, evaluator: Evaluator) -> None:
         self.target, self.evaluator = target, evaluator
@@ -40,6 +40,7 @@ class Run:
         self.chain: UnderdampedState | None = None
         self.drawn = 0
         self.contributions: Tensor | None = None  # of the sources to the mixture, before the draws
+        self.assignment: Tensor | None = None  # (batch, source), see Draws
 
     def state(self) -> dict[str, Any]:
         """Everything that :meth:`restore` needs: tensors, numbers, lists and dicts of them."""
@@ -108,6 +109,8 @@ class Run:
         check_shapes("traced", state["traced"], [self._traced_shape] * searched)
         contributions = [] if state["contributions"] is None else [state["contributions"]]
         check_shapes("contributions", contributions, [whole] if drawn else [])
+        orders = [] if state["assignment"] is None else [state["assignment"].float()]
+        check_shapes("assignment", orders, [(batch, source)] if drawn else [])
         check_like("adaptation", state["adaptation"], dict.fromkeys(state["adaptation"], 0.0))
         if not vars(self.adaptation).keys() <= state["adaptation"].keys():
             raise ValueError("its adaptation lacks a number")

@@ -50,8 +50,8 @@ class Annealing:
         tries: searches at most, where what was found is implausible under the priors.
         candidates: of every search, side by side.
         levels: of a search.
-        swaps: rounds at most in which swaps of sources are tried, where there are more than two
-            sources; twice as many where presence is inferred.
+        swaps: rounds at most in which a search tries swaps of sources, where there are more than
+            two; twice as many where presence is inferred. With 0 the chains try none either.
         replicas: refinements of what was found, which are recombined; 0 for none.
         section: audio samples that are searched at once; longer frames are searched in sections.
         chains: independent searches per mixture, each with a chain of draws.
