@@ -47,7 +47,7 @@ from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.priors.base import Priors
 from pyro_sep.separation.api import separate_batch
 from pyro_sep.separation.presets import resolve_settings
-from pyro_sep.trace.dataset import best_chain
+from pyro_sep.trace.draws import best_chain
 
 PRESENT = (2, 3)  # numbers of sources in a mixture
 

@@ -78,7 +78,7 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import Separation, separate_batch
 from pyro_sep.separation.presets import resolve_settings
-from pyro_sep.trace.dataset import best_chain
+from pyro_sep.trace.draws import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from

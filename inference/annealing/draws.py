@@ -77,8 +77,8 @@ class MemoryRecorder:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned."""
         self.blocks = [
-            Draws(*audio, Statistics._make(parts), mixing, assignment)
-            for *audio, parts, mixing, assignment in state["blocks"]
+            Draws(sources, means, noisy, Statistics._make(parts), mixing, assignment)
+            for sources, means, noisy, parts, mixing, assignment in state["blocks"]
         ]
 
 

@@ -14,7 +14,7 @@ from pyro_sep.audio.scanning import audio_files
 from pyro_sep.checks.names import printable
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
-from pyro_sep.data.tracks import DRAWS, left_out, stem_name
+from pyro_sep.data.tracks import INSIDE, left_out, stem_name
 
 RMS_FRAMES = 64
 ROUNDED = 1 << 10  # steps of full scale
@@ -141,7 +141,7 @@ def _of_stem(folder: Path, paths: Sequence[Path], stem: str) -> tuple[list[Path]
             printable(f"{folder}: got no file of the stem {stem}, expected ")
             + printable(f"TRACK/{stem}.wav below it")
         )
-    tracks = dict.fromkeys(path.parent for path in paths if path.parent.name != DRAWS)
+    tracks = dict.fromkeys(path.parent for path in paths if path.parent.name not in INSIDE)
     having = {path.parent for path in found}
     without = [track.relative_to(folder).as_posix() for track in tracks if track not in having]
     return found, left_out(stem, without, len(tracks))

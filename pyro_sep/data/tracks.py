@@ -20,7 +20,9 @@ from pyro_sep.checks.names import printable
 
 MIXTURE = "mixture"
 RESIDUAL = "residual"  # of a mixture, what none of the stems explains
-DRAWS = "draws"  # folder in a separated track; the stems in it are no track
+DRAWS = "draws"  # folder in a separated track,
+ALTERNATIVES = "alternatives"  # and another one:
+INSIDE = (DRAWS, ALTERNATIVES)  # the stems in them are no track
 NAME_MAX = 200  # bytes of a source's name; a suffix and numbers of draws go with it
 SEPARATORS = ("/", os.sep, os.altsep)  # of folders; a backslash is one on some systems
 NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, bytes that are no text, ends of lines
@@ -107,7 +109,7 @@ def check_source_name(name: str) -> None:
         name: of the source.
     """
     reason = ""
-    if name.lower() in (MIXTURE, RESIDUAL, DRAWS):
+    if name.lower() in (MIXTURE, RESIDUAL, *INSIDE):
         reason = "it is that of another file of a separated track"
     elif not name or name.startswith(".") or len(os.fsencode(name)) > NAME_MAX:
         reason = f"it is empty, begins with a dot, or is longer than {NAME_MAX} bytes"
@@ -206,6 +208,8 @@ def tracks_of(paths: Iterable[Path], root: Path) -> list[Track]:
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
     drawn: dict[Path, dict[str, list[Callable[[], Audio]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
+        if path.parent.name == ALTERNATIVES:
+            continue
         if path.parent.name == DRAWS:
             stem, _, _ = path.stem.rpartition("_")
             drawn[path.parent.parent][stem_name(stem)].append(partial(read_audio, path))

@@ -3,7 +3,7 @@ r"""Intervals that cover the truth as often as they say, whatever priors and dra
 Draws follow the posterior of learned priors. What these get wrong by little in every audio sample
 adds up in a level or a centroid, whose draws are then too narrow; and what other modes hold, the
 draws of one do not know. But separations of n mixtures whose sources are known tell how far a
-function f of a source is from the mean of f over the draws of the chains that the estimate is of:
+function f of a source is from the mean of f over the draws that the estimate is of:
 
 .. math:: e_i = f(s_i) - \overline{f(x_i)}
 
@@ -42,7 +42,8 @@ from pydantic import (
 )
 
 from pyro_sep.storage.files import save_json
-from pyro_sep.trace.dataset import FINGERPRINT, centroid, estimate_chains, level_db
+from pyro_sep.trace.dataset import FINGERPRINT, centroid, level_db
+from pyro_sep.trace.draws import estimate_draws, select_draws
 
 CALIBRATION_MARK = '"kind"'  # by which a file is known
 FUNCTIONS = {  # of a source: title, unit and format
@@ -239,9 +240,8 @@ def draws_of(trace: xr.DataTree) -> xr.Dataset:
 
 
 def expected(trace: xr.DataTree) -> xr.Dataset:
-    """Mean of every function over the draws of the estimate's chains, dims ``(source,)``."""
-    chains = estimate_chains(trace)
-    return draws_of(trace).isel(chain=chains).mean(("chain", "draw"))
+    """Mean of every function over the draws that the estimate is of, dims ``(source,)``."""
+    return select_draws(draws_of(trace), estimate_draws(trace)).mean("draw")
 
 
 def actual(trace: xr.DataTree) -> xr.Dataset:
@@ -327,8 +327,8 @@ def _si_sdr_against(trace: xr.DataTree, references: xr.DataArray) -> xr.DataArra
 
     from pyro_sep.evaluation.metrics import si_sdr
 
-    draws = trace["posterior"].to_dataset()["sources"].isel(chain=estimate_chains(trace))
-    estimate = torch.from_numpy(draws.mean(("chain", "draw")).values)
+    draws = select_draws(trace["posterior"].to_dataset()["sources"], estimate_draws(trace))
+    estimate = torch.from_numpy(draws.mean("draw").values)
     values = si_sdr(estimate, torch.from_numpy(references.values))
     return references.isel(time=0, drop=True).copy(data=values.numpy())
 

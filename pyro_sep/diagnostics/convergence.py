@@ -7,7 +7,8 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from pyro_sep.trace.dataset import TINY, estimate_chains
+from pyro_sep.trace.dataset import TINY
+from pyro_sep.trace.draws import estimate_draws, select_draws
 
 SUMMARIES = ("level_db", "centroid", "log_prior")
 
@@ -76,9 +77,7 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
 
 
 def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
-    """How much the sources surprise their priors: mean over the draws, of the worst chain.
-
-    Of the chains that the estimate is of.
+    """How much the sources surprise their priors, mean over draws of the estimate, worst chain.
 
     At most 1 where a prior knows the source, see :meth:`pyro_sep.priors.NetworkPrior.misfit`: noise
     that the mixture has settled is missing from it.
@@ -89,29 +88,36 @@ def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
     Returns:
         dims ``(source,)``; NaN where the trace does not tell, and of sources that are absent.
     """
-    posterior = tree["posterior"].to_dataset().isel(chain=estimate_chains(tree))
+    posterior = tree["posterior"].to_dataset()
     if "misfit" not in posterior:
         return posterior["log_prior"].isel(chain=0, draw=0, drop=True) * np.nan
-    misfit = posterior["misfit"].mean("draw").max("chain")
+    draws = estimate_draws(tree)
+    misfit = xr.concat(
+        [
+            select_draws(posterior["misfit"], draws[draws[:, 0] == chain]).mean("draw")
+            for chain in np.unique(draws[:, 0])
+        ],
+        "chain",
+    ).max("chain")
     if "presence" not in posterior:
         return misfit
-    return misfit.where(~(posterior["presence"].mean(("chain", "draw")) < 0.5))
+    return misfit.where(~(select_draws(posterior["presence"], draws).mean("draw") < 0.5))
 
 
 def absent_contributions(tree: xr.DataTree) -> dict[str, float]:
     """Power of what absent sources add to the mixture all the same, in dB of the mixture's.
 
-    Of the estimate's chains, by name of the source; empty where no source is absent.
+    Of the estimate's draws, by name of the source; empty where no source is absent.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
-    posterior = tree["posterior"].to_dataset().isel(chain=estimate_chains(tree))
+    posterior, draws = tree["posterior"].to_dataset(), estimate_draws(tree)
     if "presence" not in posterior:
         return {}
-    absent = posterior["presence"].mean(("chain", "draw")) < 0.5
+    absent = select_draws(posterior["presence"], draws).mean("draw") < 0.5
     gains = tree["constant_data"].to_dataset()["gains"]
-    power = ((gains * posterior["sources"].mean("draw")) ** 2).mean(("chain", "time"))
+    power = ((gains * select_draws(posterior["sources"], draws).mean("draw")) ** 2).mean("time")
     mixture = float((tree["observed_data"].to_dataset()["mixture"] ** 2).mean())
     return {
         str(name): 10 * math.log10(max(float(power.sel(source=name)) / max(mixture, TINY), TINY))

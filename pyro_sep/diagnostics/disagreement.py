@@ -1,4 +1,4 @@
-"""Where chains disagree, in words: which sound they put in different sources, and when."""
+"""Where versions of the sources differ, in words: which sound is in different ones, and when."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -7,25 +7,51 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyro_sep.trace.draws import mode_draws, select_draws
+
+ALIKE = 0.1  # of their mean power, by which versions of a source may differ
 WINDOW = 0.05  # seconds
-MOVED = 3.16  # 10 dB: what a source has so much less of in one chain, it has not got there
+MOVED = 3.16  # 10 dB: what a source has so much less of in one version, it has not got there
 OPPOSITE = -0.5  # correlation of what two sources differ by, where one has what the other lacks
 
 
-def describe_disagreement(trace: xr.DataTree, names: Sequence[str]) -> str:
+def chains_apart(trace: xr.DataTree, names: Sequence[str]) -> str:
     """The loudest sound that two chains divide differently between these sources.
-
-    The two chains whose means differ most are compared in windows of 50 ms. The sound is named by
-    the highest peak of the spectrum of what one source has in one chain and not in the other.
 
     Args:
         trace: of two chains or more.
         names: of the sources in which chains differ.
     """
-    sources = trace["posterior"].to_dataset()["sources"].sel(source=list(names))
+    means = trace["posterior"].to_dataset()["sources"].mean("draw").transpose("chain", ...)
+    return _describe(trace, [means.isel(chain=c) for c in range(len(means))], names, "chains")
+
+
+def modes_apart(trace: xr.DataTree) -> tuple[tuple[str, ...], str]:
+    """Sources in which the two most probable modes differ, and the loudest sound that they divide.
+
+    Args:
+        trace: of two modes or more.
+    """
+    sources = trace["posterior"].to_dataset()["sources"]
+    means = [select_draws(sources, mode_draws(trace, mode)).mean("draw") for mode in (0, 1)]
+    off, power = (means[0] - means[1]) ** 2, (means[0] ** 2 + means[1] ** 2).mean("time")
+    apart = off.mean("time") > ALIKE * power
+    names = tuple(str(name) for name in sources["source"].values[apart.values])
+    names = names or tuple(map(str, sources["source"].values))
+    return names, _describe(trace, means, names, "explanations")
+
+
+def _describe(
+    trace: xr.DataTree, versions: Sequence[xr.DataArray], names: Sequence[str], what: str
+) -> str:
+    """What the two versions ``(source, time)`` that differ most put in different sources.
+
+    They are compared in windows of 50 ms. The sound is named by the highest peak of the spectrum of
+    what one source has in one version and not in the other.
+    """
     constant = trace["constant_data"].to_dataset()
     rate, gains = int(constant["sample_rate"]), constant["gains"].sel(source=list(names)).values
-    means = sources.mean("draw").transpose("chain", "source", "time").values * gains[:, None]
+    means = np.stack([v.sel(source=list(names)).values for v in versions]) * gains[:, None]
     pairs = combinations(range(len(means)), 2)
     c, d = max(pairs, key=lambda pair: float(((means[pair[0]] - means[pair[1]]) ** 2).sum()))
     start, stop = _loudest(means[c] - means[d], max(1, round(WINDOW * rate)))
@@ -36,13 +62,13 @@ def describe_disagreement(trace: xr.DataTree, names: Sequence[str]) -> str:
     involved = [names[k] for k in sorted([loudest, *opposite])]
     peak = _peak(part[loudest])
     sound = f"the sound near {peak * rate / _padded(part[loudest]):.0f} Hz at {start / rate:.2f} s"
-    chains = f"chains {c + 1} and {d + 1}"
+    both = f"{what} {c + 1} and {d + 1}"
     if not opposite:
-        return f"{chains} differ in {involved[0]}, most in {sound}"
+        return f"{both} differ in {involved[0]}, most in {sound}"
     heard, unheard = (float(np.abs(_spectrum(mean[loudest])[peak])) for mean in (one, other))
     if max(heard, unheard) > MOVED * min(heard, unheard):
-        return f"{chains} put {sound} in different sources ({' or '.join(involved)})"
-    return f"{chains} divide {sound} differently between {' and '.join(involved)}"
+        return f"{both} put {sound} in different sources ({' or '.join(involved)})"
+    return f"{both} divide {sound} differently between {' and '.join(involved)}"
 
 
 def _loudest(difference: NDArray[np.floating], length: int) -> tuple[int, int]:

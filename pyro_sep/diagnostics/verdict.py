@@ -25,8 +25,9 @@ from pyro_sep.diagnostics.convergence import (
     mixture_residual,
     prior_misfit,
 )
-from pyro_sep.diagnostics.disagreement import describe_disagreement
+from pyro_sep.diagnostics.disagreement import chains_apart, modes_apart
 from pyro_sep.trace.dataset import TINY
+from pyro_sep.trace.draws import alternative_modes, chains_of_mode, mode_probabilities
 
 #: Vehtari et al. 2021 (arXiv 1903.08008) ask for an R-hat below this and an ESS of 400 of 4 chains.
 R_HAT_MAX = 1.01
@@ -75,7 +76,8 @@ class Verdict(StrEnum):
     PRIOR = "prior surprised"
     SEARCH = "search failed"
     ONE_CHAIN = "one chain, nothing to compare"
-    MODES = "chains disagree"
+    MODES = "several explanations"
+    CHAINS = "chains disagree"
     TRUSTED = "trusted"
 
 
@@ -230,7 +232,13 @@ def _judge(
         return Verdict.SEARCH, (), f"{why}; {MORE}"
     unjudged = any(math.isnan(row.misfit) and row.name not in contributions for row in rows)
     expected = "the sources add up to the mixture" if unjudged else EXPECTED
-    if chains < 2:
+    if others := alternative_modes(trace):
+        apart, why = modes_apart(trace)
+        chances = ", ".join(f"{mode_probabilities(trace)[mode]:.0%}" for mode in (0, *others))
+        return Verdict.MODES, apart, f"{why} (probabilities {chances}); {MORE}"
+    told = bool(mode_probabilities(trace)) and trace.attrs.get("estimate") == "best"
+    agreeing = chains_of_mode(trace, 0) if told else chains
+    if agreeing < 2:
         if unjudged or trace.attrs.get("estimate") != "best":
             return Verdict.ONE_CHAIN, (), "what one chain found may be chance; give more --chains"
         most = 1 + ALONE_ERRORS * math.sqrt(2 / trace["posterior"].sizes["time"])
@@ -238,9 +246,10 @@ def _judge(
             why = f"one chain is enough where the misfit is at most {most:.2f}; give more --chains"
             return Verdict.ONE_CHAIN, doubtful, why
         return Verdict.TRUSTED, (), expected
-    if apart := tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN):
-        return Verdict.MODES, apart, f"{describe_disagreement(trace, apart)}; {MORE}"
-    return Verdict.TRUSTED, (), f"{expected}, and {chains} chains agree"
+    apart = tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN)
+    if apart and not told:
+        return Verdict.CHAINS, apart, f"{chains_apart(trace, apart)}; {MORE}"
+    return Verdict.TRUSTED, (), f"{expected}, and {agreeing} chains agree"
 
 
 def _noise_db(trace: xr.DataTree) -> float:

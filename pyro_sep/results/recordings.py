@@ -15,16 +15,17 @@ import torch
 
 from pyro_sep.audio.io import Recording
 from pyro_sep.audio.streams import STEM_MP4
-from pyro_sep.data.tracks import DRAWS, MIXTURE
+from pyro_sep.data.tracks import INSIDE, MIXTURE
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.base import UNSTATED, Priors
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.inputs import check_mixtures, fingerprints
-from pyro_sep.separation.presets import RESOLVED, resolve_settings
+from pyro_sep.separation.presets import RESOLVED, resolve_estimate, resolve_settings
 from pyro_sep.storage.files import check_space, is_same, only_run
 from pyro_sep.trace.dataset import TRACE
+from pyro_sep.trace.draws import ALTERNATIVES
 
 FLOAT = 4  # bytes
 OVERHEAD = 2_000_000  # bytes of formats, the picture and the page
@@ -72,7 +73,7 @@ def _track(path: Path) -> str:
     track = path.name[: len(path.name) - len(suffix)]
     if track.lower() == MIXTURE:
         track = Path(os.path.abspath(path)).parent.name or track
-    if not track or track.startswith(".") or track.lower() == DRAWS:
+    if not track or track.startswith(".") or track.lower() in INSIDE:
         raise ValueError(
             f"{path}: got {track!r} as the track's name, expected one for its folder of results; "
             "rename the file"
@@ -165,7 +166,8 @@ def needed_space(
         priors, time, **{name: options[name] for name in RESOLVED if name in options}
     )
     drawn = settings.chains * settings.draws * (sources + 1) * time
-    stems = (sources * (1 + files.draws) + files.residual) * recording.original.numel()
+    others = 0 if resolve_estimate(priors, options.get("estimate")) == "mean" else ALTERNATIVES
+    stems = (sources * (1 + files.draws + others) + files.residual) * recording.original.numel()
     return FLOAT * (STATES * drawn + stems) + OVERHEAD
 
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
-from pyro_sep.data.tracks import DRAWS, RESIDUAL, Audio
+from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.dataset import estimate_chains
+from pyro_sep.trace.draws import ALTERNATIVES as MOST
+from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class StemFiles:
         suffix: ``"wav"`` or ``"flac"``.
         native: the plain posterior, mono and at the priors' rate, whatever the recording.
         residual: also the recording less its stems, which no prior explains.
-        draws: number of draws that are written beside the mean, evenly spaced over the estimate's
-            chains, at most those of one chain. Their errors are larger than the mean's.
+        draws: number of draws that are written beside the mean, evenly spaced over those that the
+            estimate is of, at most those of one chain. Their errors are larger than the mean's.
     """
 
     suffix: str = "wav"
@@ -41,11 +42,16 @@ class StemFiles:
     draws: int = 0
 
     def names(self, sources: Iterable[str]) -> list[str]:
-        """Of the files of these sources, those of draws with their folder."""
+        """Of the files that there may be of these sources, with their folders."""
         sources = list(sources)
         stems = [*sources, RESIDUAL] if self.residual else sources
-        drawn = [draw_name(name, i) for i in range(1, self.draws + 1) for name in sources]
-        return [f"{name}.{self.suffix}" for name in (*stems, *drawn)]
+        inside = [
+            inside_name(folder, name, i)
+            for folder, most in ((ALTERNATIVES, MOST), (DRAWS, self.draws))
+            for i in range(1, most + 1)
+            for name in sources
+        ]
+        return [f"{name}.{self.suffix}" for name in (*stems, *inside)]
 
     def check(self, recording: Audio) -> None:
         """Raise ValueError where a recording, and so its stems, do not fit into such files."""
@@ -64,6 +70,9 @@ def write_stems(
 ) -> tuple[list[str], int]:
     """Write NAME.wav per source, residual.wav and draws/NAME_01.wav, each whole or not at all.
 
+    Where the posterior has another explanation of some probability, its stems too:
+    alternatives/NAME_01.wav, see :func:`pyro_sep.trace.draws.alternative_modes`.
+
     Args:
         result: whose stems.
         folder: that is there.
@@ -71,7 +80,7 @@ def write_stems(
         recording: whose rate and channels they are to have; those of the mixture where None.
 
     Returns:
-        Names of the files, those of draws with their folder, and the stems' rate in Hz.
+        Names of the files, with their folders, and the stems' rate in Hz.
 
     Raises:
         ValueError: a FLAC beyond full scale; then nothing is written.
@@ -84,18 +93,17 @@ def write_stems(
     if files.suffix == "flac":  # all are checked before the first is written
         for name, samples in stems():
             check_peak(folder / name, samples)
-    if files.draws:
-        (folder / DRAWS).mkdir(exist_ok=True)
     written = []
     for name, samples in stems():
+        (folder / name).parent.mkdir(exist_ok=True)
         save_audio(folder / name, samples, rate)
         written.append(name)
     return written, rate
 
 
-def draw_name(source: str, number: int) -> str:
-    """Of a draw of a source, counted from 1: its folder and file, without suffix."""
-    return f"{DRAWS}/{source}_{number:02d}"
+def inside_name(folder: str, source: str, number: int) -> str:
+    """Of a draw or an alternative of a source, counted from 1, without suffix."""
+    return f"{folder}/{source}_{number:02d}"
 
 
 def _stems(
@@ -114,18 +122,29 @@ def _stems(
         yield f"{name}.{files.suffix}", stem
     if files.residual:
         yield f"{RESIDUAL}.{files.suffix}", original - stems.sum(0)
-    for i, contributions in enumerate(drawn_contributions(result.trace, files.draws), start=1):
-        for name, stem in zip(result.names, as_recorded(contributions), strict=True):
-            yield f"{draw_name(name, i)}.{files.suffix}", stem
+    drawn = drawn_contributions(result.trace, files.draws)
+    others = (mode_contributions(result.trace, m) for m in alternative_modes(result.trace))
+    for inside, versions in ((ALTERNATIVES, others), (DRAWS, drawn)):
+        for i, contributions in enumerate(versions, start=1):
+            for name, stem in zip(result.names, as_recorded(contributions), strict=True):
+                yield f"{inside_name(inside, name, i)}.{files.suffix}", stem
+
+
+def mode_contributions(trace: xr.DataTree, mode: int) -> Tensor:
+    """Mean contributions ``(source, time)`` of the draws of a mode."""
+    drawn = select_draws(trace["posterior"].to_dataset(), mode_draws(trace, mode))
+    gains = drawn["gains"] if "gains" in drawn else trace["constant_data"].to_dataset()["gains"]
+    return torch.from_numpy(
+        (gains * drawn["sources"]).mean("draw").transpose("source", "time").values
+    )
 
 
 def drawn_contributions(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
-    """Contributions ``(source, time)`` of draws of the estimate's chains, evenly spaced."""
-    posterior, chains = trace["posterior"].to_dataset(), estimate_chains(trace)
-    last = len(chains) * posterior.sizes["draw"] - 1
-    for number in np.unique(np.linspace(0, last, count).round().astype(int)):
-        chain, draw = divmod(int(number), posterior.sizes["draw"])
-        drawn = posterior.isel(chain=chains[chain], draw=draw)
+    """Contributions ``(source, time)`` of draws that the estimate is of, evenly spaced."""
+    posterior, draws = trace["posterior"].to_dataset(), estimate_draws(trace)
+    numbers = np.unique(np.linspace(0, len(draws) - 1, count).round().astype(int))
+    for number in numbers:
+        drawn = select_draws(posterior, draws[[number]]).isel(draw=0)
         known = trace["constant_data"].to_dataset()
         gains = (drawn if "gains" in drawn else known)["gains"].values
         yield torch.from_numpy(gains[:, None] * drawn["sources"].values)

@@ -10,14 +10,15 @@ from typing import Any
 import xarray as xr
 
 from pyro_sep.audio.io import FORMATS
-from pyro_sep.data.tracks import DRAWS, Audio
+from pyro_sep.data.tracks import INSIDE, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.results.stems import StemFiles, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import save_json
-from pyro_sep.trace.dataset import TRACE, best_chain, save_trace
+from pyro_sep.trace.dataset import TRACE, save_trace
+from pyro_sep.trace.draws import alternative_modes, best_chain, mode_probabilities
 from pyro_sep.viz.png import save_figure
 from pyro_sep.viz.separation import plot_separation
 
@@ -66,6 +67,11 @@ def write_separation(
         "reason": diagnosis.reason,
         "bands": diagnosis.bands,
         "blamed": list(diagnosis.blamed),
+        "modes": [round(p, 3) for p in mode_probabilities(result.trace)],
+        "alternatives": [
+            round(mode_probabilities(result.trace)[mode], 3)
+            for mode in alternative_modes(result.trace)
+        ],
         "sources": list(result.names),
         "sample_rate": rate,
         "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
@@ -120,17 +126,18 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _is_stem(name: str) -> bool:
     path = PurePath(name)
-    inside = path.parts[:-1] in ((), (DRAWS,)) and path.as_posix() == name
-    return inside and path.suffix[1:] in FORMATS
+    inside = path.parts[:-1] in ((), *((folder,) for folder in INSIDE))
+    return inside and path.as_posix() == name and path.suffix[1:] in FORMATS
 
 
 def _remove(folder: Path, names: Collection[str]) -> None:
-    """Remove files of a former run, and its folder of draws if it is empty then."""
+    """Remove files of a former run, and its folders of draws and alternatives if they are empty."""
     for name in names:
         if (folder / name).is_file():
             (folder / name).unlink()
-    with suppress(OSError):  # not there, or something else in it
-        (folder / DRAWS).rmdir()
+    for inside in INSIDE:
+        with suppress(OSError):  # not there, or something else in it
+            (folder / inside).rmdir()
 
 
 def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:

@@ -20,7 +20,7 @@ MIN_TIME = 256  # audio samples; less holds no period of a low tone
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
-    *("search_tries", "search_found"),
+    *("search_tries", "search_found", "modes_weighed"),
 )
 CPU = torch.device("cpu")
 Audio = ArrayLike | Tensor

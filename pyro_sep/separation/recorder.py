@@ -1,4 +1,4 @@
-"""Records the draws of a separation, in memory or in a Zarr store, and the mean of every chain."""
+"""Records the draws of a separation, in memory or in a Zarr store, and their modes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyro_sep.inference.annealing.draws import Draws, Statistics
 from pyro_sep.inference.annealing.driver import Descent
-from pyro_sep.storage.states import check_like, check_shapes
-from pyro_sep.trace.dataset import chosen_chains, load_trace
+from pyro_sep.separation.groups import GroupedDraws
+from pyro_sep.storage.states import check_like
+from pyro_sep.trace.dataset import load_trace
 from pyro_sep.trace.zarr_store import TraceStore
 
 #: :func:`pyro_sep.trace.build_trace` of a mixture, which lacks the draws, warm-up and attributes.
@@ -84,12 +85,13 @@ class ZarrBackend:
 
 
 class DrawRecorder:
-    """Records the draws of every mixture in its backend, and the mean of every chain.
+    """Records the draws of every mixture in its backend, and their means by mode.
 
     Args:
         backends: one per mixture.
-        estimate: of which chains, see :func:`pyro_sep.trace.dataset.chosen_chains`.
-        time: audio samples of the mixtures; those of a frame beyond them are dropped.
+        estimate: ``"best"`` or ``"mean"``, see :func:`pyro_sep.trace.draws.chosen_draws`.
+        groups: of the draws, with audio samples of the mixtures; those of a frame beyond them are
+            dropped.
         extras: further variables of the draws.
     """
 
@@ -97,24 +99,18 @@ class DrawRecorder:
         self,
         backends: Sequence[MemoryBackend | ZarrBackend],
         estimate: str,
-        time: int,
+        groups: GroupedDraws,
         extras: Extras,
     ) -> None:
-        self.backends, self.estimate, self.time, self.extras = backends, estimate, time, extras
-        self.count = 0  # of draws
-        self.sums: dict[str, Tensor] = {}  # of means, lp and extras, (mixture, chain, ...)
+        self.backends, self.estimate, self.groups, self.extras = backends, estimate, groups, extras
 
     def add(self, draws: Draws, first: int) -> None:
         """Record a block of draws; ``first`` is the number of its first draw."""
-        sources, means = (a[..., : self.time].cpu() for a in (draws.sources, draws.means))
+        time = self.groups.mixtures.shape[-1]
+        sources, means = (a[..., :time].cpu() for a in (draws.sources, draws.means))
         statistics = Statistics._make(part.cpu() for part in draws.statistics)
-        self.count += sources.shape[2]
         extras = {name: values.cpu() for name, values in self.extras(draws).items()}
-        summed = {"sources": means, "lp": statistics.lp} | extras
-        if "gains" in extras:  # the product is identified better than its factors
-            summed["contributions"] = extras["gains"][..., None] * means
-        for name, values in summed.items():
-            self.sums[name] = self.sums.get(name, 0.0) + values.double().sum(2)
+        self.groups.add(draws, {"sources": means} | extras)
         for i, backend in enumerate(self.backends):
             stats = {name: part[i] for name, part in statistics._asdict().items()}
             lp, log_prior = stats.pop("lp"), stats.pop("log_prior")
@@ -123,32 +119,31 @@ class DrawRecorder:
 
     def finish(
         self, descent: Descent, attrs: Mapping[str, Any], search: Mapping[str, Any]
-    ) -> list[xr.DataTree]:
-        """The trace of each mixture; ``search`` has what its candidates have in common."""
+    ) -> list[tuple[xr.DataTree, dict[str, Tensor]]]:
+        """The trace of each mixture and its estimate, which is means by name.
+
+        ``search`` has what the candidates of all mixtures have in common.
+        """
         warmup = Statistics._make(part.cpu() for part in descent.warmup)._asdict()
         del warmup["log_prior"]
-        traces = []
+        results = []
         for i, backend in enumerate(self.backends):
+            found = self.groups.modes(i)
             tries, share = int(descent.tries[i].max()), float(descent.found[i].mean())
-            own = {**attrs, "search_tries": tries, "search_found": share}
-            stats = {name: part[i] for name, part in warmup.items()}
-            found = {**search, "log_prior": descent.search[i].cpu()}
-            traces.append(backend.finish(warmup_stats=stats, search_stats=found, attrs=own))
-        return traces
-
-    def means(self) -> list[dict[str, Tensor]]:
-        """The estimate of each mixture: means over its chosen chains, by name."""
-        means = []
-        for i, lp in enumerate(self.sums["lp"]):
-            chains = chosen_chains(lp.numpy(), self.estimate)
-            parts = {name: total[i, chains].mean(0) for name, total in self.sums.items()}
-            means.append({name: (part / self.count).float() for name, part in parts.items()})
-        return means
+            weighed = "density" if found.modes.by_density else "frequency"
+            own = {**attrs, "search_tries": tries, "search_found": share, "modes_weighed": weighed}
+            rest = {
+                "warmup_stats": {name: part[i] for name, part in warmup.items()},
+                "search_stats": {**search, "log_prior": descent.search[i].cpu()},
+                "modes": found.of_draws(),
+            }
+            results.append((backend.finish(**rest, attrs=own), found.mean(self.estimate)))
+        return results
 
     def state(self) -> dict[str, Any]:
-        """The part of a checkpoint: sums, and the states of the backends."""
+        """The part of a checkpoint: that of the groups, and the states of the backends."""
         backends = [backend.state() for backend in self.backends]
-        return {"count": self.count, "sums": self.sums, "backends": backends}
+        return {"groups": self.groups.state(), "backends": backends}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from what :meth:`state` returned.
@@ -156,13 +151,7 @@ class DrawRecorder:
         Raises:
             ValueError: a part that does not fit the others.
         """
-        count, sums = state["count"], state["sums"]
-        check_like("count", count, self.count)
-        if count:
-            shape = tuple(sums["sources"].shape)
-            whole = (len(self.backends), *shape[1:3], self.time)
-            check_shapes("sums", [sums["sources"], sums["lp"]], [whole, shape[:2]])
-        self.count, self.sums = count, sums
+        self.groups.restore(state["groups"])
         for backend, part in zip(self.backends, state["backends"], strict=True):
             backend.restore(part)
 

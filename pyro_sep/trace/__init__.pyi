@@ -1,3 +1,15 @@
-from .dataset import best_chain, build_trace, load_trace, log_likelihood, save_trace, to_arviz
+from .dataset import build_trace, load_trace, log_likelihood, save_trace, to_arviz
+from .draws import best_chain, estimate_draws, mode_draws, mode_probabilities, select_draws
 
-__all__ = ["best_chain", "build_trace", "load_trace", "log_likelihood", "save_trace", "to_arviz"]
+__all__ = [
+    "best_chain",
+    "build_trace",
+    "estimate_draws",
+    "load_trace",
+    "log_likelihood",
+    "mode_draws",
+    "mode_probabilities",
+    "save_trace",
+    "select_draws",
+    "to_arviz",
+]

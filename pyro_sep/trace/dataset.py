@@ -20,7 +20,7 @@ from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
-from pyro_sep.trace.layout import SEARCH, SEARCH_DIMS, TraceError, check, choose
+from pyro_sep.trace.layout import MODES, SEARCH, SEARCH_DIMS, TraceError, check, choose
 
 if TYPE_CHECKING:
     import arviz
@@ -51,6 +51,7 @@ def build_trace(
     presence: ArrayLike | None = None,
     noise_scale: ArrayLike | None = None,
     search_stats: Mapping[str, ArrayLike] | None = None,
+    modes: Mapping[str, ArrayLike] | None = None,
 ) -> xr.DataTree:
     r"""The trace of a separation: draws of all chains, mixture, and settings.
 
@@ -83,11 +84,14 @@ def build_trace(
         search_stats: of the candidates of a search: ``log_prior`` in nats ``(chain, section,
             candidate, level, source)``, NaN below the level where a candidate was dropped;
             ``noise_level`` ``(level,)``; and ``length``, the audio samples of a section.
+        modes: ``label``, the number of the mode of every draw, and ``weight``, of every draw in the
+            posterior, which add up to 1, both ``(chain, draw)``; and ``probability`` of every mode,
+            falling, ``(mode,)``.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
-        ``observed_data``, ``constant_data`` and, where given, ``search_stats``; floats in float32,
-        ``time`` in seconds.
+        ``observed_data``, ``constant_data`` and, where given, ``search_stats`` and ``modes``;
+        floats in float32, ``time`` in seconds.
 
     Raises:
         ValueError: a shape that does not fit the others.
@@ -107,8 +111,8 @@ def build_trace(
     ... )
     >>> dict(trace["posterior"]["sources"].sizes)
     {'chain': 1, 'draw': 5, 'source': 2, 'time': 8}
-    >>> best_chain(trace), log_likelihood(trace)["mixture"].dims
-    (0, ('chain', 'draw', 'time'))
+    >>> log_likelihood(trace)["mixture"].dims
+    ('chain', 'draw', 'time')
     >>> list(to_arviz(trace).log_likelihood)
     ['mixture']
     >>> from tempfile import TemporaryDirectory
@@ -173,6 +177,11 @@ def build_trace(
         search = xr.Dataset(found)
         numbers = {name: np.arange(size) for name, size in search.sizes.items()}
         groups[SEARCH] = search.assign_coords({**numbers, "source": coords["source"]})
+    if modes is not None:
+        each: dict[str, Any] = dict.fromkeys(("label", "weight"), ("chain", "draw"))
+        each["probability"] = ("mode",)
+        told = xr.Dataset({name: (axes, _floats(modes[name])) for name, axes in each.items()})
+        groups[MODES] = told.assign_coords({dim: np.arange(n) for dim, n in told.sizes.items()})
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
@@ -276,7 +285,8 @@ def to_arviz(tree: xr.DataTree) -> "xr.DataTree | arviz.InferenceData":
         tree: the trace.
     """
     groups = {path: node.to_dataset(inherit=False) for path, node in tree.subtree_with_keys}
-    groups.pop(SEARCH, None)  # ArviZ knows no such group
+    for own in (MODES, SEARCH):  # ArviZ knows no such group
+        groups.pop(own, None)
     likelihood = log_likelihood(tree)
     if likelihood is not None:
         groups["log_likelihood"] = likelihood
@@ -313,34 +323,6 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
     off = (tree["observed_data"].to_dataset()["mixture"] - heard) / gamma
     density = -(off**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
     return density.transpose("chain", "draw", "time").rename("mixture").to_dataset()
-
-
-def chosen_chains(lp: NDArray[Any], estimate: str) -> list[int]:
-    """Numbers of the chains whose mean an estimate is.
-
-    Args:
-        lp: mean log posterior of every chain ``(chain,)``; NaN of one that diverged.
-        estimate: ``"best"``, the chain of the highest, or ``"mean"``, all that did not diverge.
-    """
-    sound = np.flatnonzero(np.isfinite(lp)).tolist()
-    if estimate == "mean" and sound:
-        return sound
-    return [int(np.where(np.isnan(lp), -np.inf, lp).argmax())]
-
-
-def best_chain(tree: xr.DataTree) -> int:
-    """Number of the chain of the highest mean log posterior; one with a NaN counts as lowest."""
-    return chosen_chains(_mean_lp(tree), "best")[0]
-
-
-def estimate_chains(tree: xr.DataTree) -> list[int]:
-    """Numbers of the chains whose mean the estimate is, by the trace's attribute ``estimate``."""
-    return chosen_chains(_mean_lp(tree), tree.attrs.get("estimate", "best"))
-
-
-def _mean_lp(tree: xr.DataTree) -> NDArray[Any]:
-    lp = tree["sample_stats"].to_dataset()["lp"].mean("draw", skipna=False)
-    return lp.transpose("chain").values
 
 
 def level_db(sources: NDArray[Any]) -> NDArray[Any]:

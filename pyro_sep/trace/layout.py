@@ -13,9 +13,12 @@ import xarray as xr
 DIMS = ("chain", "draw", "source", "time")  # in this order; a variable has some of them
 SEARCH = "search_stats"  # has dimensions of its own
 SEARCH_DIMS = ("chain", "section", "candidate", "level", "source")
+MODES = "modes"
+MODES_DIMS = ("chain", "draw", "mode")
+OWN_DIMS = {SEARCH: SEARCH_DIMS, MODES: MODES_DIMS}
 GROUPS = (
     *("posterior", "sample_stats", "warmup_sample_stats", "posterior_predictive"),
-    *("log_likelihood", "observed_data", "constant_data", SEARCH),
+    *("log_likelihood", "observed_data", "constant_data", MODES, SEARCH),
 )
 NEEDED = {
     "posterior": ("sources",),
@@ -70,7 +73,7 @@ def choose(stored: Mapping[str, Mapping[str, Stored]], file_bytes: int) -> dict[
     chosen: dict[str, Set[str]] = {}
     total = 0
     for group, variables in stored.items():
-        dims = SEARCH_DIMS if group == SEARCH else DIMS
+        dims = OWN_DIMS.get(group, DIMS)
         chosen[group] = {name for name, part in variables.items() if _belongs(name, part, dims)}
         for name in sorted(chosen[group]):
             _check_stored(f"{group}/{name}", variables[name], sizes, group == WARMUP)

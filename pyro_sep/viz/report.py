@@ -29,7 +29,14 @@ from pyro_sep.diagnostics.verdict import (
     diagnose,
 )
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import FINGERPRINT, estimate_chains
+from pyro_sep.trace.dataset import FINGERPRINT
+from pyro_sep.trace.draws import (
+    alternative_modes,
+    estimate_draws,
+    mode_draws,
+    mode_probabilities,
+    select_draws,
+)
 from pyro_sep.viz.png import encode
 from pyro_sep.viz.signals import (
     SPREAD_RANGE_DB,
@@ -68,6 +75,7 @@ class Row:
         draws: the same, of those that show how far the first are uncertain; shorter if need be.
         facts: names of figures: that of the row, the interval of the draws, and, where there is a
             calibration, the one that it gives.
+        versions: the sound in other explanations of the mixture, by their labels.
     """
 
     name: str
@@ -77,6 +85,7 @@ class Row:
     sounds: dict[str, NDArray[Any]]
     draws: dict[str, NDArray[Any]] = field(default_factory=dict)
     facts: dict[str, list[str]] = field(default_factory=dict)
+    versions: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def write_report(
@@ -84,10 +93,10 @@ def write_report(
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
-    An estimate is the mean of the draws of the best chain (the one with the highest mean ``lp``)
-    or of all chains, as the trace's attribute ``estimate`` says. Its intervals hold 90 % of these
-    draws. With a calibration there are also intervals that hold the truth in 90 % of the mixtures
-    of its kind. Sounds have 16 bits; where one of them is beyond full scale all are turned down
+    An estimate is the mean of its draws, :func:`pyro_sep.trace.estimate_draws`. Its intervals hold
+    90 % of these draws. With a calibration there are also intervals that hold the truth in 90 % of
+    the mixtures of its kind. Where the posterior has other explanations, their sounds can be chosen
+    by buttons. Sounds have 16 bits; where one of them is beyond full scale all are turned down
     alike. One trace gives one page, byte for byte.
 
     Args:
@@ -130,7 +139,9 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
     if calibration is not None:
         _calibrate(rows[1:], tree, calibration)
-    sounds = joined.from_iterable((*row.sounds.values(), *row.draws.values()) for row in rows)
+    sounds = joined.from_iterable(
+        (*row.sounds.values(), *row.draws.values(), *row.versions.values()) for row in rows
+    )
     scale = 1 / max(1.0, *(float(np.abs(sound).max()) for sound in sounds))
     sizes = tree["posterior"].sizes
     environment = Environment(
@@ -148,7 +159,8 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         rate=rate,
         seconds=sizes["time"] / rate,
         sizes=sizes,
-        heard=[chain + 1 for chain in estimate_chains(tree)],
+        heard=[chain + 1 for chain in np.unique(estimate_draws(tree)[:, 0]).tolist()],
+        chances=_chances(tree),
         excerpt=_excerpt(sizes["time"], rate),
         repeat=sizes["time"] < LOOP * rate,
         turned_down=-20 * np.log10(scale),
@@ -166,6 +178,12 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     )
 
 
+def _chances(tree: xr.DataTree) -> list[str]:
+    """Probabilities of the explanations that are heard, that of the estimate first."""
+    found = mode_probabilities(tree)
+    return [f"{found[m]:.0%}" for m in (0, *alternative_modes(tree))] if found else []
+
+
 def _mixture_row(tree: xr.DataTree, rate: int, start: int) -> Row:
     mixture = tree["observed_data"].to_dataset()["mixture"].values
     waveform = plot_waveform(mixture, rate, start, "gray")
@@ -177,7 +195,14 @@ def _mixture_row(tree: xr.DataTree, rate: int, start: int) -> Row:
 def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    mixture, chains = tree["observed_data"].to_dataset()["mixture"].values, estimate_chains(tree)
+    mixture, chosen = tree["observed_data"].to_dataset()["mixture"].values, estimate_draws(tree)
+    chains, count = np.unique(chosen[:, 0]).tolist(), posterior.sizes["draw"]
+    others = {f"explanation {m + 1}": mode_draws(tree, m) for m in alternative_modes(tree)}
+    means = {
+        f"mean of chain {c + 1}": np.stack([np.full(count, c), np.arange(count)], 1)
+        for c in range(posterior.sizes["chain"])
+        if [c] != chains and not others
+    }
     excerpt, rows = slice(*_excerpt(len(mixture), rate)), []
     for k, name in enumerate(posterior["source"].values.tolist()):
         draws = source_draws(tree, k)
@@ -186,18 +211,19 @@ def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
         spectrogram = plot_spectrogram(estimate, rate, draws)
         sounds = {"estimate": estimate}
+        versions = {label: source_draws(tree, k, draws).mean(0) for label, draws in others.items()}
         if truth is not None:
             sounds["true source"] = truth
-        chosen = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
-        heard = {f"draw {i + 1}": draws[i, excerpt] for i in chosen}
+        apart = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
+        heard = {f"draw {i + 1}": draws[i, excerpt] for i in apart}
         heard |= {
-            f"mean of chain {c + 1}": source_draws(tree, k, [c]).mean(0)[excerpt]
-            for c in range(posterior.sizes["chain"])
-            if [c] != chains
+            label: source_draws(tree, k, own).mean(0)[excerpt] for label, own in means.items()
         }
         facts = _scores(estimate, draws, truth, mixture)
-        facts |= _scalars(posterior.isel(chain=chains, source=k))
-        rows.append(Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts))
+        scalars = posterior[[name for name in SCALARS if name in posterior]].isel(source=k)
+        facts |= _scalars(select_draws(scalars, chosen))
+        look = Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts, versions)
+        rows.append(look)
     return rows
 
 

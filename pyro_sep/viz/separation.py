@@ -41,9 +41,8 @@ def plot_separation(tree: xr.DataTree, spectrograms: bool | None = None) -> Figu
     whole waveform, then the mean level of the draws, then the standard deviation of their level,
     both in dB, see :func:`pyro_sep.viz.plot_spectrogram`.
 
-    An estimate is the mean of the draws of its chains,
-    :func:`pyro_sep.trace.dataset.chosen_chains`. Titles give its SI-SDR where the true source is
-    known and not silent.
+    An estimate is the mean of its draws, :func:`pyro_sep.trace.estimate_draws`. Titles give its
+    SI-SDR where the true source is known and not silent.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.

@@ -10,7 +10,7 @@ those of an exponential variable, whose standard deviation is
 so 0 is a cell in which all draws agree, and 6 dB or more one whose content the draws leave open.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from matplotlib.image import AxesImage
 from matplotlib.mlab import specgram
 from numpy.typing import NDArray
 
-from pyro_sep.trace.dataset import estimate_chains
+from pyro_sep.trace.draws import estimate_draws, select_draws
 
 ZOOM = 0.006  # seconds: between two and three periods of 440 Hz
 FLOOR_DB = -90.0  # the lowest level that a spectrum shows
@@ -35,21 +35,20 @@ FADE_DB = 25.0  # and above that the range in which it fades
 
 
 def source_draws(
-    tree: xr.DataTree, source: int, chains: Sequence[int] | None = None
+    tree: xr.DataTree, source: int, chosen: NDArray[np.integer] | None = None
 ) -> NDArray[np.floating]:
-    """Draws of one source, ``(draw, time)``, those of all chains together; no others are read.
+    """Draws of one source, ``(draw, time)``; no others are read.
 
     What is not finite, in a chain that diverged, is silence.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
         source: its number.
-        chains: numbers of the chains; None for those that the estimate is the mean of.
+        chosen: chain and number of each ``(draw, 2)``; None for those that the estimate is of.
     """
-    numbers = estimate_chains(tree) if chains is None else list(chains)
-    drawn = tree["posterior"].to_dataset()["sources"].isel(source=source, chain=numbers)
-    draws = drawn.transpose("chain", "draw", "time").values
-    return np.nan_to_num(draws.reshape(-1, draws.shape[-1]), posinf=0, neginf=0)
+    sources = tree["posterior"].to_dataset()["sources"].isel(source=source)
+    drawn = select_draws(sources, estimate_draws(tree) if chosen is None else chosen)
+    return np.nan_to_num(drawn.transpose("draw", "time").values, posinf=0, neginf=0)
 
 
 def zoom_start(tree: xr.DataTree) -> int:

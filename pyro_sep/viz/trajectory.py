@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pyro_sep.checks.names import literal
-from pyro_sep.trace.dataset import best_chain
+from pyro_sep.trace.draws import best_chain
 from pyro_sep.trace.layout import SEARCH
 
 LINEAR = 0.1  # nats, within which a logarithmic scale is linear

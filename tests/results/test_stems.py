@@ -4,14 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import Tensor
 
 from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
-from pyro_sep.data.tracks import Audio, stems_folder
+from pyro_sep.data.tracks import ALTERNATIVES, Audio, stems_folder
 from pyro_sep.results.stems import StemFiles, drawn_contributions, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.dataset import build_trace
+from pyro_sep.trace.draws import mode_draws, select_draws
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
 BEST = 1  # chain
@@ -151,7 +153,8 @@ def test_the_names_of_the_files_are_known_beforehand(
     result: Separation, tmp_path: Path, files: StemFiles
 ) -> None:
     written, _ = write_stems(result, tmp_path, files)
-    assert sorted(written) == sorted(files.names(NAMES))
+    others = [name for name in files.names(NAMES) if name.startswith(ALTERNATIVES)]
+    assert sorted([*written, *others]) == sorted(files.names(NAMES))
     assert all((tmp_path / name).is_file() for name in written)
 
 
@@ -183,3 +186,30 @@ def test_a_flac_holds_nothing_beyond_full_scale(result: Separation, tmp_path: Pa
     with pytest.raises(ValueError, match=r"oboe\.flac: got a peak of 1\.4.*; use WAV"):
         write_stems(loud, tmp_path, StemFiles("flac"))
     assert os.listdir(tmp_path) == []
+
+
+def with_modes(probability: list[float], label: list[list[int]]) -> Separation:
+    result = make_result()
+    weight = np.array(probability)[np.array(label)] / DRAWS
+    modes = {"label": np.array(label), "weight": weight, "probability": probability}
+    told = {name: (("chain", "draw"), modes[name]) for name in ("label", "weight")}
+    result.trace["modes"] = xr.Dataset(told | {"probability": ("mode", probability)})
+    return result
+
+
+def test_another_explanation_has_its_stems(tmp_path: Path) -> None:
+    half = [[0] * 4 + [1] * 4] * CHAINS
+    result = with_modes([0.6, 0.37, 0.03], half)
+    written, _ = write_stems(result, tmp_path, StemFiles())
+    others = [name for name in written if name.startswith(f"{ALTERNATIVES}/")]
+    assert others == [f"alternatives/{name}_01.wav" for name in NAMES]
+    drawn = select_draws(result.trace["posterior"].to_dataset(), mode_draws(result.trace, 1))
+    for k, name in enumerate(NAMES):
+        stem = read_audio(tmp_path / f"alternatives/{name}_01.wav")[0][0]
+        expected = GAINS[k] * drawn["sources"].values[:, k].mean(0)
+        assert drawn.sizes["draw"] == 4
+        assert np.allclose(stem, expected, atol=1e-6)
+    # They are no track, and nothing is written of what is improbable.
+    assert [track.name for track in stems_folder(tmp_path.parent)] == [tmp_path.name]
+    lone, _ = write_stems(with_modes([0.97, 0.03], half), tmp_path / "..", StemFiles())
+    assert not any(name.startswith(ALTERNATIVES) for name in lone)

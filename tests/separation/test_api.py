@@ -161,6 +161,7 @@ def test_the_trace_holds_every_group(result: Separation) -> None:
         "sample_stats",
         "warmup_sample_stats",
         "search_stats",
+        "modes",
         "posterior_predictive",
         "observed_data",
         "constant_data",

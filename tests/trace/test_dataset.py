@@ -19,10 +19,7 @@ from pyro_sep.storage.seals import sealed
 from pyro_sep.trace import layout
 from pyro_sep.trace.dataset import (
     FORMAT,
-    best_chain,
     build_trace,
-    chosen_chains,
-    estimate_chains,
     load_trace,
     save_trace,
     to_arviz,
@@ -112,17 +109,6 @@ def test_unknown_gains_and_noise_are_of_the_posterior() -> None:
     np.testing.assert_allclose(tree["posterior_predictive/mixture"], mixed, atol=1e-5)
     with pytest.raises(ValueError, match=r"noise_scale: got shape \(30,\), expected \(2, 30\)"):
         build_trace(**arguments(noise_scale=noise[0]))
-
-
-def test_the_best_chain_has_the_highest_mean_and_no_nan() -> None:
-    lp = [[0.0, 9.0], [5.0, 5.0], [100.0, np.nan]]
-    stats = xr.Dataset({"lp": (("chain", "draw"), lp)})
-    tree = xr.DataTree.from_dict({"sample_stats": stats})
-    assert best_chain(tree) == 1
-    assert estimate_chains(tree) == [1]
-    tree.attrs["estimate"] = "mean"
-    assert estimate_chains(tree) == [0, 1]
-    assert chosen_chains(np.full(2, np.nan), "mean") == [0]
 
 
 def test_coordinates() -> None:
