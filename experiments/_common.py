@@ -20,6 +20,7 @@ from pyro_sep.cli.options import Device as Device
 from pyro_sep.cli.options import MusdbRoot as MusdbRoot
 from pyro_sep.data.toy import WAVEFORMS, ToyMixture
 from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.diagnostics.verdict import Verdict, diagnose
 from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS
 from pyro_sep.priors.base import MixingRule, stated
@@ -29,6 +30,7 @@ from pyro_sep.separation.api import Separation
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
+from pyro_sep.trace.draws import mode_probabilities
 from pyro_sep.viz.png import save_figure
 
 BATCH = 5  # mixtures separated at once
@@ -193,16 +195,45 @@ def score(estimate: Tensor, sources: Tensor, mixture: Tensor) -> Row:
     }
 
 
+def judge(result: Separation) -> Row:
+    """What the verdict on a separation is, and the probabilities of its modes."""
+    verdict = diagnose(result.trace).verdict
+    modes = [round(p, 3) for p in mode_probabilities(result.trace)]
+    return {"trusted": verdict is Verdict.TRUSTED, "verdict": str(verdict), "modes": modes}
+
+
+def summarise_verdicts(rows: Sequence[Row], right_db: float = 10.0) -> dict[str, Any]:
+    """How often the verdict was that a separation may be trusted, and how far it was right.
+
+    A separation is right where every source has an SI-SDR above ``right_db``.
+    """
+    trusted = np.array([row["trusted"] for row in rows], bool)
+    worst = decibels(rows, "si_sdr").min(1)
+    return {
+        "share_trusted": float(trusted.mean()),
+        "least_si_sdr_of_trusted_db": float(worst[trusted].min()) if trusted.any() else None,
+        "right_above_db": right_db,
+        "trusted_right": int((trusted & (worst > right_db)).sum()),
+        "trusted_wrong": int((trusted & (worst <= right_db)).sum()),
+        "not_trusted_right": int((~trusted & (worst > right_db)).sum()),
+        "not_trusted_wrong": int((~trusted & (worst <= right_db)).sum()),
+    }
+
+
 def score_separation(item: ToyMixture, result: Separation) -> Row:
     """Figures of a separation of a toy mixture; R-hat and ESS are the worst ones."""
     agreement = chain_agreement(result.trace)
     gains = torch.full((len(result.names),), 1 / len(result.names))
-    return score(result.sources, item.sources, item.mixture) | {
-        "residual_db": float(residual_db(result.sources, item.mixture, gains)),
-        "gradients": int(result.trace.attrs["gradients"]),
-        "ess": float(agreement["ess_bulk"].min()),
-        "r_hat": float(agreement["r_hat"].max()),
-    }
+    return (
+        score(result.sources, item.sources, item.mixture)
+        | judge(result)
+        | {
+            "residual_db": float(residual_db(result.sources, item.mixture, gains)),
+            "gradients": int(result.trace.attrs["gradients"]),
+            "ess": float(agreement["ess_bulk"].min()),
+            "r_hat": float(agreement["r_hat"].max()),
+        }
+    )
 
 
 def decibels(rows: Sequence[Row], key: str) -> NDArray[np.float64]:

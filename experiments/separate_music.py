@@ -54,9 +54,11 @@ from _common import (
     bar,
     choose,
     decibels,
+    judge,
     load_set,
     resume,
     score,
+    summarise_verdicts,
 )
 from baselines import (
     applies,
@@ -82,6 +84,7 @@ from pyro_sep.trace.draws import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
+RIGHT_DB = 5.0  # SI-SDR of every stem of a separation that is right
 METHODS = ("mixture", "low-pass", "hpss", "nmf", "mask", "posterior")
 
 
@@ -144,7 +147,7 @@ def main(
     items = find_excerpts(musdb, names, time, excerpts)
     tracks = [item.track for item in items]
     print(f"{len(items)} excerpts of {seconds:g} s, each of another test track", flush=True)
-    table = {}
+    table, verdicts = {}, {}
     for method, measure in runs.items():
         path, known = out / f"{method}.json", settings | further.get(method, {})
         batch = BATCH if method == "posterior" else 1
@@ -153,11 +156,13 @@ def main(
         if [row["track"] for row in rows] != tracks:
             raise ValueError(f"{path}: got figures of other tracks; give another --out")
         table[method] = line(rows, names)
+        if method == "posterior":
+            verdicts = summarise_verdicts(rows, RIGHT_DB)
         if method == "posterior" and plan.chains > 1:
             table["best chain"] = line([row | row["best_chain"] for row in rows], names)
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("method").reset_index()
     results.csv(frame, "summary", index=False)
-    content = settings | further.get("posterior", {}) | {"tracks": tracks}
+    content = settings | further.get("posterior", {}) | verdicts | {"tracks": tracks}
     results.json(content | {"wall_seconds": results.seconds, "table": frame.to_dict("records")})
     print(frame.to_string(index=False, float_format="{:.1f}".format))
     print("Paper (2011.01761): separation failed, no figure.")
@@ -280,6 +285,7 @@ def posterior(
         {"track": item.track}
         | score(result.contributions, item.sources, item.mixture)
         | {"best_chain": score(best_chains_mean(result), item.sources, item.mixture)}
+        | judge(result)
         for item, result in zip(items, found, strict=True)
     ]
 

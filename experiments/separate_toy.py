@@ -13,7 +13,7 @@ five levels, and no search for modes.
 Printed are SI-SDR, its improvement, what the sources leave of the mixture, R-hat and ESS of every
 mixture, and their distribution. Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed
 for every source; they give no SI-SDR. Every mixture has a trace, WAV files and a picture in --out,
-and a single one also a page to listen to, report.html.
+and a single one also a page to listen to, report.html. A run that was cut off continues.
 """
 
 import sys
@@ -48,6 +48,7 @@ from _common import (
     score_separation,
     stacked,
     summarise,
+    summarise_verdicts,
 )
 from samplers import overdamped
 from torch import Tensor
@@ -117,8 +118,10 @@ def main(
             rows.append(row | score_separation(item, result))
         return rows
 
+    settings = budget | {"priors": folder, "sources": list(names), "seconds": seconds}
+    settings |= {"constraint": constraint, "paper": paper, "first": first, "seed": seed}
     rows = []
-    for row in resume(None, {}, items, measure):
+    for row in resume(out / "mixtures.json", settings, items, measure):
         print_row(row, names)
         rows.append(row)
     if mixtures == 1:
@@ -171,12 +174,16 @@ def print_row(row: Row, names: Sequence[str]) -> None:
 def report(rows: Sequence[Row], names: Sequence[str], results: Results) -> None:
     """Print and write the distribution over mixtures."""
     gains = np.median(decibels(rows, "improvement"), 0).tolist()
-    summary = summarise(rows) | {
-        "median_improvement_per_source_db": dict(zip(names, gains, strict=True)),
-        "worst_residual_db": max(row["residual_db"] for row in rows),
-        "seconds": results.seconds,
-        "mixtures": rows,
-    }
+    summary = (
+        summarise(rows)
+        | summarise_verdicts(rows)
+        | {
+            "median_improvement_per_source_db": dict(zip(names, gains, strict=True)),
+            "worst_residual_db": max(row["residual_db"] for row in rows),
+            "seconds": results.seconds,
+            "mixtures": rows,
+        }
+    )
     results.json(summary)
     low, high = summary["quartiles_improvement_db"]
     print(
@@ -186,7 +193,8 @@ def report(rows: Sequence[Row], names: Sequence[str], results: Results) -> None:
         f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in "
         f"{summary['share_above_10_db']:.0%} of the sources, above 20 dB in "
         f"{summary['share_above_20_db']:.0%}; worst residual "
-        f"{summary['worst_residual_db']:.0f} dB. "
+        f"{summary['worst_residual_db']:.0f} dB; {summary['share_trusted']:.0%} of the verdicts "
+        f"are trusted, {summary['trusted_wrong']} of them wrongly. "
         "Paper (2011.01761): separation failed, no figure."
     )
     results.done()

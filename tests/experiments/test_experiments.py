@@ -98,7 +98,12 @@ def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert sorted(os.listdir(out)) == ["mixture_0007", "mixture_0008", "summary.json"]
+    assert sorted(os.listdir(out)) == [
+        "mixture_0007",
+        "mixture_0008",
+        "mixtures.json",
+        "summary.json",
+    ]
     summary = json.loads((out / "summary.json").read_text())
     sdr, gain = [], []
     for index, row in zip((7, 8), summary["mixtures"], strict=True):

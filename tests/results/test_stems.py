@@ -198,18 +198,20 @@ def with_modes(probability: list[float], label: list[list[int]]) -> Separation:
 
 
 def test_another_explanation_has_its_stems(tmp_path: Path) -> None:
+    folder = tmp_path / "track"
+    folder.mkdir()
     half = [[0] * 4 + [1] * 4] * CHAINS
     result = with_modes([0.6, 0.37, 0.03], half)
-    written, _ = write_stems(result, tmp_path, StemFiles())
+    written, _ = write_stems(result, folder, StemFiles())
     others = [name for name in written if name.startswith(f"{ALTERNATIVES}/")]
     assert others == [f"alternatives/{name}_01.wav" for name in NAMES]
     drawn = select_draws(result.trace["posterior"].to_dataset(), mode_draws(result.trace, 1))
     for k, name in enumerate(NAMES):
-        stem = read_audio(tmp_path / f"alternatives/{name}_01.wav")[0][0]
+        stem = read_audio(folder / f"alternatives/{name}_01.wav")[0][0]
         expected = GAINS[k] * drawn["sources"].values[:, k].mean(0)
         assert drawn.sizes["draw"] == 4
         assert np.allclose(stem, expected, atol=1e-6)
     # They are no track, and nothing is written of what is improbable.
-    assert [track.name for track in stems_folder(tmp_path.parent)] == [tmp_path.name]
-    lone, _ = write_stems(with_modes([0.97, 0.03], half), tmp_path / "..", StemFiles())
+    assert [track.name for track in stems_folder(tmp_path)] == [folder.name]
+    lone, _ = write_stems(with_modes([0.97, 0.03], half), tmp_path, StemFiles())
     assert not any(name.startswith(ALTERNATIVES) for name in lone)

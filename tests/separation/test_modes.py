@@ -62,7 +62,7 @@ def test_a_chain_that_diverged_weighs_nothing() -> None:
 
 
 @pytest.mark.parametrize("log_ratio", [-1.0, 0.5, -400.0])
-@pytest.mark.parametrize("error", [0.0, 100.0])
+@pytest.mark.parametrize("error", [0.0, 90.0])
 def test_densities_weigh_what_they_can(log_ratio: float, error: float) -> None:
     groups = [group(0, 4, -3, (0, 1, 2)), group(1, 1, -4, (1, 0, 2)), group(1, 3, -4, (2, 1, 0))]
     asked = []
@@ -81,14 +81,17 @@ def test_densities_weigh_what_they_can(log_ratio: float, error: float) -> None:
     assert sum(modes.weight) == pytest.approx(1)
 
 
+TUNED = (1_000, 1_260)  # Hz
 GAINS, RATE, TIME, SIGMA = (0.5, 0.45), 16_000, 2_048, 0.05
 
 
 def two_tones(amplitudes: tuple[float, float]) -> Tensor:
     """Two sines a third of an octave apart."""
     t = torch.arange(TIME, dtype=torch.float64) / RATE
-    tones = [a * torch.sin(2 * math.pi * (f * t + 0.3)) for a, f in zip(amplitudes, (1_000, 1_260))]
-    return sum(g * tone for g, tone in zip(GAINS, tones)).float()
+    tones = [
+        a * torch.sin(2 * math.pi * (f * t + 0.3)) for a, f in zip(amplitudes, TUNED, strict=True)
+    ]
+    return sum(g * tone for g, tone in zip(GAINS, tones, strict=True)).float()
 
 
 def odds_of_the_order(amplitudes: tuple[float, float]) -> float:
@@ -98,11 +101,12 @@ def odds_of_the_order(amplitudes: tuple[float, float]) -> float:
     at the last level leaves in a tone's amplitude; a source's amplitude is uniform on [0.8, 1].
     """
     std = SIGMA * math.hypot(*GAINS) * math.sqrt(2 / TIME)
-    heard = [g * a for g, a in zip(GAINS, amplitudes)]
+    heard = [g * a for g, a in zip(GAINS, amplitudes, strict=True)]
 
     def mass(order: list[float]) -> float:
         return math.prod(
-            float(norm.cdf(g, c, std) - norm.cdf(0.8 * g, c, std)) for g, c in zip(GAINS, order)
+            float(norm.cdf(g, c, std) - norm.cdf(0.8 * g, c, std))
+            for g, c in zip(GAINS, order, strict=True)
         )
 
     one, other = mass(heard), mass(heard[::-1])
