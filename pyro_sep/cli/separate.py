@@ -80,7 +80,7 @@ def separate(
     ] = None,
     estimate: Annotated[
         Literal["mean", "best"] | None,
-        typer.Option(help="Mean of all chains, or of the best; by default as the set says."),
+        typer.Option(help="Mean of all draws, or of the best explanation; by default the set's."),
     ] = None,
     page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
     residual: Annotated[

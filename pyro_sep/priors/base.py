@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_sep.checks.arguments import choice, shown
 
 MixingRule = Literal["sum", "mean"]  # a mixture is the sum of its sources, or their mean
-Estimate = Literal["best", "mean"]  # the mean of the best chain, or of all chains
+Estimate = Literal["best", "mean"]  # the mean of the most probable mode, or of all draws
 
 #: What a prior states of its set where it has no attribute of this name: that of recordings.
 UNSTATED = {"mixing": "sum", "estimate": "mean"}

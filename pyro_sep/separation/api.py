@@ -60,16 +60,17 @@ class Separation:
     """The separated sources of one mixture, with all draws.
 
     Attributes:
-        sources: posterior mean ``(source, time)``, over the chain of the highest mean log posterior
-            or all chains. It is the mean of the expected clean sources given each noisy draw, whose
-            error is less than that of the mean of the draws in the trace.
+        sources: posterior mean ``(source, time)``, over the draws of
+            :func:`pyro_sep.trace.estimate_draws`. It is the mean of the expected clean sources
+            given each noisy draw, whose error is less than that of the mean of the draws in the
+            trace.
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace.dataset`.
         contributions: posterior mean of a_k s_k, the part of the mixture that each source is, over
-            the same chains, ``(source, time)``.
-        presence: posterior probability that each source is present ``(source,)``, by the draws of
-            the same chains; None where it was not inferred.
+            the same draws, ``(source, time)``.
+        presence: posterior probability that each source is present ``(source,)``, by the same
+            draws; None where it was not inferred.
 
     >>> from pyro_sep.separation import separate
     >>> from pyro_sep.priors.io import load_priors
@@ -208,11 +209,11 @@ def separate_batch(  # noqa: D417
             :func:`~pyro_sep.separation.presets.default_constraint`.
         presence: ``"infer"`` where each source may be silent, with a prior probability of 1/2, see
             :mod:`pyro_sep.priors.spike_slab`; all sources are present where None.
-        estimate: ``"best"``, the mean of the chain of the highest mean log posterior, or
-            ``"mean"``, of all chains; by default the one that the priors state. A frame of tones
-            holds one decision or two, and chains that decide otherwise differ by tens of nats: the
-            best one is right. A second of music holds many decisions, of which each chain takes
-            some wrong: the mean of all chains is nearer the truth than any of them.
+        estimate: ``"best"``, the mean of the most probable explanation of the mixture, or
+            ``"mean"``, of all draws by their weights; by default the one that the priors state. A
+            frame of tones holds one decision or two: the most probable explanation is right. A
+            second of music holds many decisions, of which each chain takes some wrong: the mean of
+            all chains is nearer the truth than any of them. See :mod:`pyro_sep.separation.modes`.
         preset: ``"quick"``, ``"standard"`` or ``"thorough"``, the budget, see
             :data:`~pyro_sep.separation.PRESETS`; by default ``"standard"`` for the estimate
             ``"best"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
