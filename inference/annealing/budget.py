@@ -7,16 +7,21 @@ from pyro_sep.inference.posterior import TANGENTS
 
 
 def count_gradients(
-    settings: Annealing, count: int, may_be_silent: bool, average: bool, overlap: float = 1.0
+    settings: Annealing,
+    count: int,
+    may_be_silent: bool,
+    average: bool,
+    overlap: float = 1.0,
+    clean: int = TANGENTS,
 ) -> float:
     """About how many gradients of a frame of ``count`` sources each chain takes.
 
     Searches are assumed to succeed; ``average`` is that of :func:`anneal`, and ``overlap`` the
-    length of all sections together, in lengths of the frame.
+    length of all sections together, in lengths of the frame; ``clean`` are those of a clean draw.
     """
     cross = FORWARD * count  # every source under every prior
     swap = cross if settings.swaps and count > 1 else 0
-    chain = settings.cooling + settings.warmup + settings.draws * (settings.thin + TANGENTS + swap)
+    chain = settings.cooling + settings.warmup + settings.draws * (settings.thin + clean + swap)
     if average:
         return overlap * settings.candidates * (settings.levels + 1) + chain
     sigmas, rounds = settings.search_sigmas, settings.rounds(count, may_be_silent)

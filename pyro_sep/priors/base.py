@@ -26,7 +26,8 @@ class Prior(Protocol):
     """What a separation needs of a prior. Every family of priors has it.
 
     A prior may also have the attributes ``mixing`` and ``estimate`` (see :func:`stated`),
-    ``is_exact`` (true where nothing of it is learned) and the method ``misfit``.
+    ``is_exact`` (true where nothing of it is learned), ``gain_error`` (see :func:`gain_error`) and
+    the method ``misfit``.
 
     >>> from pyro_sep.priors.waveform import WaveformPrior
     >>> prior: Prior = WaveformPrior.of("sine")
@@ -124,3 +125,12 @@ def misfit(prior: Prior, value: Tensor) -> Tensor:
     """The prior's own ``misfit`` of noisy audio, ``log_prob``'s shape; NaN where it has none."""
     own: Callable[[Tensor], Tensor] | None = getattr(prior, "misfit", None)
     return torch.full_like(value[..., 0], math.nan) if own is None else own(value)
+
+
+def gain_error(prior: Prior) -> float:
+    """Std of the relative errors that a prior makes in the amplitude of its source; 0 if unstated.
+
+    Draws of clean sources are corrected for them, see :mod:`pyro_sep.inference.gain_errors`.
+    """
+    error: float = getattr(prior, "gain_error", 0.0)
+    return error

@@ -19,7 +19,7 @@ from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.checks.arguments import number
-from pyro_sep.priors.base import UNSTATED, Prior, misfit
+from pyro_sep.priors.base import UNSTATED, Prior, gain_error, misfit
 
 ABSENCE = 0.5  # presence and silence are equally probable
 
@@ -60,6 +60,7 @@ class SpikeAndSlab(TorchDistribution):
         self.prior = prior.condition(level)
         self.sigma = torch.as_tensor(getattr(self.prior, "sigma", level))
         self.name, self.sample_rate = prior.name, prior.sample_rate
+        self.gain_error = gain_error(prior)
         for what, default in UNSTATED.items():
             setattr(self, what, getattr(prior, what, default))
         event_shape = cast(TorchDistribution, prior).event_shape

@@ -12,7 +12,7 @@ from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.driver import GROUP
 from pyro_sep.inference.annealing.sections import split
 from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.posterior import CHUNK, AnnealedPosterior
+from pyro_sep.inference.posterior import CHUNK, AnnealedPosterior, clean_gradients
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing, frame_time
 from pyro_sep.mixing.latent import Gains, Infer, known_mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
@@ -116,7 +116,7 @@ def estimate_cost(
     starts, length = split(frame, section, frame_time(laws, 1))
     overlap = len(starts) * length / frame
     kind = (len(laws), silent, average)
-    gradients = settings.chains * count_gradients(settings, *kind, overlap)
+    gradients = settings.chains * count_gradients(settings, *kind, overlap, clean_gradients(laws))
     batch = count * settings.chains * settings.candidates
     ends = (settings.sigma_max, settings.sigma_min)
     rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, batch, ends)
