@@ -273,26 +273,36 @@ class WaveNet(nn.Module):
         terms = torch.logsumexp(log_weight - 0.5 * (deviation + variance.log()), -1)
         return terms.sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
+    def normal_scores(self, x: Tensor, sigma: Tensor) -> Tensor:
+        r"""Normal scores of each noisy sample given those before it, ``(batch, time)``, float64.
+
+        .. math:: \Phi(z_t) = \sum_c \pi_c \,
+                  \Phi\bigl((x_t - \mu_c) / \sqrt{s_c^2 + \sigma^2}\bigr)
+
+        The probability integral transform (Rosenblatt 1952; Dawid 1984): independent standard
+        normal numbers where the network is right.
+        """
+        log_weight, mean, scale = (p.double() for p in self(x, sigma))
+        std = (scale.square() + sigma.double().square()[:, None, None]).sqrt()
+        deviation = (x.double()[..., None] - mean) / std
+        below, above = (
+            torch.logsumexp(log_weight + torch.special.log_ndtr(side * deviation), -1)
+            for side in (1, -1)
+        )  # the smaller one keeps its digits
+        tail = torch.minimum(below, above).clamp_min(LOG_TAIL_MIN)
+        z = torch.special.ndtri(tail.exp())
+        return torch.where(below < above, z, -z)
+
     def squared_scores(self, x: Tensor, sigma: Tensor) -> Tensor:
         r"""Sum over time of squared normal scores, ``(batch,)``: chi-squared, T degrees of freedom.
 
-        .. math:: \sum_t z_t^2, \qquad \Phi(z_t) = \sum_c \pi_c \,
-                  \Phi\bigl((x_t - \mu_c) / \sqrt{s_c^2 + \sigma^2}\bigr)
+        .. math:: \sum_t z_t^2
 
-        The probability integral transform of each noisy sample given those before it (Rosenblatt
-        1952; Dawid 1984), in windows as :meth:`log_prob`.
+        with z those of :meth:`normal_scores`, in windows as :meth:`log_prob`.
         """
 
         def squares(part: Tensor) -> Tensor:
-            log_weight, mean, scale = (p.double() for p in self(part, sigma))
-            std = (scale.square() + sigma.double().square()[:, None, None]).sqrt()
-            deviation = (part.double()[..., None] - mean) / std
-            tails = [
-                torch.logsumexp(log_weight + torch.special.log_ndtr(side * deviation), -1)
-                for side in (1, -1)
-            ]  # the smaller one keeps its digits
-            z = torch.special.ndtri(torch.minimum(*tails).clamp_min(LOG_TAIL_MIN).exp())
-            return z.square().sum(-1).to(x.dtype)
+            return self.normal_scores(part, sigma).square().sum(-1).to(x.dtype)
 
         return in_windows(squares, x, self.window, self.receptive_field, hop=self.config.hop)
 
