@@ -48,11 +48,12 @@ from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors.base import Prior, Priors
 from pyro_sep.priors.io import load_priors
+from pyro_sep.priors.networks import NetworkPrior
 from pyro_sep.separation.presets import SIGMA_MIN, resolve_settings
 from pyro_sep.trace.dataset import centroid, level_db
 
+Networks = dict[str, NetworkPrior]
 PAIRS = tuple(combinations(WAVEFORMS, 2))
 SIGMAS = (0.01, 0.027, 0.05, 0.077, 0.129, 0.359, 1.0)  # of the predictions
 SHARES = (0.5, 1.0, 2.0)  # of SIGMA_MIN, of the denoisers
@@ -122,11 +123,11 @@ def noised(clean: Tensor, sigma: float, seed: int) -> Tensor:
 
 @torch.no_grad()
 def predictions(
-    priors: Priors, tones: dict[str, Tensor], seed: int, start: int, cells: Sequence[Any]
+    priors: Networks, tones: dict[str, Tensor], seed: int, start: int, cells: Sequence[Any]
 ) -> list[Row]:
     """Figures of the normal scores of a prior at a noise level."""
     ((name, sigma),) = cells
-    network = getattr(priors[name], "network", None)
+    network = priors[name].network
     if not isinstance(network, WaveNet):
         raise ValueError(f"priors: got no WaveNet of {name}, expected WaveNets; give toy/wavenet")
     clean = tones[name]
@@ -148,7 +149,7 @@ def predictions(
 
 @sampling_arithmetic()
 def denoisers(
-    sets: tuple[Priors, Priors], tones: dict[str, Tensor], seed: int, start: int, kinds: Any
+    sets: tuple[Networks, Networks], tones: dict[str, Tensor], seed: int, start: int, kinds: Any
 ) -> list[Row]:
     """Errors of a denoiser at a noise level, and coverage of draws of the clean tone."""
     ((name, sigma, exact),) = kinds
@@ -173,10 +174,10 @@ def denoisers(
     return [row]
 
 
-def unaware(prior: Prior) -> Prior:
-    """The prior, whose gain errors are not corrected."""
+def unaware(prior: NetworkPrior) -> NetworkPrior:
+    """The prior without a gain error, which one of the estimate "mean" does not state."""
     plain = copy.copy(prior)
-    plain.gain_error = 0.0  # type: ignore[attr-defined]
+    plain.estimate = "mean"
     return plain
 
 
@@ -189,7 +190,7 @@ def quarter(clean: Tensor) -> Tensor:
 
 @sampling_arithmetic()
 def separations(
-    priors: Priors, time: int, settings: Row, start: int, items: Sequence[Any]
+    priors: Networks, time: int, settings: Row, start: int, items: Sequence[Any]
 ) -> list[Row]:
     """Ranks and errors of mixtures of one pair, by draws without and with corrected gains."""
     pair = items[0][0]

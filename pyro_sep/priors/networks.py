@@ -20,10 +20,8 @@ from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors.base import Estimate, MixingRule
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
-GAIN_ERROR = (
-    0.03  # of learned priors, relative, at the noise level of the draws: denoised toy tones
-)
-#                    err by 0.6 to 1.6 % (experiments/denoising_errors.py), those of chains by twice
+GAIN_ERROR = 0.03  # of learned priors of tones, whose denoisers err by 1 to 2 % of the amplitude at
+#                    the level of the draws, and chains by twice as much (docs/results/calibration)
 MAX_TIME = 2**31 - 1  # audio samples of an event: more than twelve hours of them at 48 kHz
 
 
@@ -54,7 +52,6 @@ class NetworkPrior(TorchDistribution):
     """
 
     is_exact = False
-    gain_error = GAIN_ERROR
     arg_constraints = {"sigma": constraints.nonnegative}  # noqa: RUF012
     support = constraints.real_vector
 
@@ -129,6 +126,15 @@ class NetworkPrior(TorchDistribution):
     def multiple(self) -> int:
         """A frame's audio samples are a multiple of this."""
         return self.network.config.multiple
+
+    @property
+    def gain_error(self) -> float:
+        """Std of the prior's relative errors in the amplitude of its source, for the clean draws.
+
+        See :mod:`pyro_sep.inference.gain_errors`. It is 0 of exact priors, and where frames hold
+        many decisions (``estimate="mean"``): there other errors are far larger.
+        """
+        return 0.0 if self.is_exact or self.estimate == "mean" else GAIN_ERROR
 
     def condition(self, sigma: float | Tensor) -> Self:
         """The law of the source plus white noise of std ``sigma``."""

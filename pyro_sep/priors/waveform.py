@@ -24,7 +24,6 @@ class WaveformPrior(SamplingPrior):
 
     network: Waveform
     is_exact = True
-    gain_error = 0.0
 
     @classmethod
     def of(cls, name: str) -> Self:

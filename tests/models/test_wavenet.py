@@ -411,18 +411,18 @@ def test_the_toy_network_sees_its_longest_spectrum_and_trunk() -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_squared_scores_are_those_of_the_probability_integral(head: str) -> None:
+def test_normal_scores_are_those_of_the_probability_integral(head: str) -> None:
     network, sigma = tiny(**HEADS[head]).eval(), levels(0.3)
     x = noise(1, 13)
-    before = network.squared_scores(x[:, :12], sigma)
-    score = (network.squared_scores(x, sigma) - before).sqrt()
+    scores = network.normal_scores(x, sigma)
+    assert torch.allclose(scores.square().sum(-1), network.squared_scores(x, sigma))
     # F(x_t) by the trapezoidal rule over the density of the last sample given the others.
     grid = torch.linspace(-9, float(x[0, -1]), 20_001, dtype=torch.float64)
     frames = torch.cat([x[:, :12].expand(len(grid), -1), grid[:, None]], 1)
     past = network.log_prob(x[:, :12], sigma)
     density = (network.log_prob(frames, sigma.expand(len(grid))) - past).exp()
     probability = float(torch.trapezoid(density, grid))
-    assert float(score) == pytest.approx(abs(scipy.stats.norm.ppf(probability)), rel=1e-4)
+    assert float(scores[0, -1]) == pytest.approx(scipy.stats.norm.ppf(probability), rel=1e-4)
 
 
 def test_squared_scores_far_out_are_large_and_finite() -> None:
