@@ -63,8 +63,8 @@ def load_stems(
         samples = load_audio(path, sample_rate, start, duration, channel).samples
         if abs(len(samples) - time) > ROUNDING:
             raise ValueError(
-                f"{printable(path)}: got a stem of {len(samples)} audio samples at {sample_rate} Hz, "
-                f"expected {time} as of its mixture; give the stems of this recording"
+                f"{printable(path)}: got a stem of {len(samples)} audio samples at {sample_rate} "
+                f"Hz, expected {time} as of its mixture; give the stems of this recording"
             )
         stems.append(F.pad(samples, (0, time - len(samples))))  # or cut
     return torch.stack(stems)

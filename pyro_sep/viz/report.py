@@ -215,7 +215,7 @@ def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
         sounds = {"estimate": estimate}
         versions = {label: source_draws(tree, k, draws).mean(0) for label, draws in others.items()}
         if "initial" in constant:
-            sounds["initial stem"] = constant["initial"].values[k]
+            sounds["initial stem"] = constant["initial"].values[k] / constant["gains"].values[k]
         if truth is not None:
             sounds["true source"] = truth
         apart = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
