@@ -17,11 +17,13 @@ def count_gradients(
     """About how many gradients of a frame of ``count`` sources each chain takes.
 
     Searches are assumed to succeed; ``average`` is that of :func:`anneal`, and ``overlap`` the
-    length of all sections together, in lengths of the frame; ``clean`` are those of a clean draw.
+    length of all sections together, in lengths of the frame; 0 where chains begin from sources
+    that are given, and nothing is searched. ``clean`` are those of a clean draw.
     """
     cross = FORWARD * count  # every source under every prior
     swap = cross if settings.swaps and count > 1 else 0
-    chain = settings.cooling + settings.warmup + settings.draws * (settings.thin + clean + swap)
+    cooling = len(settings.cooling_sigmas if overlap else settings.initial_sigmas)
+    chain = cooling + settings.warmup + settings.draws * (settings.thin + clean + swap)
     if average:
         return overlap * settings.candidates * (settings.levels + 1) + chain
     sigmas, rounds = settings.search_sigmas, settings.rounds(count, may_be_silent)

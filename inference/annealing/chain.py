@@ -1,7 +1,8 @@
 r"""Chains of draws: from the sources that a search found, through a few noise levels, to the last.
 
 A chain starts from the clean sources that were found and noise of a few times the last level, which
-exceeds a search's errors in the details of a mode. It follows underdamped Langevin dynamics on the
+exceeds a search's errors in the details of a mode; or from sources that were given, and noise of
+at most the level at which modes are settled. It follows underdamped Langevin dynamics on the
 posterior of the noisy sources (:class:`pyro_sep.inference.AnnealedPosterior`) with step size
 :math:`h = \kappa \sigma`, since the curvature is at most :math:`2 / \sigma^2`. Song & Ermon 2019
 (arXiv 1907.05600); for mixtures Jayaram & Thickstun 2020 (arXiv 2002.07942). Steps are unadjusted
@@ -39,8 +40,9 @@ BLOCK = 10  # draws that leave together
 
 
 def begin(run: Run) -> None:
-    """Join the sections that were found, and add noise of the first level."""
-    clean, sigma = join(run.clean, run.starts), run.settings.cooling_sigmas[0]
+    """Join the sections that were found, or take what is given; add noise of the first level."""
+    clean = join(run.clean, run.starts) if run.initial is None else run.initial
+    sigma = run.sigmas[0]
     position = run.target.tie(clean) + sigma * run.evaluator.noise(run.target, clean)
     evaluate = partial(run.evaluator.evaluate, run.target, sigma=sigma)
     run.chain = init(position, evaluate, run.evaluator.generator, run.target.project)

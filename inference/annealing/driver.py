@@ -37,15 +37,21 @@ from pyro_sep.storage.states import readable
 GROUP = 1 << 22  # audio samples of candidates that are searched together, to bound the memory
 
 
+class Searched(NamedTuple):
+    """What the searches of a run came to."""
+
+    tries: Tensor  # (mixture, chain), searches of the section that took most
+    found: Tensor  # (mixture, chain), share of sections that are plausible under the priors
+    log_prior: Tensor  # nats, (mixture, chain, section, candidate, level, source)
+    length: int  # audio samples of a section
+
+
 class Descent(NamedTuple):
     """How a run came to its draws, and what it cost."""
 
     warmup: Statistics  # of every step of the chains before the draws
     gradients: int  # evaluations per mixture, those of candidates included
-    tries: Tensor  # (mixture, chain), searches of the section that took most
-    found: Tensor  # (mixture, chain), share of sections that are plausible under the priors
-    search: Tensor  # log priors, nats, (mixture, chain, section, candidate, level, source)
-    length: int  # audio samples of a section
+    search: Searched | None  # None where sources were given
 
 
 def anneal(
@@ -57,6 +63,7 @@ def anneal(
     checkpoint: Checkpoint | None = None,
     progress: bool = False,
     average: bool = False,
+    initial: Tensor | None = None,
 ) -> Descent:
     """Search for modes of the posterior, then draw from it; all chains of all mixtures at once.
 
@@ -69,6 +76,8 @@ def anneal(
         checkpoint: where this run was killed, it continues; the file remains when it is done.
         progress: show a bar.
         average: start from the mean of a search's candidates in place of the best.
+        initial: clean sources ``(mixture, source, frame)`` from which every chain of a mixture
+            begins, without a search.
 
     Raises:
         ValueError: a checkpoint that is damaged or of another run.
@@ -95,7 +104,8 @@ def anneal(
     saved = None if checkpoint is None else checkpoint.load()
     audio = len(mixtures) * len(target.priors) * target.frame
     with Progress(progress) as shown:
-        run = Run(target, Evaluator(settings, generator, shown))
+        given = None if initial is None else initial.repeat_interleave(settings.chains, 0)
+        run = Run(target, Evaluator(settings, generator, shown), given)
         kind = (len(target.priors), target.may_be_silent, average)
         overlap = len(run.starts) * run.length / target.frame
         clean = clean_gradients(target.priors)
@@ -120,9 +130,13 @@ def anneal(
                 save()
         shown.finish()
     shape = (len(mixtures), settings.chains)
-    return Descent(
-        history_by_chain(run.history, *shape),
-        round(run.evaluator.cost / audio),
+    warmup, gradients = history_by_chain(run.history, *shape), round(run.evaluator.cost / audio)
+    return Descent(warmup, gradients, _searched(run, shape) if run.starts else None)
+
+
+def _searched(run: Run, shape: tuple[int, int]) -> Searched:
+    """What was searched, by mixture and chain."""
+    return Searched(
         torch.stack(run.tries, 1).amax(1).reshape(shape),
         torch.stack(run.plausible, 1).float().mean(1).reshape(shape),
         torch.stack(run.traced, 1).unflatten(0, shape),
@@ -133,7 +147,7 @@ def anneal(
 def _plan(run: Run, average: bool) -> list[Callable[[], None]]:
     """The stages before the draws, in order."""
     searches = [partial(_search_section, run, start, average) for start in run.starts]
-    sigmas = run.settings.cooling_sigmas
+    sigmas = run.sigmas
     levels = [
         partial(cool, run, sigma, lower)
         for sigma, lower in zip(sigmas, (*sigmas[1:], sigmas[-1]), strict=True)

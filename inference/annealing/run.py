@@ -17,18 +17,26 @@ from pyro_sep.storage.states import check_like, check_shapes
 
 
 class Run:
-    """What a run has reached; the target is the posterior of all chains of all mixtures."""
+    """What a run has reached; the target is the posterior of all chains of all mixtures.
+
+    Clean sources ``(batch, source, frame)`` that are given take the place of a search.
+    """
 
     plain = ("stage", "step_size", "drawn", "contributions", "assignment")  # as they are
 
-    def __init__(self, target: AnnealedPosterior, evaluator: Evaluator) -> None:
-        self.target, self.evaluator = target, evaluator
+    def __init__(
+        self, target: AnnealedPosterior, evaluator: Evaluator, initial: Tensor | None = None
+    ) -> None:
+        self.target, self.evaluator, self.initial = target, evaluator, initial
         self.settings = settings = evaluator.settings
         # Gains, noise and presence are those of the whole frame.
         whole = target.may_be_silent or target.mixing.has_latents
         section = target.frame if whole else settings.section
         self.starts, self.length = split(target.frame, section, frame_time(target.priors, 1))
-        self.stages = len(self.starts) + 2 + settings.cooling  # before the draws
+        if initial is not None:
+            self.starts, self.length = [], target.frame  # nothing is searched
+        self.sigmas = settings.cooling_sigmas if initial is None else settings.initial_sigmas
+        self.stages = len(self.starts) + 2 + len(self.sigmas)  # before the draws
         self.stage = 0  # the next one
         self.clean: list[Tensor] = []  # of every section searched, (batch, source, length)
         self.tries: list[Tensor] = []  # (batch,)

@@ -147,9 +147,20 @@ class Annealing:
     @property
     def cooling_sigmas(self) -> tuple[float, ...]:
         """Levels of a chain on its way to the draws."""
-        if self.cooling == 1:
+        return self._cooling_from(RESTART * self.sigma_min)
+
+    @property
+    def initial_sigmas(self) -> tuple[float, ...]:
+        """Levels of a chain on its way to the draws from sources that were given.
+
+        Details can change there, and not which source explains what.
+        """
+        return self._cooling_from(min(RESTART * self.sigma_min, self.sigma_freeze))
+
+    def _cooling_from(self, start: float) -> tuple[float, ...]:
+        start = min(self.sigma_max, start)
+        if self.cooling == 1 or start <= self.sigma_min:
             return (self.sigma_min,)
-        start = min(self.sigma_max, RESTART * self.sigma_min)
         return geometric_ladder(start, self.sigma_min, self.cooling)
 
     def rounds(self, count: int, may_be_silent: bool) -> list[Round]:

@@ -57,6 +57,13 @@ def separate(
         str | None,
         typer.Option(help="Separate one channel, 1, 2, ..., or side, half of 1 less 2; else all."),
     ] = None,
+    initial: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with SOURCE.wav or TRACK/SOURCE.wav of another separator; chains begin "
+            "from these stems, and nothing is searched."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     preset: Annotated[
         Literal["quick", "standard", "thorough"] | None,
@@ -152,7 +159,7 @@ def separate(
     batch = Batch()
     excerpt = (rate, start, duration, channel)
     jobs = [
-        Job(path, folder, excerpt, chosen, files, place, options, seed, force, page)
+        Job(path, folder, excerpt, chosen, files, place, options, seed, force, page, initial)
         for path, folder in track_folders(recordings, out, names, batch.file).items()
     ]
     plan: list[tuple[Job, Cost | None, Recording | None]] = []
@@ -189,6 +196,7 @@ class Job:
         seed: of all randomness.
         force: separate again what is finished.
         page: write a report too.
+        initial: folder of the stems to begin from, or of a folder TRACK with them.
     """
 
     path: Path
@@ -201,6 +209,7 @@ class Job:
     seed: int
     force: bool
     page: bool
+    initial: Path | None
 
     def load(self) -> "Recording":
         """The recording at the priors' rate."""
@@ -210,11 +219,18 @@ class Job:
 
     def own_options(self, recording: "Recording") -> dict[str, Any]:
         """All options of :func:`~pyro_sep.separate` for this recording."""
+        from pyro_sep.data.stems import load_stems
         from pyro_sep.data.tracks import MIXTURE
 
         title = self.folder.name if self.path.stem.lower() == MIXTURE else self.path.name
         attrs = {"mixture": printable(title), "notes": list(recording.notes)}
-        return {**self.options, "seed": self.seed, "attrs": attrs}
+        options = {**self.options, "seed": self.seed, "attrs": attrs}
+        if self.initial is not None:
+            own = self.initial / self.folder.name
+            folder, rate = own if own.is_dir() else self.initial, recording.sample_rate
+            time = len(recording.samples)
+            options["initial"] = load_stems(folder, self.priors, rate, time, *self.excerpt[1:])
+        return options
 
     def cost(self, recording: "Recording") -> "Cost | None":
         """The cost of the separation; None where it is finished already.
@@ -232,10 +248,12 @@ class Job:
             return None
         check_recording(recording, self.files)
         check_disk(*results, options)
-        return estimate_cost(recording.samples, self.priors, **self.options)
+        initial = options.get("initial")
+        return estimate_cost(recording.samples, self.priors, initial=initial, **self.options)
 
     def run(self, recording: "Recording") -> None:
         """Separate the recording, and say what was written and whether to trust it."""
+        from pyro_sep.diagnostics.initial import compare_initial, format_initial
         from pyro_sep.diagnostics.verdict import diagnose, format_verdict
         from pyro_sep.results.recordings import separate_recording
         from pyro_sep.results.writer import REPORT
@@ -258,6 +276,8 @@ class Job:
             pairs = zip(result.names, result.presence.tolist(), strict=True)
             cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
             say(f"probability of presence: {cells}")
+        if result is not None and (moved := compare_initial(result.trace)) is not None:
+            say(format_initial(moved))
         if self.page and not (result is None and (self.folder / REPORT).exists()):
             write_page(self.folder / TRACE, self.folder / REPORT)
         if result is not None:

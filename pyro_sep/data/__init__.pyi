@@ -7,6 +7,9 @@ from .source import (
 from .source import (
     open_source as open_source,
 )
+from .stems import (
+    load_stems as load_stems,
+)
 from .toy import (
     ToyMixture as ToyMixture,
 )

@@ -1,6 +1,12 @@
 from .conformal import (
     ConformalCalibration as ConformalCalibration,
 )
+from .initial import (
+    InitialComparison as InitialComparison,
+)
+from .initial import (
+    compare_initial as compare_initial,
+)
 from .sbc import (
     RankTest as RankTest,
 )

@@ -2,9 +2,9 @@
 
 Stems are trusted where the sources add up to the mixture, every one of them is audio that its prior
 expects, the search says that it succeeded, and independent chains found the same audio. A single
-chain will do where a mixture is one decision (``estimate="best"``): there a wrong one surprises the
-priors. The truth is not needed, and not known: chains that agree on a wrong separation are trusted
-where the priors expect it as well.
+chain, or several from the same initial stems, will do where a mixture is one decision
+(``estimate="best"``): there a wrong one surprises the priors. The truth is not needed, and not
+known: chains that agree on a wrong separation are trusted where the priors expect it as well.
 
 That the stems are right does not make the bands around them right: that takes many draws, see
 :class:`Diagnosis`.
@@ -54,6 +54,7 @@ NOISE_MAX = -3.0  # dB: sources that miss half of the mixture explain nothing
 ABSENT_MAX = -20.0
 
 EXPECTED = "every source is what its prior expects"
+CHAIN = ("chain", "give more --chains")
 MORE = "give a larger --preset or more --candidates"
 
 NEEDED = {
@@ -76,6 +77,7 @@ class Verdict(StrEnum):
     PRIOR = "prior surprised"
     SEARCH = "search failed"
     ONE_CHAIN = "one chain, nothing to compare"
+    ONE_START = "one start, nothing to compare"
     MODES = "several explanations"
     CHAINS = "chains disagree"
     TRUSTED = "trusted"
@@ -238,13 +240,16 @@ def _judge(
         return Verdict.MODES, apart, f"{why} (probabilities {chances}); {MORE}"
     told = bool(mode_probabilities(trace)) and trace.attrs.get("estimate") == "best"
     agreeing = chains_of_mode(trace, 0) if told else chains
-    if agreeing < 2:
+    begun = "initial" in trace["constant_data"]  # chains of one start may agree for that reason
+    if agreeing < 2 or begun:
+        alone = Verdict.ONE_START if begun else Verdict.ONE_CHAIN
+        one, more = ("start", "separate without initial stems, and compare") if begun else CHAIN
         if unjudged or trace.attrs.get("estimate") != "best":
-            return Verdict.ONE_CHAIN, (), "what one chain found may be chance; give more --chains"
+            return alone, (), f"what one {one} led to may be chance; {more}"
         most = 1 + ALONE_ERRORS * math.sqrt(2 / trace["posterior"].sizes["time"])
         if doubtful := tuple(row.name for row in rows if row.misfit > most):
-            why = f"one chain is enough where the misfit is at most {most:.2f}; give more --chains"
-            return Verdict.ONE_CHAIN, doubtful, why
+            why = f"one {one} is enough where the misfit is at most {most:.2f}; {more}"
+            return alone, doubtful, why
         return Verdict.TRUSTED, (), expected
     apart = tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN)
     if apart and not told:

@@ -21,7 +21,7 @@ from pyro_sep.priors.base import UNSTATED, Priors
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation, separate
-from pyro_sep.separation.inputs import check_mixtures, fingerprints
+from pyro_sep.separation.inputs import check_mixtures, digest, fingerprints
 from pyro_sep.separation.presets import RESOLVED, resolve_estimate, resolve_settings
 from pyro_sep.storage.files import check_space, is_same, only_run
 from pyro_sep.trace.dataset import TRACE
@@ -143,7 +143,7 @@ def describe_run(
         "sources": list(priors),
         "stated": [[getattr(p, *default) for default in UNSTATED.items()] for p in priors.values()],
     } | fingerprints(priors, recording.samples[None].to(device))
-    plain: dict[str, Any] = json.loads(json.dumps(run, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(run, default=_identified))
     return plain
 
 
@@ -247,6 +247,11 @@ def separate_recording(
         written = write_separation(result, folder, files, original, run)
         checkpoint.unlink()
     return result, written
+
+
+def _identified(value: object) -> str:
+    """What identifies an option that JSON does not hold, such as initial stems."""
+    return digest(value) if isinstance(value, torch.Tensor) else str(value)
 
 
 def _folded(name: str) -> str:

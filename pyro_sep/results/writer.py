@@ -12,6 +12,7 @@ import xarray as xr
 from pyro_sep.audio.io import FORMATS
 from pyro_sep.data.tracks import INSIDE, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.diagnostics.initial import compare_initial
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.results.stems import StemFiles, write_stems
@@ -86,6 +87,13 @@ def write_separation(
         summary["presence"] = {
             name: round(float(value), 3)
             for name, value in zip(result.names, result.presence, strict=True)
+        }
+    if (moved := compare_initial(result.trace)) is not None:
+        summary["initial"] = {
+            "si_sdr": {name: _rounded(value) for name, value in moved.si_sdr.items()},
+            "nats": _rounded(moved.nats),
+            "spread": _rounded(moved.spread),
+            "preferred": moved.preferred,
         }
     _remove(folder, set(own_files(folder)) - set(written))
     save_json(summary, folder / SUMMARY)

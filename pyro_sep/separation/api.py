@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.priors.base import Estimate, Prior, Priors, check_priors, device_of, misfit
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.separation.groups import GroupedDraws
+from pyro_sep.separation.initial import COST, Initial, checked_initial, prepare
 from pyro_sep.separation.inputs import (
     CPU,
     Audio,
@@ -31,8 +31,9 @@ from pyro_sep.separation.inputs import (
     check_separable,
     checked_attrs,
     checked_path,
+    checked_sources,
     checked_stores,
-    checked_truth,
+    digest,
     fingerprints,
     one_mixture,
 )
@@ -100,6 +101,7 @@ def separate(
     estimate: Estimate | None = None,
     preset: Preset | None = None,
     seed: int = 0,
+    initial: Audio | None = None,
     true_sources: Audio | None = None,
     progress: bool = False,
     attrs: Mapping[str, object] | None = None,
@@ -126,8 +128,8 @@ def separate(
 ) -> Separation:
     """The separation of one mixture ``(time,)``.
 
-    The options are those of :func:`separate_batch`, but for ``true_sources``, which are
-    ``(source, time)``, and ``store``, which is one path.
+    The options are those of :func:`separate_batch`, but for ``initial`` and ``true_sources``, which
+    are ``(source, time)``, and ``store``, which is one path.
 
     Raises:
         ValueError: bad audio or settings, see :func:`separate_batch`.
@@ -143,9 +145,10 @@ def separate(
     options = {key: value for key, value in locals().items() if key not in ("mixture", "priors")}
     check_priors(priors)
     observed = one_mixture(mixture, priors)
-    if true_sources is not None:
-        truth = checked_truth(true_sources, (len(priors), len(observed)), "(source, time)")
-        options["true_sources"] = truth[None]
+    for name in ("initial", "true_sources"):
+        if options[name] is not None:
+            shape = (len(priors), len(observed))
+            options[name] = checked_sources(name, options[name], shape, "(source, time)")[None]
     if store is not None:
         options["store"] = [store]
     return separate_batch(observed[None], priors, **options)[0]
@@ -163,6 +166,7 @@ def separate_batch(  # noqa: D417
     estimate: Estimate | None = None,
     preset: Preset | None = None,
     seed: int = 0,
+    initial: Audio | None = None,
     true_sources: Audio | None = None,
     progress: bool = False,
     attrs: Mapping[str, object] | None = None,
@@ -219,6 +223,9 @@ def separate_batch(  # noqa: D417
             ``"best"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
             time.
         seed: of all randomness.
+        initial: stems of another separator ``(mixture, source, time)``, contributions a_k s_k, from
+            which all chains begin without a search; see :mod:`pyro_sep.separation.initial`, and
+            :func:`pyro_sep.data.load_stems` for files. Gains, noise and presence must be known.
         true_sources: ``(mixture, source, time)`` where known; they are only stored in the trace.
         progress: show a bar.
         attrs: further attributes of the traces.
@@ -232,8 +239,8 @@ def separate_batch(  # noqa: D417
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; priors, gains, rates or settings
-            that do not fit; a checkpoint that is damaged or of another run; a path that is no
-            store.
+            that do not fit; initial stems that are silent or not of these mixtures; a checkpoint
+            that is damaged or of another run; a path that is no store.
         OSError: a checkpoint or store that cannot be written.
 
     >>> from pyro_sep.priors.io import load_priors
@@ -264,8 +271,11 @@ def separate_batch(  # noqa: D417
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
-        shape = (len(observed), len(priors), time)
-        truth = list(checked_truth(true_sources, shape, "(mixture, source, time)"))
+        shape, axes = (len(observed), len(priors), time), "(mixture, source, time)"
+        truth = list(checked_sources("true_sources", true_sources, shape, axes))
+    if initial is not None:
+        unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
+        stems = checked_initial(initial, observed, priors, given | unknown)
     own_attrs = checked_attrs(attrs)
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
@@ -276,9 +286,18 @@ def separate_batch(  # noqa: D417
         "source_names": tuple(priors),
         "sample_rate": rate,
     }
+    begun: Initial | None = None
+    starts: Sequence[dict[str, Any]] = [{}] * len(observed)
+    if initial is not None:
+        target = AnnealedPosterior(observed, laws, mixing, tie == "exact")
+        begun = prepare(stems, target, mixing, plan.sigma_min, seed)
+        starts = [
+            {"initial": stem.cpu(), "initial_lp": lp.cpu()}
+            for stem, lp in zip(begun.stems, begun.lp, strict=True)
+        ]
     builds = [
-        partial(build_trace, mixture=mixture.cpu(), true_sources=true, **known)
-        for mixture, true in zip(observed, truth, strict=True)
+        partial(build_trace, mixture=mixture.cpu(), true_sources=true, **known, **start)
+        for mixture, true, start in zip(observed, truth, starts, strict=True)
     ]
     backends: list[MemoryBackend | ZarrBackend] = [*map(MemoryBackend, builds)]
     if store is not None:
@@ -315,10 +334,10 @@ def separate_batch(  # noqa: D417
         "presence": presence,
     }
     prints = fingerprints(priors, observed)
-    digest = sha256(observed.cpu().numpy().tobytes()).hexdigest()[:12]
     identity = run | {"gains": "infer" if infer_gains else mixing.gains, "estimate": estimate_name}
     identity |= {"store": store is not None, **asdict(plan), "sources": list(priors)}
-    identity |= {"mixture": f"{digest} {tuple(observed.shape)}", **prints}
+    identity |= {"mixture": digest(observed), **prints}
+    identity |= {"initial": None if begun is None else digest(begun.stems)}
     recorder = DrawRecorder(backends, estimate_name, groups, extras)
     descent = anneal(
         observed,
@@ -329,9 +348,11 @@ def separate_batch(  # noqa: D417
         None if place is None else Checkpoint(place, identity),
         progress,
         estimate_name == "mean",
+        None if begun is None else begun.sources,
     )
-    about = {"estimate": estimate_name, "settings": asdict(plan), "gradients": descent.gradients}
-    search = {"noise_level": plan.search_sigmas, "length": descent.length}
+    gradients = descent.gradients + (0 if begun is None else round(COST))
+    about = {"estimate": estimate_name, "settings": asdict(plan), "gradients": gradients}
+    search = {"noise_level": plan.search_sigmas}
     results = []
     for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
         parts = {name: part.to(home) for name, part in means.items()}
@@ -388,7 +409,7 @@ def separation_from_draws(
     sigma, seed = positive("sigma", sigma), whole("seed", seed, SEEDS)
     if true_sources is not None:
         shape = (len(priors), len(mixture))
-        true_sources = checked_truth(true_sources, shape, "(source, time)")
+        true_sources = checked_sources("true_sources", true_sources, shape, "(source, time)")
     batch = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(batch), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(batch, sigma)

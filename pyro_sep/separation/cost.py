@@ -19,6 +19,7 @@ from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import duration
+from pyro_sep.separation.initial import COST, checked_initial
 from pyro_sep.separation.inputs import Audio, check_mixtures
 from pyro_sep.separation.presets import Preset, resolve_estimate, resolve_settings
 
@@ -62,6 +63,7 @@ def estimate_cost(
     presence: Infer | None = None,
     estimate: Estimate | None = None,
     preset: Preset | None = None,
+    initial: Audio | None = None,
     settings: Annealing | None = None,
     **fields: float | None,
 ) -> Cost:
@@ -85,6 +87,7 @@ def estimate_cost(
         presence: likewise.
         estimate: likewise.
         preset: likewise.
+        initial: likewise; ``(source, time)`` of one mixture.
         settings: likewise.
         fields: of :class:`~pyro_sep.inference.Annealing`, likewise.
 
@@ -101,8 +104,13 @@ def estimate_cost(
     """
     mixing = known_mixing(priors, gains, noise_scale)
     mixtures = audio("mixtures", mixtures, device_of(priors))
-    mixtures = mixtures[None] if mixtures.ndim == 1 else mixtures
+    alone = mixtures.ndim == 1
+    mixtures = mixtures[None] if alone else mixtures
     check_mixtures(mixtures)
+    if initial is not None:
+        unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
+        stems = audio("initial", initial)
+        checked_initial(stems[None] if alone else stems, mixtures, priors, fields | unknown)
     count, time = mixtures.shape
     settings = resolve_settings(priors, time, estimate, preset, settings, **fields)
     average = resolve_estimate(priors, estimate) == "mean"
@@ -114,9 +122,10 @@ def estimate_cost(
     frame = frame_time(laws, time)
     section = frame if whole else settings.section
     starts, length = split(frame, section, frame_time(laws, 1))
-    overlap = len(starts) * length / frame
+    overlap = len(starts) * length / frame if initial is None else 0.0
     kind = (len(laws), silent, average)
     gradients = settings.chains * count_gradients(settings, *kind, overlap, clean_gradients(laws))
+    gradients += 0 if initial is None else COST
     batch = count * settings.chains * settings.candidates
     ends = (settings.sigma_max, settings.sigma_min)
     rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, batch, ends)

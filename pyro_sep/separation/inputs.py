@@ -1,5 +1,6 @@
 """What a caller gives to a separation: checked, and converted to tensors."""
 
+from hashlib import sha256
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -81,18 +82,18 @@ def check_mixtures(mixtures: Tensor) -> None:
         )
 
 
-def checked_truth(value: Audio, shape: tuple[int, ...], axes: str) -> Tensor:
-    """True sources as a tensor on the CPU.
+def checked_sources(name: str, value: Audio, shape: tuple[int, ...], axes: str) -> Tensor:
+    """Audio of sources as a tensor on the CPU.
 
     Raises:
         ValueError: no audio, or another shape than that, whose axes have these names.
     """
-    truth = audio("true_sources", value, CPU)
-    if tuple(truth.shape) != shape:
+    sources = audio(name, value, CPU)
+    if tuple(sources.shape) != shape:
         raise ValueError(
-            f"true_sources: got shape {tuple(truth.shape)}, expected {shape}, that is {axes}"
+            f"{name}: got shape {tuple(sources.shape)}, expected {shape}, that is {axes}"
         )
-    return truth
+    return sources
 
 
 def checked_attrs(attrs: Any) -> dict[str, Any]:
@@ -152,6 +153,11 @@ def check_separable(priors: Priors) -> None:
                 f"priors: got weights of {dtype} for {name!r}, expected torch.float32; move them "
                 "with prior.to(torch.float32)"
             )
+
+
+def digest(values: Tensor) -> str:
+    """What identifies audio: a hash of its bytes, and its shape."""
+    return f"{sha256(values.cpu().numpy().tobytes()).hexdigest()[:12]} {tuple(values.shape)}"
 
 
 @plain_arithmetic()

@@ -129,14 +129,17 @@ class DrawRecorder:
         results = []
         for i, backend in enumerate(self.backends):
             found = self.groups.modes(i)
-            tries, share = int(descent.tries[i].max()), float(descent.found[i].mean())
             weighed = "density" if found.modes.by_density else "frequency"
-            own = {**attrs, "search_tries": tries, "search_found": share, "modes_weighed": weighed}
-            rest = {
+            own: dict[str, Any] = {**attrs, "modes_weighed": weighed}
+            rest: dict[str, Any] = {
                 "warmup_stats": {name: part[i] for name, part in warmup.items()},
-                "search_stats": {**search, "log_prior": descent.search[i].cpu()},
                 "modes": found.of_draws(),
             }
+            if (searched := descent.search) is not None:
+                own["search_tries"] = int(searched.tries[i].max())
+                own["search_found"] = float(searched.found[i].mean())
+                candidates = {"length": searched.length, "log_prior": searched.log_prior[i].cpu()}
+                rest["search_stats"] = {**search, **candidates}
             results.append((backend.finish(**rest, attrs=own), found.mean(self.estimate)))
         return results
 

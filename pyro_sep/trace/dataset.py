@@ -52,6 +52,8 @@ def build_trace(
     noise_scale: ArrayLike | None = None,
     search_stats: Mapping[str, ArrayLike] | None = None,
     modes: Mapping[str, ArrayLike] | None = None,
+    initial: ArrayLike | None = None,
+    initial_lp: ArrayLike | None = None,
 ) -> xr.DataTree:
     r"""The trace of a separation: draws of all chains, mixture, and settings.
 
@@ -87,6 +89,10 @@ def build_trace(
         modes: ``label``, the number of the mode of every draw, and ``weight``, of every draw in the
             posterior, which add up to 1, both ``(chain, draw)``; and ``probability`` of every mode,
             falling, ``(mode,)``.
+        initial: stems that the chains began from, contributions ``(source, time)``; None where they
+            began from a search. A constant, with the mean and std of ``initial_lp``.
+        initial_lp: log posterior of these with noise of the draws' level ``(noise,)``, in nats, see
+            :mod:`pyro_sep.separation.initial`.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -160,6 +166,10 @@ def build_trace(
             ("source", "time"),
             _array("true_sources", true_sources, (source, time)),
         )
+    if initial is not None and initial_lp is not None:
+        densities = _array("initial_lp", initial_lp, (None,))
+        constant["initial"] = (("source", "time"), _array("initial", initial, (source, time)))
+        constant |= {"initial_lp": densities.mean(), "initial_lp_std": densities.std(ddof=1)}
     groups = {
         "posterior": _group(posterior, coords),
         "sample_stats": _stats({**stats, "lp": lp}, (chain, draw)),

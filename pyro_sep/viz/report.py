@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
+from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.verdict import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
@@ -133,7 +134,7 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     >>> render_report(tree).startswith("<!DOCTYPE html>")
     True
     """
-    diagnosis = diagnose(tree)
+    diagnosis, moved = diagnose(tree), compare_initial(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
     rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
@@ -169,6 +170,7 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,
+        moved=None if moved is None else format_initial(moved),
         r_hat_max=R_HAT_MAX,
         ess_min=ESS_PER_CHAIN * sizes["chain"],
         agreement_min=AGREEMENT_MIN,
@@ -212,6 +214,8 @@ def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
         spectrogram = plot_spectrogram(estimate, rate, draws)
         sounds = {"estimate": estimate}
         versions = {label: source_draws(tree, k, draws).mean(0) for label, draws in others.items()}
+        if "initial" in constant:
+            sounds["initial stem"] = constant["initial"].values[k] / constant["gains"].values[k]
         if truth is not None:
             sounds["true source"] = truth
         apart = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()

@@ -308,6 +308,44 @@ def test_separate_says_which_sources_are_there(
     refused(call(*arguments, "--presence", "maybe"), "'maybe' is not one of 'infer'")
 
 
+def test_separate_begins_from_the_stems_of_another_separator(
+    call, priors: Path, stereo: Path, tmp_path: Path
+) -> None:
+    """All of it, from a folder of the track; then an excerpt of a channel, from that folder."""
+    stems, out = tmp_path / "stems" / "duet", tmp_path / "out"
+    stems.mkdir(parents=True)
+    audio, rate = soundfile.read(stereo)
+    soundfile.write(stems / "Sine.wav", 0.6 * audio, rate)
+    use = ("separate", stereo, "--priors", priors, "--out", out, "--draws", "2")
+    begin = (*use, "--initial", tmp_path / "stems")
+    refused(call(*begin), f"{stems}: got none of the source saw, expected one file, saw.wav")
+    soundfile.write(stems / "saw.wav", 0.0 * audio, rate)
+    refused(call(*begin), "initial: got a silent stem of 'saw'")
+    assert not out.exists()
+    soundfile.write(stems / "saw.wav", 0.4 * audio, rate)
+    refused(call(*begin, "--presence", "infer"), "presence: got 'infer' beside initial stems")
+    refused(call(*begin, "--levels", "6"), "levels: got 6 beside initial stems")
+    outcome = call(*begin, "--report")
+    assert outcome.code == 0, outcome.err
+    summary = json.loads((out / "duet" / "summary.json").read_text())
+    moved = summary["initial"]
+    said = ", ".join(f"{name} {moved['si_sdr'][name]:.1f} dB" for name in ("sine", "saw"))
+    assert f"SI-SDR to the initial stems: {said}; " in outcome.out
+    assert moved["preferred"] in ("result", "initial", "neither")
+    page = (out / "duet" / "report.html").read_text()
+    assert f"SI-SDR to the initial stems: {said}; " in page
+    assert "sine, initial stem" in page
+    assert "separated before" in call(*begin).out
+    soundfile.write(stems / "saw.wav", 0.3 * audio, rate)
+    assert "separated before" not in call(*begin).out
+    excerpt = ("--start", "0.002", "--channel", "2")
+    assert call(*use, "--initial", stems, *excerpt).code == 0
+    constant = load_trace(out / "duet" / "trace.nc")["constant_data"]
+    heard = constant["initial"].sum("source") / 0.9
+    mixture = load_trace(out / "duet" / "trace.nc")["observed_data"]["mixture"]
+    assert np.allclose(heard, mixture, atol=1e-4)  # of 16 bits
+
+
 @pytest.mark.parametrize("names", [["sine", "saw"], ["oboe", "saw"]])
 def test_separate_takes_the_mean_of_all_chains_but_of_tones(
     call, stereo: Path, tmp_path: Path, names: list[str]

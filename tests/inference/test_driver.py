@@ -137,7 +137,8 @@ def walk(
 
 
 def gather(recorder: MemoryRecorder, descent: Descent) -> Run:
-    return Run(*recorder.draws[:4], *descent)
+    assert descent.search is not None
+    return Run(*recorder.draws[:4], *descent[:2], *descent.search)
 
 
 #: The same for every seed.
