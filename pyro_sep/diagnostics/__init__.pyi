@@ -1,6 +1,9 @@
 from .conformal import (
     ConformalCalibration as ConformalCalibration,
 )
+from .score_intervals import (
+    expected_scores as expected_scores,
+)
 from .sbc import (
     RankTest as RankTest,
 )

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
+from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
@@ -59,6 +60,7 @@ SCALARS = {  # of the trace: names, and how they are written
     "gains": ("gain", ".2f"),
     "presence": ("presence", ".2f"),
 }
+EXPECTED = f"SI-SDR / dB, {100 * PROBABILITY:.0f} % sure"
 INK = {"light": "#3a3a3a", "dark": "#c9c9c9"}  # of axes and their text
 
 
@@ -137,6 +139,10 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
     rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
+    scores = expected_scores(tree)
+    for name, bounds in (scores or {}).items():
+        row = next(row for row in rows[1:] if row.name == name)
+        row.facts[EXPECTED] = [_interval(np.array(bounds), ".0f"), ""]
     if calibration is not None:
         _calibrate(rows[1:], tree, calibration)
     sounds = joined.from_iterable(
@@ -166,6 +172,7 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         turned_down=-20 * np.log10(scale),
         zoom=1000 * ZOOM,
         spread_range=f"{SPREAD_RANGE_DB:.0f}",
+        expected=EXPECTED if scores is not None else "",
         calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,
