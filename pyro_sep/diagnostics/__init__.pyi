@@ -1,9 +1,6 @@
 from .conformal import (
     ConformalCalibration as ConformalCalibration,
 )
-from .score_intervals import (
-    expected_scores as expected_scores,
-)
 from .sbc import (
     RankTest as RankTest,
 )
@@ -12,6 +9,9 @@ from .sbc import (
 )
 from .sbc import (
     ranks as ranks,
+)
+from .score_intervals import (
+    expected_scores as expected_scores,
 )
 from .verdict import (
     Diagnosis as Diagnosis,
