@@ -36,7 +36,7 @@ from pyro_sep.diagnostics.score_intervals import (
     FILE,
     PROBABILITY,
     Clue,
-    ScoreModel,
+    ScoreErrors,
     clue_of,
     explains,
 )
@@ -49,7 +49,7 @@ TONES = (0.128, 0.128, 0.512)  # seconds
 MUSIC = (1.0, 1.0, 1.0, 3.0)
 JUDGED_TONES = 1_000  # index of the first
 
-#: The sources ``(source, time)`` of a mixture by number, names and audio samples, and its group.
+#: The sources ``(source, time)`` of a mixture by number, names and audio samples, and its name.
 Draw = Callable[[int, tuple[str, ...], int], tuple[Tensor, str]]
 
 
@@ -74,16 +74,12 @@ def main(
         figures = partial(measure, chosen, lengths, draws[part])
         rows[part] = list(resume(out / f"{part}.json", settings, range(many), figures, batch=1))
     known, unknown = ([row for row in part if row["explained"]] for part in rows.values())
-    model = ScoreModel.learn(
-        [clue(row) for row in known],
-        [row["si_sdr"] for row in known],
-        [row["group"] for row in known],
-    )
-    model.save(out / FILE)
-    content = settings | {"learned": len(known), "learned_stems": len(model.residuals)}
+    errors = ScoreErrors.learn([clue(row) for row in known], [row["si_sdr"] for row in known])
+    errors.save(out / FILE)
+    content = settings | {"learned": len(known), "learned_stems": len(errors.errors)}
     content |= {"seconds": list(dict.fromkeys(lengths)), "probability": PROBABILITY}
     content |= {"separated": learn + judge, "not_explained": learn + judge - len(known + unknown)}
-    content |= judged(model, unknown)
+    content |= judged(errors, unknown)
     results.json(content)
     print(f"{content['judged_stems']} stems of {content['judged']} mixtures:", end=" ")
     print(f"{content['inside']:.0%} inside intervals of {PROBABILITY:.0%}", end=" ")
@@ -100,13 +96,13 @@ def measure(
         step = i // len(COUNTS)
         sets = list(combinations(priors, COUNTS[i % len(COUNTS)]))
         names, seconds = sets[step % len(sets)], lengths[(i + step) % len(lengths)]
-        sources, group = draw(i, names, round(seconds * SAMPLE_RATE))
+        sources, label = draw(i, names, round(seconds * SAMPLE_RATE))
         chosen = {name: priors[name] for name in names}
         mixture = sources.sum(0) if stated(chosen, "mixing", "") == "sum" else sources.mean(0)
         result = separate(mixture, chosen, seed=i)
         scores = si_sdr(result.contributions, sources).tolist()
         told = clue_of(result.trace)._asdict() | {"explained": explains(result.trace)}
-        rows.append({"group": group, "si_sdr": dict(zip(names, scores, strict=True))} | told)
+        rows.append({"mixture": label, "si_sdr": dict(zip(names, scores, strict=True))} | told)
     return rows
 
 
@@ -136,12 +132,12 @@ def clue(row: Row) -> Clue:
     return Clue(row["kind"], row["priors"], row["figures"])
 
 
-def judged(model: ScoreModel, rows: list[Row]) -> Row:
+def judged(errors: ScoreErrors, rows: list[Row]) -> Row:
     """Shares of the SI-SDRs that are inside their intervals, by the number of sources."""
     inside: dict[int, list[bool]] = {number: [] for number in COUNTS}
     width = 0.0
     for row in rows:
-        bounds = model.intervals(clue(row), PROBABILITY)
+        bounds = errors.intervals(clue(row), PROBABILITY)
         for name, (low, high) in bounds.items():
             inside[len(bounds)].append(low <= row["si_sdr"][name] <= high)
             width = high - low

@@ -1,26 +1,20 @@
 r"""The SI-SDR to expect of every stem of a mixture whose true sources are unknown.
 
-One figure z of a stem needs no truth and tells much of its SI-SDR y. Where the estimate is the mean
-of all chains, z is the SI-SDR of one chain's mean against another's, on average over the pairs.
-Where it is of the best chain, z is the SI-SDR of the estimate if a draw were the truth, on average
-over the draws. Both are in dB. They are too high where priors are wrong, and more so for some
-sources than for others. Separations of mixtures whose sources are known tell by how much: a
-straight line with an offset for each source k,
+One figure z of a stem needs no truth and tells much of its SI-SDR y, both in dB. Where the estimate
+is the mean of all chains, z is the SI-SDR of one chain's mean against another's, on average over
+the pairs. Where it is of the best chain, z is the SI-SDR of the estimate if a draw were the truth,
+on average over the draws. z is wrong by an error :math:`e = y - z` that separations of known
+mixtures tell. Sorted, the errors of n stems make an interval for the stem of another mixture,
 
-.. math:: y = b_k + w z + e
-
-with b and w by least squares. The residual e of a stem is that from a line which was fitted without
-its group of mixtures, such as those of one recording. Sorted, n residuals make an interval for the
-stem of another mixture,
-
-.. math:: \bigl[\, b_k + w z + e_{(l)}, \; b_k + w z + e_{(n + 1 - l)} \bigr], \qquad
+.. math:: \bigl[\, z + e_{(l)}, \; z + e_{(n + 1 - l)} \bigr], \qquad
           l = \lfloor (n + 1) (1 - p) / 2 \rfloor
 
-This is cross-conformal prediction, close to the jackknife+ (Barber et al. 2021, Predictive
-inference with the jackknife+, arXiv 1905.02928). The interval holds y for about a share p of the
-stems of mixtures that are like those it was learned from and were separated alike. That is no
-theorem, since residuals of one mixture depend on each other; ``experiments/expected_scores.py``
-measures the share on further mixtures.
+as in :mod:`pyro_sep.diagnostics.conformal` (split conformal prediction, Lei et al. 2018, arXiv
+1604.04173), but of one list of errors for all sources of a set, two to four at a time, and for
+mixtures of several lengths. The interval holds y for about a share p of the stems of mixtures that
+are like those it was learned from and were separated alike. Errors of one mixture depend on each
+other, so that p is less certain than n suggests; ``experiments/expected_scores.py`` measures the
+share on further mixtures.
 
 A set of priors that ships has a file expected_scores.json beside its weights. A trace is known to
 be of the set by the fingerprints of its priors.
@@ -36,7 +30,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from pyro_sep.diagnostics.conformal import central_rank, expected, is_same, kind_of
@@ -66,75 +59,52 @@ class Clue(NamedTuple):
     figures: dict[str, float]
 
 
-class ScoreModel(BaseModel):
-    """What separations of known mixtures tell of others that are separated alike.
+class ScoreErrors(BaseModel):
+    """How far the figures of known mixtures were from their SI-SDR, and for which others it tells.
 
     Attributes:
         kind: entries of :attr:`Clue.kind` that all of them had in common.
         ranges: least and most of the others, :data:`RANGED`.
         priors: fingerprint of each source's prior.
-        offsets: b_k in dB of each source.
-        slope: w.
-        residuals: e in dB, sorted.
+        errors: e in dB of every stem, sorted.
 
     >>> kind, priors = {"samples": 256, "count": 2}, {"sine": -1.5, "saw": 2.5}
-    >>> clues = [Clue(kind, priors, {"sine": 20.0 + i, "saw": 18.0 + i}) for i in range(9)]
-    >>> scores = [{"sine": 21.0 + i, "saw": 15.0 + i} for i in range(9)]
-    >>> model = ScoreModel.learn(clues, scores, groups=range(9))
-    >>> low, high = model.intervals(Clue(kind, {"sine": -1.5}, {"sine": 30.0}), 0.8)["sine"]
-    >>> round(low, 3), round(high, 3)
-    (31.0, 31.0)
+    >>> clues = [Clue(kind, priors, {"sine": 20.0, "saw": 18.0 + i}) for i in range(9)]
+    >>> known = ScoreErrors.learn(clues, [{"sine": 19.0, "saw": 15.0 + i} for i in range(9)])
+    >>> known.intervals(Clue(kind, {"sine": -1.5}, {"sine": 30.0}), 0.8)
+    {'sine': (27.0, 29.0)}
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: dict[str, Any]
     ranges: dict[str, tuple[int, int]]
     priors: dict[str, FiniteFloat]
-    offsets: dict[str, FiniteFloat]
-    slope: FiniteFloat
-    residuals: list[FiniteFloat]
+    errors: list[FiniteFloat]
 
     @classmethod
-    def learn(
-        cls,
-        clues: Sequence[Clue],
-        scores: Sequence[Mapping[str, float]],
-        groups: Sequence[object],
-    ) -> Self:
+    def learn(cls, clues: Sequence[Clue], scores: Sequence[Mapping[str, float]]) -> Self:
         """Learn from separations of mixtures whose sources are known.
 
         Args:
             clues: of each separation.
             scores: SI-SDR in dB of each separation's stems, by source.
-            groups: of each separation; those of one group are not independent.
         """
-        priors = {name: value for clue in clues for name, value in clue.priors.items()}
-        kinds, names = [clue.kind for clue in clues], list(priors)
-        stems = [
-            (member, names.index(name), clue.figures[name], score[name])
-            for clue, score, member in zip(clues, scores, groups, strict=True)
-            for name in clue.figures
-        ]
-        table = np.array([stem[1:] for stem in stems], float)
-        member = np.array([str(stem[0]) for stem in stems])
-        left_out = [member == group for group in dict.fromkeys(member.tolist())]
-        residuals = [
-            table[part, 2] - _line(table[part], _fit(table[~part], len(names))) for part in left_out
-        ]
-        *offsets, slope = _fit(table, len(names)).tolist()
-        common = {
-            name: value
-            for name, value in kinds[0].items()
-            if name not in RANGED and all(is_same(value, kind.get(name)) for kind in kinds)
-        }
+        kinds = [clue.kind for clue in clues]
         ranges = {name: [kind[name] for kind in kinds] for name in RANGED}
+        errors = [
+            score[name] - z
+            for clue, score in zip(clues, scores, strict=True)
+            for name, z in clue.figures.items()
+        ]
         return cls(
-            kind=common,
+            kind={
+                name: value
+                for name, value in kinds[0].items()
+                if name not in RANGED and all(is_same(value, kind.get(name)) for kind in kinds)
+            },
             ranges={name: (min(values), max(values)) for name, values in ranges.items()},
-            priors=priors,
-            offsets=dict(zip(names, offsets, strict=True)),
-            slope=slope,
-            residuals=np.sort(np.concatenate(residuals)).tolist(),
+            priors={name: value for clue in clues for name, value in clue.priors.items()},
+            errors=sorted(round(error, 3) for error in errors),
         )
 
     def fits(self, clue: Clue) -> bool:
@@ -149,13 +119,12 @@ class ScoreModel(BaseModel):
         """The central interval of every stem's SI-SDR in dB, of a separation that fits.
 
         Raises:
-            ValueError: a probability for which there are too few residuals.
+            ValueError: a probability for which there are too few errors.
         """
-        count = len(self.residuals)
+        count = len(self.errors)
         rank = central_rank(count, probability)
-        low, high = self.residuals[rank - 1], self.residuals[count - rank]
-        lines = {name: self.offsets[name] + self.slope * z for name, z in clue.figures.items()}
-        return {name: (line + low, line + high) for name, line in lines.items()}
+        low, high = self.errors[rank - 1], self.errors[count - rank]
+        return {name: (z + low, z + high) for name, z in clue.figures.items()}
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it as JSON, whole or not at all."""
@@ -199,9 +168,9 @@ def expected_scores(
         clue = clue_of(trace)
     except ValueError:  # of another sampler
         return None
-    for model in shipped_models():
-        if model.fits(clue) and explains(trace) and np.isfinite([*clue.figures.values()]).all():
-            return model.intervals(clue, probability)
+    for known in shipped_errors():
+        if known.fits(clue) and explains(trace) and np.isfinite([*clue.figures.values()]).all():
+            return known.intervals(clue, probability)
     return None
 
 
@@ -235,11 +204,11 @@ def clue_of(trace: xr.DataTree) -> Clue:
 
 
 @cache
-def shipped_models() -> tuple[ScoreModel, ...]:
+def shipped_errors() -> tuple[ScoreErrors, ...]:
     """What was learned of the sets of priors that ship."""
     from pyro_sep.priors.io import SHIPPED  # here alone: it needs torch
 
-    return tuple(ScoreModel.load(path) for path in sorted(SHIPPED.rglob(FILE)))
+    return tuple(ScoreErrors.load(path) for path in sorted(SHIPPED.rglob(FILE)))
 
 
 def _rule(gains: Any) -> str:
@@ -264,20 +233,3 @@ def _between_chains(trace: xr.DataTree) -> list[float]:
     means = torch.from_numpy(sources.transpose("chain", "source", "time").values)
     pairs = [si_sdr(one, other) for one, other in permutations(means, 2)]
     return torch.stack(pairs).mean(0).tolist() if pairs else [math.nan] * means.shape[1]
-
-
-def _fit(stems: NDArray[np.float64], sources: int) -> NDArray[np.float64]:
-    """Offsets and slope by least squares, of rows of source, figure and score."""
-    fitted: NDArray[np.float64] = np.linalg.lstsq(_design(stems, sources), stems[:, 2])[0]
-    return fitted
-
-
-def _line(stems: NDArray[np.float64], fitted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scores that a fit gives."""
-    line: NDArray[np.float64] = _design(stems, len(fitted) - 1) @ fitted
-    return line
-
-
-def _design(stems: NDArray[np.float64], sources: int) -> NDArray[np.float64]:
-    """A column for each source's offset, and the figures."""
-    return np.column_stack([np.eye(sources)[stems[:, 0].astype(int)], stems[:, 1]])
