@@ -73,7 +73,7 @@ def main(
     for part, many in (("learn", learn), ("judge", judge)):
         figures = partial(measure, chosen, lengths, draws[part])
         rows[part] = list(resume(out / f"{part}.json", settings, range(many), figures, batch=1))
-    known, unknown = ([row for row in part if row["explained"]] for part in rows.values())
+    known, unknown = map(explained, rows.values())
     errors = ScoreErrors.learn([clue(row) for row in known], [row["si_sdr"] for row in known])
     errors.save(out / FILE)
     content = settings | {"learned": len(known), "learned_stems": len(errors.errors)}
@@ -125,6 +125,11 @@ def excerpt(
             if all(len(active_frames(stem, time)) for stem in frame):
                 return frame, track.name
     raise ValueError(f"musdb: got no test track with {', '.join(names)} at once, expected some")
+
+
+def explained(rows: list[Row]) -> list[Row]:
+    """Separations that explain their mixture. Of others an interval is never given."""
+    return [row for row in rows if row["explained"]]
 
 
 def clue(row: Row) -> Clue:

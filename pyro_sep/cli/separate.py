@@ -263,7 +263,7 @@ class Job:
             write_page(self.folder / TRACE, self.folder / REPORT)
         if result is not None:
             if (scores := expected_scores(result.trace)) is not None:
-                say(f"expected SI-SDR: {format_scores(scores)}")
+                say(f"{printable(self.folder)}: expected SI-SDR {format_scores(scores)}")
             say(f"{printable(self.folder)}: {format_verdict(diagnose(result.trace))}")
 
 

@@ -93,7 +93,7 @@ def write_separation(
         "presence": _presence(result),
         "expected_si_sdr": _expected(result.trace),
         "sample_rate": rate,
-        "seconds": None if seconds is None else seconds._asdict(),
+        "seconds": seconds and seconds._asdict(),
         "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
         "best_chain": best_chain(result.trace),
         "r_hat": _by_source(agreement["r_hat"]),

@@ -112,7 +112,7 @@ def test_an_interval_is_the_figure_and_the_errors(known: ScoreErrors) -> None:
     assert found is not None
     for name, z in clue_of(trace).figures.items():
         assert found[name] == pytest.approx((z - 4, z), abs=2e-3)
-    with pytest.raises(ValueError, match="^probability: got 1.5, expected above 0, below 1"):
+    with pytest.raises(ValueError, match=r"^probability: got 1\.5, expected above 0, below 1"):
         expected_scores(trace, 1.5)
 
 
