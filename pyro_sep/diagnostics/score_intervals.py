@@ -42,7 +42,7 @@ FILE = "expected_scores.json"
 RANGED = ("samples", "count")  # of a kind: what may lie between the least and the most learned
 
 #: Verdicts of separations that explain their mixture. Of others nothing was learned.
-EXPLAINED = (Verdict.TRUSTED, Verdict.MODES, Verdict.ONE_CHAIN)
+EXPLAINED = (Verdict.TRUSTED, Verdict.CHAINS, Verdict.ONE_CHAIN)
 
 
 class Clue(NamedTuple):

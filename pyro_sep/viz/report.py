@@ -60,7 +60,7 @@ SCALARS = {  # of the trace: names, and how they are written
     "gains": ("gain", ".2f"),
     "presence": ("presence", ".2f"),
 }
-EXPECTED = f"SI-SDR / dB, {100 * PROBABILITY:.0f} % sure"
+EXPECTED = f"expected SI-SDR / dB ({100 * PROBABILITY:.0f} %)"
 INK = {"light": "#3a3a3a", "dark": "#c9c9c9"}  # of axes and their text
 
 
