@@ -8,7 +8,7 @@ does it by default. From the first ones :mod:`pyro_sep.diagnostics.score_interva
 draws or the chains tell of the SI-SDR of a stem. Intervals of 80 % are then judged on the others.
 
 Tones have 0.128 or 0.512 s. Those to learn from are the test mixtures from index 0 on, and those to
-judge by are the ones from 1000 on. Music has 1 or 3 s, cut from test tracks at moments when all its
+judge by are the ones from 1000 on. Music has 1 or 5 s, cut from test tracks at moments when all its
 stems sound: every second track is for learning, and the others are for judging.
 
 OUT/expected_scores.json is what ships beside the weights of the set (pyro_sep/weights). Printed and
@@ -46,7 +46,7 @@ from pyro_sep.separation.api import separate
 
 COUNTS = (2, 3, 4)  # of sources
 TONES = (0.128, 0.128, 0.512)  # seconds
-MUSIC = (1.0, 1.0, 1.0, 3.0)
+MUSIC = (1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 1.0)
 JUDGED_TONES = 1_000  # index of the first
 
 #: The sources ``(source, time)`` of a mixture by number, names and audio samples, and its name.

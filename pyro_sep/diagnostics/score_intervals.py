@@ -178,10 +178,11 @@ def format_scores(scores: Mapping[str, tuple[float, float]]) -> str:
     """Intervals of :data:`PROBABILITY` in words, in one line.
 
     >>> format_scores({"sine": (21.96, 27.01), "saw": (-1.2, 4.0)})
-    'sine 22 to 27 dB, saw -1 to 4 dB (80 % of stems of such mixtures)'
+    'sine 22 to 27 dB, saw -1 to 4 dB (80 %, for mixtures like those it was learned from)'
     """
     cells = [f"{name} {low:.0f} to {high:.0f} dB" for name, (low, high) in scores.items()]
-    return f"{', '.join(cells)} ({100 * PROBABILITY:.0f} % of stems of such mixtures)"
+    share = f"{100 * PROBABILITY:.0f} %"
+    return f"{', '.join(cells)} ({share}, for mixtures like those it was learned from)"
 
 
 def explains(trace: xr.DataTree) -> bool:

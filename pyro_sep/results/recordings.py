@@ -250,9 +250,9 @@ def separate_recording(
         if not force and not checkpoint.exists() and is_finished(folder, run):
             return None, []
         check_disk(recording, priors, folder, files, options)
-        resumed, began = checkpoint.exists(), (clock.perf_counter(), clock.process_time())
+        resumed, wall, cpu = checkpoint.exists(), clock.perf_counter(), clock.process_time()
         result = separate(recording.samples, priors, checkpoint=checkpoint, **options)
-        spent = Seconds(clock.perf_counter() - began[0], clock.process_time() - began[1], resumed)
+        spent = Seconds(clock.perf_counter() - wall, clock.process_time() - cpu, resumed)
         original = (recording.original, recording.original_rate)
         written = write_separation(result, folder, files, original, run, spent)
         checkpoint.unlink()
