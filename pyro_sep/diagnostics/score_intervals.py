@@ -166,7 +166,7 @@ def expected_scores(
     """
     try:
         clue = clue_of(trace)
-    except ValueError:  # of another sampler
+    except ValueError:  # a trace of another sampler, or a silent stem
         return None
     for known in shipped_errors():
         if known.fits(clue) and explains(trace) and np.isfinite([*clue.figures.values()]).all():
