@@ -254,6 +254,7 @@ class Job:
     def run(self, recording: "Recording") -> None:
         """Separate the recording, and say what was written and whether to trust it."""
         from pyro_sep.diagnostics.initial import compare_initial, format_initial
+        from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
         from pyro_sep.diagnostics.verdict import diagnose, format_verdict
         from pyro_sep.results.recordings import separate_recording
         from pyro_sep.results.writer import REPORT
@@ -281,6 +282,8 @@ class Job:
         if self.page and not (result is None and (self.folder / REPORT).exists()):
             write_page(self.folder / TRACE, self.folder / REPORT)
         if result is not None:
+            if (scores := expected_scores(result.trace)) is not None:
+                say(f"{printable(self.folder)}: expected SI-SDR {format_scores(scores)}")
             say(f"{printable(self.folder)}: {format_verdict(diagnose(result.trace))}")
 
 

@@ -16,6 +16,9 @@ from .sbc import (
 from .sbc import (
     ranks as ranks,
 )
+from .score_intervals import (
+    expected_scores as expected_scores,
+)
 from .verdict import (
     Diagnosis as Diagnosis,
 )

@@ -120,15 +120,8 @@ class ConformalCalibration:
 
     def about(self, center: xr.Dataset, probability: float = 0.95) -> xr.Dataset:
         """:meth:`intervals` about the expected values of each function, dims ``(..., source)``."""
-        if not (isinstance(probability, float) and 0 < probability < 1):
-            raise ValueError(f"probability: got {probability}, expected above 0, below 1")
         count = self.errors.sizes["mixture"]
-        rank = int((count + 1) * (1 - probability) / 2 + 1e-9)  # 80 * 0.025 is not quite 2
-        if rank < 1:
-            raise ValueError(
-                f"calibration: got {count} mixtures, expected at least "
-                f"{math.ceil(2 / (1 - probability) - 1e-9) - 1} for intervals of {probability:.0%}"
-            )
+        rank = central_rank(count, probability)
         ordered = self.errors.map(lambda errors: _sorted(errors))
         low, high = (ordered.isel(mixture=i) for i in (rank - 1, count - rank))
         return xr.concat([center + low, center + high], xr.Variable("bound", ["low", "high"]))
@@ -232,6 +225,23 @@ def format_intervals(
     return "\n".join(lines)
 
 
+def central_rank(count: int, probability: float) -> int:
+    """l, the rank of the first of so many sorted errors that a central interval ends at.
+
+    Raises:
+        ValueError: a probability that is none, or for which there are too few errors.
+    """
+    if not (isinstance(probability, float) and 0 < probability < 1):
+        raise ValueError(f"probability: got {probability}, expected above 0, below 1")
+    rank = int((count + 1) * (1 - probability) / 2 + 1e-9)  # 80 * 0.025 is not quite 2
+    if rank < 1:
+        raise ValueError(
+            f"calibration: got {count} mixtures, expected at least "
+            f"{math.ceil(2 / (1 - probability) - 1e-9) - 1} for intervals of {probability:.0%}"
+        )
+    return rank
+
+
 def draws_of(trace: xr.DataTree) -> xr.Dataset:
     """Every function of every draw, dims ``(chain, draw, source)``."""
     posterior = trace["posterior"].to_dataset()
@@ -308,14 +318,15 @@ def check_kind(wanted: dict[str, object], got: dict[str, object]) -> None:
     """Raise ValueError unless two kinds are one."""
     for name in wanted | got:
         value = wanted.get(name)
-        if not _same(value, got.get(name)):
+        if not is_same(value, got.get(name)):
             raise ValueError(
                 f"trace: got {name} {got.get(name)}, expected {value} as in the calibration; "
                 "separate all mixtures alike"
             )
 
 
-def _same(one: Any, other: Any) -> bool:
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two entries of kinds are one, but for rounding."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=SAME)
     return bool(one == other)

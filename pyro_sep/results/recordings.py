@@ -2,6 +2,7 @@
 
 import json
 import os
+import time as clock
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +20,14 @@ from pyro_sep.data.tracks import INSIDE, MIXTURE
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.base import UNSTATED, Priors
 from pyro_sep.results.stems import StemFiles
-from pyro_sep.results.writer import PICTURE, SUMMARY, is_finished, own_files, write_separation
+from pyro_sep.results.writer import (
+    PICTURE,
+    SUMMARY,
+    Seconds,
+    is_finished,
+    own_files,
+    write_separation,
+)
 from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.inputs import check_mixtures, digest, fingerprints
 from pyro_sep.separation.presets import RESOLVED, resolve_estimate, resolve_settings
@@ -242,9 +250,11 @@ def separate_recording(
         if not force and not checkpoint.exists() and is_finished(folder, run):
             return None, []
         check_disk(recording, priors, folder, files, options)
+        resumed, wall, cpu = checkpoint.exists(), clock.perf_counter(), clock.process_time()
         result = separate(recording.samples, priors, checkpoint=checkpoint, **options)
+        spent = Seconds(clock.perf_counter() - wall, clock.process_time() - cpu, resumed)
         original = (recording.original, recording.original_rate)
-        written = write_separation(result, folder, files, original, run)
+        written = write_separation(result, folder, files, original, run, spent)
         checkpoint.unlink()
     return result, written
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import xarray as xr
 
@@ -13,6 +13,7 @@ from pyro_sep.audio.io import FORMATS
 from pyro_sep.data.tracks import INSIDE, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.diagnostics.initial import compare_initial
+from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.results.stems import StemFiles, write_stems
@@ -29,12 +30,27 @@ REPORT = "report.html"  # of a run, written after all else if it is asked for
 RESULTS = (TRACE, PICTURE, SUMMARY, REPORT)
 
 
+class Seconds(NamedTuple):
+    """How long a separation took, without reading and writing its files.
+
+    Attributes:
+        wall: seconds by the clock.
+        cpu: seconds of all processors together.
+        resumed: whether it went on from a checkpoint; the seconds before that are not counted.
+    """
+
+    wall: float
+    cpu: float
+    resumed: bool
+
+
 def write_separation(
     result: Separation,
     folder: Path,
     files: StemFiles | None = None,
     recording: Audio | None = None,
     run: Mapping[str, Any] | None = None,
+    seconds: Seconds | None = None,
 ) -> list[str]:
     """Write stems, trace.nc, separation.png and summary.json, each whole or not at all.
 
@@ -47,6 +63,7 @@ def write_separation(
         files: which stems, see :mod:`pyro_sep.results.stems`; a WAV per source where None.
         recording: whose rate and channels they are to have; those of the mixture where None.
         run: identity of the run, see :func:`is_finished`.
+        seconds: that the separation took, where they are known.
 
     Returns:
         Names of what was written, of files and the folder of draws.
@@ -74,7 +91,10 @@ def write_separation(
             for mode in alternative_modes(result.trace)
         ],
         "sources": list(result.names),
+        "presence": _presence(result),
+        "expected_si_sdr": _expected(result.trace),
         "sample_rate": rate,
+        "seconds": seconds and seconds._asdict(),
         "mean_lp_of_chains": [round(float(value), 1) for value in mean_lp],
         "best_chain": best_chain(result.trace),
         "r_hat": _by_source(agreement["r_hat"]),
@@ -83,11 +103,6 @@ def write_separation(
         "files": {name: (folder / name).stat().st_size for name in written if name != SUMMARY},
         "run": dict(run or {}),
     }
-    if result.presence is not None:
-        summary["presence"] = {
-            name: round(float(value), 3)
-            for name, value in zip(result.names, result.presence, strict=True)
-        }
     if (moved := compare_initial(result.trace)) is not None:
         summary["initial"] = {
             "si_sdr": {name: _rounded(value) for name, value in moved.si_sdr.items()},
@@ -146,6 +161,25 @@ def _remove(folder: Path, names: Collection[str]) -> None:
     for inside in INSIDE:
         with suppress(OSError):  # not there, or something else in it
             (folder / inside).rmdir()
+
+
+def _presence(result: Separation) -> dict[str, float] | None:
+    """Probability of each source's presence; None where all are present."""
+    if result.presence is None:
+        return None
+    pairs = zip(result.names, result.presence.tolist(), strict=True)
+    return {name: round(probability, 3) for name, probability in pairs}
+
+
+def _expected(trace: xr.DataTree) -> dict[str, dict[str, float]] | None:
+    """An interval of each stem's SI-SDR in dB; None where none is known."""
+    bounds = expected_scores(trace)
+    if bounds is None:
+        return None
+    return {
+        name: {"low": round(low, 1), "high": round(high, 1), "probability": PROBABILITY}
+        for name, (low, high) in bounds.items()
+    }
 
 
 def _by_source(table: xr.DataArray) -> dict[str, dict[str, float | None]]:

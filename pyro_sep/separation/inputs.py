@@ -23,6 +23,7 @@ RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
     *("search_tries", "search_found", "modes_weighed"),
 )
+FINGERPRINT_TIME = 512  # audio samples
 CPU = torch.device("cpu")
 Audio = ArrayLike | Tensor
 FilePath = str | PathLike[str]
@@ -162,8 +163,11 @@ def digest(values: Tensor) -> str:
 
 @plain_arithmetic()
 def fingerprints(priors: Priors, mixtures: Tensor) -> dict[str, float]:
-    """Log density of fixed noise under each prior, by which a checkpoint recognises its priors."""
-    time = frame_time(priors.values(), mixtures.shape[-1])
+    """Log density of fixed noise under each prior, by which its priors are known again.
+
+    The noise has one length, whatever that of the mixtures.
+    """
+    time = frame_time(priors.values(), FINGERPRINT_TIME)
     noise = torch.randn(1, time, generator=torch.Generator().manual_seed(0)).to(mixtures)
     return {
         f"{FINGERPRINT}{name}": float(

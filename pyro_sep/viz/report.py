@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
 from pyro_sep.diagnostics.initial import compare_initial, format_initial
+from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import (
     AGREEMENT_MIN,
     ESS_PER_CHAIN,
@@ -60,6 +61,7 @@ SCALARS = {  # of the trace: names, and how they are written
     "gains": ("gain", ".2f"),
     "presence": ("presence", ".2f"),
 }
+EXPECTED = f"expected SI-SDR / dB ({100 * PROBABILITY:.0f} %)"
 INK = {"light": "#3a3a3a", "dark": "#c9c9c9"}  # of axes and their text
 
 
@@ -138,6 +140,10 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
     rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
+    scores = expected_scores(tree)
+    for name, bounds in (scores or {}).items():
+        row = next(row for row in rows[1:] if row.name == name)
+        row.facts[EXPECTED] = [_interval(np.array(bounds), ".0f"), ""]
     if calibration is not None:
         _calibrate(rows[1:], tree, calibration)
     sounds = joined.from_iterable(
@@ -167,6 +173,7 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         turned_down=-20 * np.log10(scale),
         zoom=1000 * ZOOM,
         spread_range=f"{SPREAD_RANGE_DB:.0f}",
+        expected=EXPECTED if scores is not None else "",
         calibrated=0 if calibration is None else calibration.errors.sizes["mixture"],
         truth="true_sources" in tree["constant_data"],
         diagnosis=diagnosis,

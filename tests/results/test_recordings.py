@@ -1,3 +1,4 @@
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,13 @@ def test_shares_add_up_and_the_checkpoint_goes_last(
     assert os.listdir(tmp_path / "out" / "a") == ["checkpoint.pt"]
     result, written = separate_recording(*arguments, files, CPU, **BUDGET)
     assert sorted(os.listdir(tmp_path / "out" / "a")) == sorted(written)
+    seconds = json.loads((tmp_path / "out" / "a" / "summary.json").read_text())["seconds"]
+    assert seconds["resumed"]  # the separation itself was done before
+    separate_recording(*arguments, files, CPU, force=True, **BUDGET)
+    whole = json.loads((tmp_path / "out" / "a" / "summary.json").read_text())["seconds"]
+    assert not whole["resumed"]
+    assert 0 < seconds["wall"] < whole["wall"]
+    assert 0 < seconds["cpu"] < whole["cpu"]
     # The mean of two sources: each adds half of itself.
     assert torch.allclose(result.contributions, result.sources / 2)
     for name, share in zip(("one", "two"), result.contributions, strict=True):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from pyro_sep.diagnostics.verdict import diagnose
+from pyro_sep.results import writer
 from pyro_sep.results.stems import StemFiles
-from pyro_sep.results.writer import is_finished, own_files, write_separation
+from pyro_sep.results.writer import Seconds, is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import build_trace, load_trace
@@ -106,7 +107,25 @@ def test_the_summary_says_which_sources_are_there(result: Separation, tmp_path: 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["presence"] == {"oboe": 0.988, "flute": 0.0}
     write_separation(result, tmp_path)
-    assert "presence" not in json.loads((tmp_path / "summary.json").read_text())
+    assert json.loads((tmp_path / "summary.json").read_text())["presence"] is None
+
+
+def test_the_summary_has_the_scores_to_expect_and_the_seconds(
+    result: Separation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_separation(result, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["expected_si_sdr"] is None  # nothing is known of such priors
+    assert summary["seconds"] is None  # nobody counted
+    scores = {"oboe": (-1.23, 4.56), "flute": (20.0, 25.0)}
+    monkeypatch.setattr(writer, "expected_scores", lambda trace: scores)
+    write_separation(result, tmp_path, seconds=Seconds(2.0, 3.5, True))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["expected_si_sdr"] == {
+        "oboe": {"low": -1.2, "high": 4.6, "probability": 0.8},
+        "flute": {"low": 20.0, "high": 25.0, "probability": 0.8},
+    }
+    assert summary["seconds"] == {"wall": 2.0, "cpu": 3.5, "resumed": True}
 
 
 def test_a_summary_without_r_hat_is_still_json(tmp_path: Path) -> None:

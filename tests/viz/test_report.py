@@ -382,3 +382,12 @@ def test_it_works_with_a_keyboard(browser: Any, tree: xr.DataTree, tmp_path: Pat
                 break
         assert page.evaluate(f"heard.includes('{event}')"), f"{key} does not {event}"
     assert complaints == []
+
+
+def test_the_score_to_expect(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "expected SI-SDR" not in Page(report.render_report(make_trace())).text
+    scores = {name: (10.0 + k, 15.4 + k) for k, name in enumerate(NAMES)}
+    monkeypatch.setattr(report, "expected_scores", lambda tree: scores)
+    page = Page(report.render_report(make_trace()))
+    for k in range(len(NAMES)):
+        assert f"expected SI-SDR / dB (80 %) {10 + k} to {15 + k}" in page.text
