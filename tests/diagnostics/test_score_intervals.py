@@ -178,4 +178,4 @@ def test_what_ships_is_of_the_default_separation(name: str) -> None:
         assert settings.keys() - errors.kind.keys() <= {"sigma_max", "sigma_freeze", "sigma_min"}
         for field in settings.keys() & errors.kind.keys():
             assert is_same(settings[field], errors.kind[field]), field
-    assert len(errors.errors) > 40
+    assert len(errors.errors) > 30
