@@ -99,7 +99,7 @@ def main(
     content = settings | mixed | {"frames": frames, "mixtures": len(rows)}
     content |= {
         "intervals": list(NOMINAL),
-        "coverage_error": coverage_error(2 * len(rows)).tolist(),
+        "coverage_error": coverage_error(len(rows)).tolist(),
     }
     content |= {"sigma_min": rows[0]["sigma"], "predictions": predicted, "denoisers": denoised}
     content |= {"coverage": covered(rows, draws, seed), "errors": errors(rows)}
