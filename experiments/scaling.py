@@ -6,7 +6,7 @@
 Toy mixtures of two tones are written as audio files, and separated by ``pyro_sep.separate_many``:
 
     speed       all of them by each number of workers, from nothing; mixtures per hour, and the same
-                without Dask; whether all traces are equal byte for byte
+                without Dask; whether all draws are equal bit for bit
     scheduler   calls of a function that does nothing: the scheduler's cost of a task
     memory      small recordings one after another by one worker: its memory after each
     length      memory of a process that separates music of several lengths as one state; the slope
@@ -126,8 +126,9 @@ def speed(priors: Priors, time: int, count: int, workers: Sequence[int]) -> Row:
                 {"workers": number, "wall_seconds": wall, "cpu_seconds": spent, "load": before}
             )
             equal &= all(
-                (out / path.stem / TRACE).read_bytes()
-                == (folder / "alone" / path.stem / TRACE).read_bytes()
+                load_trace(out / path.stem / TRACE).identical(
+                    load_trace(folder / "alone" / path.stem / TRACE)
+                )
                 for path in paths
             )
     for row in rows:
