@@ -1,11 +1,14 @@
 """What the experiments share: options, one resumable loop, one scoring, one saving, one clock."""
 
+import atexit
 import json
 import sys
 import time as clock
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,6 +35,10 @@ from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
 from pyro_sep.trace.draws import mode_probabilities
 from pyro_sep.viz.png import save_figure
+from pyro_sep.workers import local_cluster, spread
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 BATCH = 5  # mixtures separated at once
 ALL_WAVEFORMS = ",".join(WAVEFORMS)
@@ -64,6 +71,9 @@ Constraint = Annotated[
 Only = Annotated[str | None, typer.Option(help="Names, comma-separated; by default all.")]
 List = Annotated[bool, typer.Option("--list", help="Print what would be run, and end.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Batches measured at once, each by a process of one core.")
+]
 
 Row = dict[str, Any]  # the figures of one mixture
 Result = TypeVar("Result")
@@ -135,10 +145,12 @@ def resume(
     measure: Measure[Item],
     batch: int = BATCH,
     prepare: Callable[[], object] = lambda: None,
+    workers: int | None = None,
 ) -> Iterator[Row]:
     """Yield the row of every item: first the rows in a file, then new ones, batch after batch.
 
-    The file is written after every batch, so that a run that was cut off continues there.
+    The file is written after every batch, so that a run that was cut off continues there. With
+    workers too it holds the rows of the first items, and the same ones.
 
     Args:
         path: JSON file of the rows; none is read or written where None.
@@ -148,23 +160,53 @@ def resume(
             ``seconds`` are CPU seconds per item.
         batch: number of items measured at once.
         prepare: is called once before the first batch that is measured, and is not timed.
+        workers: number of processes that measure batches at the same time; this one where None.
 
     Raises:
         ValueError: the file's rows were made with other settings.
     """
     rows = [] if path is None else load_rows(path, settings)
     yield from rows[: len(items)]
-    if len(rows) < len(items):
-        prepare()
-    for start in bar(range(len(rows), len(items), batch), "" if path is None else path.stem):
-        part = items[start : start + batch]
-        found, seconds = timed(measure, start, part)
+    if len(rows) >= len(items):
+        return
+    prepare()
+    starts = range(len(rows), len(items), batch)
+    parts = [(start, items[start : start + batch]) for start in starts]
+    measured = in_order(partial(timed, measure), parts, workers)
+    label = "" if path is None else path.stem
+    for (_, part), (found, seconds) in zip(bar(parts, label), measured, strict=True):
         new = [row | {"seconds": seconds / len(part)} for row in found]
         rows += new
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_json({"settings": settings, "mixtures": rows}, path)
         yield from new
+
+
+def in_order(
+    function: Callable[..., Result], jobs: Sequence[tuple[Any, ...]], workers: int | None
+) -> Iterator[Result]:
+    """``function(*job)`` of every job, in their order, by so many processes or by this one."""
+    if workers is None:
+        yield from (function(*job) for job in jobs)
+        return
+    early: dict[int, Result] = {}
+    due = 0
+    for number, result in spread(cluster(workers), function, jobs):
+        if isinstance(result, BaseException):
+            raise result
+        early[number] = result
+        while due in early:
+            yield early.pop(due)
+            due += 1
+
+
+@cache
+def cluster(workers: int) -> "Client":
+    """A client of so many processes, which end with this one."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(local_cluster(workers))
 
 
 def load_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:

@@ -44,6 +44,7 @@ from _common import (
     Seconds,
     Seed,
     Sources,
+    Workers,
     load_set,
     resume,
 )
@@ -60,6 +61,7 @@ from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.smc.annealed import anneal_particles
 from pyro_sep.inference.smc.core import systematic
 from pyro_sep.mixing.known import Mixing, frame_time
+from pyro_sep.models.arithmetic import denormals_flushed
 from pyro_sep.priors.base import Priors
 from pyro_sep.separation.api import separate_batch
 from pyro_sep.separation.presets import default_constraint, resolve_settings
@@ -67,6 +69,7 @@ from pyro_sep.trace.dataset import centroid, level_db
 from pyro_sep.viz.plots import plot_calibration
 
 PARTICLES = 4  # per draw that is kept: survivors side by side may be siblings
+UNSTATED = ("out", "simulations", "workers")  # of the options: what rows do not depend on
 SIGNIFICANCE = 0.05  # of all ranks together
 
 
@@ -157,14 +160,14 @@ def main(
     batch: Annotated[int, typer.Option(min=1, help="Simulations at once.")] = 4,
     seed: Seed = 0,
     out: Out = Path("results/calibration"),
+    workers: Workers = None,
 ) -> None:
     """Simulate, draw, rank, and print whether the ranks are uniform."""
-    settings = {key: value for key, value in locals().items() if key not in ("out", "simulations")}
+    settings = {key: value for key, value in locals().items() if key not in UNSTATED}
     results = Results(out)
     choice("sampler", sampler, SAMPLERS)
     if constraint == "exact" and sampler in GAUSSIAN:
         raise ValueError(f"constraint: got {constraint!r}, expected gaussian for {sampler}")
-    torch.set_flush_denormal(True)  # gradients near zero are ten times slower otherwise
     chosen = load_set(priors, sources)
     time = frame_time(chosen.values(), round(seconds * SAMPLE_RATE))
     plan = resolve_settings(chosen, time, sigma_max=sigma_max, sigma_min=sigma_min, warmup=steps)
@@ -176,12 +179,14 @@ def main(
     task = Task(chosen, mixing, plan, exact, draws, steps)
     rows = []
     measure = partial(simulate, task, sampler, time, seed)
-    for row in resume(out / "simulations.json", settings, range(simulations), measure, batch):
+    path, items = out / "simulations.json", range(simulations)
+    for row in resume(path, settings, items, measure, batch, workers=workers):
         rows.append(row)
         print(f"simulation {len(rows) - 1}: {row['seconds']:.1f} CPU s", flush=True)
     report(rows, list(chosen), settings, results)
 
 
+@denormals_flushed()
 def simulate(
     task: Task, sampler: str, time: int, seed: int, start: int, batch: Sequence[int]
 ) -> list[Row]:

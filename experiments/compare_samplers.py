@@ -31,6 +31,7 @@ from _common import (
     Seconds,
     Seed,
     Sources,
+    Workers,
     choose,
     load_set,
     resume,
@@ -54,6 +55,7 @@ def main(
     seconds: Seconds = 0.064,
     seed: Seed = 0,
     out: Out = Path("results/compare_samplers"),
+    workers: Workers = None,
 ) -> None:
     """Run the samplers and print the table."""
     results = Results(out)
@@ -66,7 +68,9 @@ def main(
         loaded = load_set(f"toy/{family}", sources)
         for name in chosen:
             figures = partial(measure, SAMPLERS[name], loaded, seed)
-            rows = list(resume(out / f"{family}-{name}.json", settings, items, figures))
+            rows = list(
+                resume(out / f"{family}-{name}.json", settings, items, figures, workers=workers)
+            )
             lines.append({"prior": family, "sampler": name} | line(rows))
             print("  ".join(f"{key} {value}" for key, value in lines[-1].items()), flush=True)
     table = pd.DataFrame(lines)

@@ -38,6 +38,7 @@ from _common import (
     Seconds,
     Seed,
     Sources,
+    Workers,
     load_set,
     resume,
     score,
@@ -90,6 +91,7 @@ def main(
     priors: PriorSet = "toy",
     seed: Seed = 0,
     out: Out = Path("results/frontier"),
+    workers: Workers = None,
 ) -> None:
     """Run the methods, print the table and draw it."""
     results = Results(out)
@@ -103,7 +105,9 @@ def main(
     for name in names:
         settings = run_of | {"budget": dict(METHODS[name].budget)}
         figures = partial(measure, METHODS[name], loaded, seed)
-        rows[name] = place(list(resume(out / f"{name}.json", settings, items, figures)))
+        rows[name] = place(
+            list(resume(out / f"{name}.json", settings, items, figures, workers=workers))
+        )
         print(f"{name:9s} " + "  ".join(f"{key} {value:.4g}" for key, value in rows[name].items()))
         results.json(run_of | {"mixtures": mixtures, "methods": rows})
     title = f"{', '.join(loaded)}; {mixtures} mixtures of {seconds:g} s"

@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import typer
 import xarray as xr
-from _common import Out, PriorSet, Results, Row, Seconds, Seed, Sources, load_set, resume
+from _common import Out, PriorSet, Results, Row, Seconds, Seed, Sources, Workers, load_set, resume
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,13 +51,16 @@ def main(
     seconds: Seconds = 0.032,
     seed: Seed = 0,
     out: Out = Path("results/intervals"),
+    workers: Workers = None,
 ) -> None:
     """Separate mixtures, learn from the first ones, judge by the others."""
     results = Results(out)
     settings = {"priors": priors, "sources": sources, "seconds": seconds, "seed": seed}
     chosen = load_set(priors, sources)
     figures = partial(measure, chosen, round(seconds * SAMPLE_RATE), seed)
-    rows = list(resume(out / "mixtures.json", settings, range(learn + judge), figures))
+    rows = list(
+        resume(out / "mixtures.json", settings, range(learn + judge), figures, workers=workers)
+    )
     calibration = learned(rows[:learn])
     calibration.save(out / "calibration.json")
     lines, errors = judged(calibration, rows[learn:], seed), coverage_error(judge)

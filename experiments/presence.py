@@ -36,6 +36,7 @@ from _common import (
     Seconds,
     Seed,
     Tries,
+    Workers,
     load_set,
     resume,
 )
@@ -64,6 +65,7 @@ def main(
     levels: Levels = None,
     tries: Tries = None,
     out: Out = Path("results/presence"),
+    workers: Workers = None,
 ) -> None:
     """Separate mixtures of some of the waveforms and print which are present."""
     results = Results(out)
@@ -75,7 +77,8 @@ def main(
     settings |= {"first": first, "seconds": seconds, "priors": priors, "seed": seed}
     rows = []
     figures = partial(measure, loaded, time, seed, budget)
-    for row in resume(out / "mixtures.json", settings, range(first, first + mixtures), figures):
+    items = range(first, first + mixtures)
+    for row in resume(out / "mixtures.json", settings, items, figures, workers=workers):
         print_row(row, names)
         rows.append(row)
     report(rows, names, settings, results)

@@ -51,6 +51,7 @@ from _common import (
     Row,
     Seconds,
     Seed,
+    Workers,
     bar,
     choose,
     decibels,
@@ -119,6 +120,7 @@ def main(
     levels: Levels = None,
     draws: Draws = None,
     out: Out = Path("results/separate_music"),
+    workers: Workers = None,
 ) -> None:
     """Separate excerpts by every method and print the table."""
     results = Results(out)
@@ -143,7 +145,8 @@ def main(
             draws=draws,
         )
         further["posterior"] = {"priors": priors, "seed": seed} | asdict(plan)
-        runs["posterior"] = partial(posterior, loaded, seed, plan, out)
+        shown = workers is None and sys.stderr.isatty()
+        runs["posterior"] = partial(posterior, loaded, seed, plan, out, shown)
     items = find_excerpts(musdb, names, time, excerpts)
     tracks = [item.track for item in items]
     print(f"{len(items)} excerpts of {seconds:g} s, each of another test track", flush=True)
@@ -152,7 +155,8 @@ def main(
         path, known = out / f"{method}.json", settings | further.get(method, {})
         batch = BATCH if method == "posterior" else 1
         prepare = learned if method == "nmf" else dict
-        rows = list(resume(path, known, items, measure, batch, prepare))
+        side = workers if method == "posterior" else None  # the others take a moment
+        rows = list(resume(path, known, items, measure, batch, prepare, side))
         if [row["track"] for row in rows] != tracks:
             raise ValueError(f"{path}: got figures of other tracks; give another --out")
         table[method] = line(rows, names)
@@ -267,6 +271,7 @@ def posterior(
     seed: int,
     plan: Annealing,
     out: Path,
+    shown: bool,
     start: int,
     items: Sequence[Excerpt],
 ) -> list[Row]:
@@ -276,7 +281,7 @@ def posterior(
         priors,
         seed=seed + start,
         true_sources=torch.stack([item.sources for item in items]),
-        progress=sys.stderr.isatty(),
+        progress=shown,
         settings=plan,
     )
     if start == 0:

@@ -43,6 +43,9 @@ from .priors import (
 from .priors import (
     train_prior as train_prior,
 )
+from .results import (
+    separate_many as separate_many,
+)
 from .separation import (
     Cost as Cost,
 )

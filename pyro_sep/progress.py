@@ -53,7 +53,7 @@ class Progress:
             disable=not (show and sys.stderr.isatty()),
             bar_format="{l_bar}{bar}| {elapsed}, {remaining} left{postfix}",
         )
-        self._resumed = 0.0
+        self._resumed, self._note = 0.0, ""
         self._started = self._said = clock.monotonic()
 
     def __enter__(self) -> Self:
@@ -76,6 +76,11 @@ class Progress:
     def _percent(self) -> int:
         return min(99, int(100 * self.done / self.total))
 
+    def note(self, text: str) -> None:
+        """Say more beside the bar, or in the lines."""
+        self._note = f", {text}"
+        self._bar.set_postfix_str(text, refresh=False)
+
     def advance(self, amount: float) -> None:
         """Note what was done."""
         self.done += amount
@@ -89,7 +94,8 @@ class Progress:
             self._said = now
             share = (self.done - self._resumed) / (max(self.total, self.done) - self._resumed)
             left = (now - self._started) * max(1 / share - 1, 0.0)
-            print(f"{self._percent} %, {duration(left)} left", file=sys.stderr, flush=True)
+            line = f"{self._percent} %, {duration(left)} left{self._note}"
+            print(line, file=sys.stderr, flush=True)
 
     def finish(self) -> None:
         """All is done."""

@@ -121,6 +121,23 @@ def read_audio(path: str | PathLike[str]) -> tuple[Tensor, int]:
     return excerpt.channels, excerpt.rate
 
 
+def audio_length(path: str | PathLike[str]) -> tuple[int, int]:
+    """How many audio samples a file has, and its rate in Hz; it is decoded, and not held.
+
+    Raises:
+        ValueError: as :func:`read_audio`.
+        OSError: the file cannot be read.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_audio(f"{folder}/a.wav", torch.zeros(2, 441), 44_100)
+    ...     audio_length(f"{folder}/a.wav")
+    (441, 44100)
+    """
+    with _decoder(path) as decoder:
+        return decoder.skip(ENDLESS), decoder.rate
+
+
 class _Excerpt(NamedTuple):
     channels: Tensor  # (channel, time)
     rate: int

@@ -9,11 +9,11 @@ from typing import NoReturn, cast
 
 import typer
 
+from pyro_sep.checks.errors import MISTAKES, one_line
 from pyro_sep.checks.names import printable
 
 #: All errors of usage; typer exports only classes below it.
 USAGE = cast(type[typer.BadParameter], typer.BadParameter.__bases__[0])
-MISTAKES = (ValueError, OSError, FloatingPointError)  # the last of a training that diverged
 NO_MEMORY = ("allocate memory", "alloc_cpu", "out of memory")  # in torch's messages
 ABORTED, MISTAKEN, INTERRUPTED = 1, 2, 130  # exit codes, also typer's
 DOUBTED = 1  # exit code of a verdict that says no
@@ -51,7 +51,7 @@ class Batch:
     """Many files: one that fails is reported, and does not stop the others."""
 
     def __init__(self) -> None:
-        self.failed = False
+        self.failed = 0
 
     @contextmanager
     def file(self, path: Path) -> Iterator[None]:
@@ -60,7 +60,12 @@ class Batch:
             yield
         except Exception as error:
             report(error, path)
-            self.failed = True
+            self.failed += 1
+
+    def fail(self, line: str) -> None:
+        """Report the error of a file, and count it."""
+        sys.stderr.write(f"pyro-sep: {line}\n")
+        self.failed += 1
 
     def end(self) -> None:
         """Exit with code 2 if a file failed."""
@@ -75,14 +80,7 @@ def say(text: str, err: bool = False) -> None:
 
 def report(error: Exception, path: Path | None = None) -> None:
     """Print an error as one line, which names the file and, of an unforeseen error, the type."""
-    name = "" if path is None else printable(path)
-    text = str(error) if path is None else str(error).replace(str(path), name)
-    line = next((line for line in text.splitlines() if line.strip()), "no more is known")
-    if not isinstance(error, MISTAKES):
-        line = f"{type(error).__name__}: {line}"
-    if not line.startswith(name):
-        line = f"{name}: {line}"
-    sys.stderr.write(f"pyro-sep: {printable(line)}\n")
+    sys.stderr.write(f"pyro-sep: {one_line(error, path)}\n")
 
 
 def _single(command: Callable[..., None]) -> typer.Typer:

@@ -1,30 +1,22 @@
 """The command ``pyro-sep separate``."""
 
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from pyro_sep.checks.names import printable
+from pyro_sep.cli.many import Scheduler, Workers, separate_by_workers
 from pyro_sep.cli.options import Device, mixing_options, torch_device
+from pyro_sep.cli.outcomes import BEFORE, confirm_long, say_outcome
 from pyro_sep.cli.program import Batch, say
-from pyro_sep.cli.report import report as write_page
-from pyro_sep.progress import duration as in_words
 from pyro_sep.progress import resumable
 
 if TYPE_CHECKING:
-    import torch
-
     from pyro_sep.audio.io import Recording
-    from pyro_sep.priors.base import Prior
-    from pyro_sep.results.stems import StemFiles
+    from pyro_sep.results.plan import Job, Outcome, Plan
     from pyro_sep.separation.cost import Cost
-
-LONG = 3_600.0  # seconds; the command asks before it takes longer
-BEFORE = "separated before with these settings; --force does it anew"
 
 
 def separate(
@@ -113,6 +105,8 @@ def separate(
         bool, typer.Option("--dry-run", help="Say how long it takes, and write nothing.")
     ] = False,
     device: Device = "cpu",
+    workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Separate recordings: OUT/TRACK/STEM.wav, trace.nc, separation.png, summary.json.
 
@@ -120,11 +114,10 @@ def separate(
     cut off goes on from its checkpoint when it is started again; finished recordings are skipped.
     Only files of a former run are overwritten. A file that fails does not stop the others.
     """
-    from pyro_sep.models.train import CHECKPOINT
     from pyro_sep.priors.io import choose_priors, load_priors, shipped_sets
-    from pyro_sep.results.recordings import result_names, track_folders
+    from pyro_sep.results.plan import Plan
+    from pyro_sep.results.sections import jobs_of
     from pyro_sep.results.stems import StemFiles
-    from pyro_sep.results.writer import REPORT
     from pyro_sep.separation.presets import RESOLVED, resolve_settings
 
     settings: dict[str, Any] = {
@@ -136,7 +129,8 @@ def separate(
     settings |= {"chains": chains, "candidates": candidates, "levels": levels}
     options = {name: value for name, value in settings.items() if value is not None}
     options |= mixing_options(gains, noise_scale)
-    place = torch_device(device)
+    spread = workers is not None or scheduler is not None
+    place = torch_device("cpu" if spread else device)  # of workers each on its own
     if priors is None:
         raise ValueError(
             f"priors: got none, expected a shipped set ({', '.join(shipped_sets())}) or a folder; "
@@ -154,146 +148,63 @@ def separate(
         )
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
-    files = StemFiles(audio_format, native, residual, write_draws)
-    names = result_names(chosen, files) + [REPORT] * page
+    plan = Plan(
+        priors=chosen,
+        files=StemFiles(audio_format, native, residual, write_draws),
+        channel=channel,
+        initial=initial,
+        options=options,
+        seed=seed,
+        device=place,
+        force=force,
+        page=page,
+    )
     batch = Batch()
-    excerpt = (rate, start, duration, channel)
-    jobs = [
-        Job(path, folder, excerpt, chosen, files, place, options, seed, force, page, initial)
-        for path, folder in track_folders(recordings, out, names, batch.file).items()
-    ]
-    plan: list[tuple[Job, Cost | None, Recording | None]] = []
-    for job in jobs:
-        with batch.file(job.path), resumable(job.folder / CHECKPOINT):
-            recording = job.load()
-            cost = job.cost(recording)
-            once = len(jobs) == 1 or not job.path.is_file()  # a pipe is read once
-            plan.append((job, cost, recording if once else None))
-            if dry_run:
-                say(f"{printable(job.path)}: {BEFORE if cost is None else cost}")
-    if not dry_run:
-        confirm_long(sum(cost.seconds for _, cost, _ in plan if cost is not None))
-    for job, cost, kept in [] if dry_run else plan:
-        with batch.file(job.path), resumable(job.folder / CHECKPOINT):
-            if cost is not None:
-                say(f"{printable(job.path)}: {cost}")
-            job.run(kept or job.load())
+    folders = plan.folders(recordings, out, batch.file)
+    jobs = jobs_of(folders, start, duration, batch.file)
+    if spread and not dry_run:
+        separate_by_workers(plan, jobs, batch, workers, scheduler, device)
+    else:
+        separate_here(plan, jobs, batch, dry_run)
     batch.end()
 
 
-@dataclass(frozen=True)
-class Job:
-    """A recording, and how it is separated.
+def separate_here(plan: "Plan", jobs: "Sequence[Job]", batch: Batch, dry_run: bool = False) -> None:
+    """Separate recordings one after another, once the cost of all is known and said."""
+    from pyro_sep.models.train import CHECKPOINT
+    from pyro_sep.results.sections import with_tracks
 
-    Attributes:
-        path: of the recording.
-        folder: of its results.
-        excerpt: sample rate of the priors, start, duration, and channel.
-        priors: of the sources, by name.
-        files: which stems are written.
-        device: of the priors.
-        options: of :func:`~pyro_sep.separate` that decide the cost.
-        seed: of all randomness.
-        force: separate again what is finished.
-        page: write a report too.
-        initial: folder of the stems to begin from, or of a folder TRACK with them.
-    """
-
-    path: Path
-    folder: Path
-    excerpt: "tuple[int, float, float | None, str | None]"
-    priors: "Mapping[str, Prior]"
-    files: "StemFiles"
-    device: "torch.device"
-    options: Mapping[str, Any]
-    seed: int
-    force: bool
-    page: bool
-    initial: Path | None
-
-    def load(self) -> "Recording":
-        """The recording at the priors' rate."""
-        from pyro_sep.audio.io import load_audio
-
-        return load_audio(self.path, *self.excerpt)
-
-    def own_options(self, recording: "Recording") -> dict[str, Any]:
-        """All options of :func:`~pyro_sep.separate` for this recording."""
-        from pyro_sep.data.stems import load_stems
-        from pyro_sep.data.tracks import MIXTURE
-
-        title = self.folder.name if self.path.stem.lower() == MIXTURE else self.path.name
-        attrs = {"mixture": printable(title), "notes": list(recording.notes)}
-        options = {**self.options, "seed": self.seed, "attrs": attrs}
-        if self.initial is not None:
-            own = self.initial / self.folder.name
-            folder, rate = own if own.is_dir() else self.initial, recording.sample_rate
-            time = len(recording.samples)
-            options["initial"] = load_stems(folder, self.priors, rate, time, *self.excerpt[1:])
-        return options
-
-    def cost(self, recording: "Recording") -> "Cost | None":
-        """The cost of the separation; None where it is finished already.
-
-        Raises:
-            ValueError: a recording that cannot be separated.
-            OSError: too little space for the results.
-        """
-        from pyro_sep.results.recordings import check_disk, check_recording, is_separated
-        from pyro_sep.separation.cost import estimate_cost
-
-        options = self.own_options(recording)
-        results = (recording, self.priors, self.folder, self.files)
-        if not self.force and is_separated(*results, self.device, **options):
-            return None
-        check_recording(recording, self.files)
-        check_disk(*results, options)
-        initial = options.get("initial")
-        return estimate_cost(recording.samples, self.priors, initial=initial, **self.options)
-
-    def run(self, recording: "Recording") -> None:
-        """Separate the recording, and say what was written and whether to trust it."""
-        from pyro_sep.diagnostics.initial import compare_initial, format_initial
-        from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
-        from pyro_sep.diagnostics.verdict import diagnose, format_verdict
-        from pyro_sep.results.recordings import separate_recording
-        from pyro_sep.results.writer import REPORT
-        from pyro_sep.trace.dataset import TRACE
-
-        for note in recording.notes:
-            say(f"{printable(self.path)}: {note}", err=True)
-        result, written = separate_recording(
-            recording,
-            self.priors,
-            self.folder,
-            self.files,
-            self.device,
-            force=self.force,
-            progress=True,
-            **self.own_options(recording),
-        )
-        say(f"{printable(self.folder)}: {BEFORE if result is None else ', '.join(written)}")
-        if result is not None and result.presence is not None:
-            pairs = zip(result.names, result.presence.tolist(), strict=True)
-            cells = ", ".join(f"{name} {probability:.2f}" for name, probability in pairs)
-            say(f"probability of presence: {cells}")
-        if result is not None and (moved := compare_initial(result.trace)) is not None:
-            say(format_initial(moved))
-        if self.page and not (result is None and (self.folder / REPORT).exists()):
-            write_page(self.folder / TRACE, self.folder / REPORT)
-        if result is not None:
-            if (scores := expected_scores(result.trace)) is not None:
-                say(f"{printable(self.folder)}: expected SI-SDR {format_scores(scores)}")
-            say(f"{printable(self.folder)}: {format_verdict(diagnose(result.trace))}")
-
-
-def confirm_long(seconds: float) -> None:
-    """Ask before work of hours where a user can answer; elsewhere warn."""
-    if seconds <= LONG:
+    costs: list[tuple[Job, Cost | None, Recording | None]] = []
+    for job in jobs:
+        with batch.file(job.path), resumable(job.folder / CHECKPOINT):
+            recording = plan.load(job)
+            cost = plan.cost(job, recording)
+            once = len(jobs) == 1 or not job.path.is_file()  # a pipe is read once
+            costs.append((job, cost, recording if once else None))
+            if dry_run:
+                say(f"{job_name(job)}: {BEFORE if cost is None else cost}")
+    if dry_run:
         return
-    about = f"all of it takes about {in_words(seconds)}"
-    if sys.stdin.isatty() and sys.stderr.isatty():
-        typer.confirm(f"{about}; go on?", abort=True, err=True)
-    else:
-        remedy = "interrupt it and take a smaller --preset, or --duration of an excerpt"
-        say(f"{about}; if that is too long, {remedy}", err=True)
+    confirm_long(sum(cost.seconds for _, cost, _ in costs if cost is not None))
+
+    def outcomes() -> "Iterator[Outcome]":
+        for job, cost, kept in costs:
+            with batch.file(job.path), resumable(job.folder / CHECKPOINT):
+                if cost is not None:
+                    say(f"{job_name(job)}: {cost}")
+                recording = kept or plan.load(job)
+                for note in recording.notes:
+                    say(f"{job_name(job)}: {note}", err=True)
+                yield plan.run(job, recording, progress=True)
+
+    for outcome in with_tracks(outcomes(), jobs):
+        if outcome.error:
+            batch.fail(outcome.error)
+        else:
+            say_outcome(outcome)
+
+
+def job_name(job: "Job") -> str:
+    """The file, and the section of it."""
+    part = "" if job.section is None else f", section {job.section}"
+    return f"{printable(job.path)}{part}"

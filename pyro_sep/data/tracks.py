@@ -23,6 +23,7 @@ RESIDUAL = "residual"  # of a mixture, what none of the stems explains
 DRAWS = "draws"  # folder in a separated track,
 ALTERNATIVES = "alternatives"  # and another one:
 INSIDE = (DRAWS, ALTERNATIVES)  # the stems in them are no track
+SECTIONS = "sections"  # folder in a long separated track, with a folder for each section
 NAME_MAX = 200  # bytes of a source's name; a suffix and numbers of draws go with it
 SEPARATORS = ("/", os.sep, os.altsep)  # of folders; a backslash is one on some systems
 NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, bytes that are no text, ends of lines

@@ -7,18 +7,20 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+import torch
 import xarray as xr
 
-from pyro_sep.audio.io import FORMATS
-from pyro_sep.data.tracks import INSIDE, Audio
+from pyro_sep.audio.io import FORMATS, save_audio
+from pyro_sep.data.tracks import INSIDE, RESIDUAL, Audio
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.diagnostics.initial import compare_initial
 from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
+from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.results.stems import StemFiles, write_stems
 from pyro_sep.separation.api import Separation
-from pyro_sep.storage.files import save_json
+from pyro_sep.storage.files import atomic_write_bytes, only_run, save_json
 from pyro_sep.trace.dataset import TRACE, save_trace
 from pyro_sep.trace.draws import alternative_modes, best_chain, mode_probabilities
 from pyro_sep.viz.png import save_figure
@@ -113,6 +115,59 @@ def write_separation(
     _remove(folder, set(own_files(folder)) - set(written))
     save_json(summary, folder / SUMMARY)
     return [*dict.fromkeys(Path(name).parts[0] for name in stems), TRACE, PICTURE, SUMMARY]
+
+
+def write_silence(
+    folder: Path,
+    sources: Collection[str],
+    files: StemFiles,
+    recording: Audio,
+    run: Mapping[str, Any],
+) -> list[str]:
+    """Write the stems of audio in which there is nothing, and a summary.json that says so.
+
+    Args:
+        folder: made where it is missing.
+        sources: names of the stems, all of which are silent.
+        files: which stems; there are no draws.
+        recording: the silence.
+        run: identity of the run, see :func:`is_finished`.
+
+    Raises:
+        OSError: the folder cannot be written to, or another run holds it.
+    """
+    samples, rate = recording
+    stems = dict.fromkeys(sources, torch.zeros_like(samples))
+    if files.residual:
+        stems[RESIDUAL] = samples
+    written = {f"{name}.{files.suffix}": stem for name, stem in stems.items()}
+    with only_run(folder):
+        for name, stem in written.items():
+            save_audio(folder / name, stem, rate)
+        sizes = {name: (folder / name).stat().st_size for name in written}
+        _remove(folder, set(own_files(folder)) - set(written))
+        verdict = {"trusted": True, "verdict": "silence", "sources": list(sources)}
+        save_json(verdict | {"files": sizes, "run": dict(run)}, folder / SUMMARY)
+    return [*written, SUMMARY]
+
+
+def receive_results(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write results that were made elsewhere, in place of those of a former run.
+
+    Args:
+        files: contents by name, as :func:`write_separation` wrote them.
+        folder: made where it is missing.
+
+    Raises:
+        OSError: the folder cannot be written to, or another run holds it.
+    """
+    with only_run(folder):
+        stale = set(own_files(folder)) - set(files)
+        for name in sorted(files, key=lambda name: name == SUMMARY):  # which says that all is there
+            (folder / name).parent.mkdir(exist_ok=True)
+            atomic_write_bytes(folder / name, files[name])
+        _remove(folder, stale)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 def own_files(folder: Path) -> list[str]:

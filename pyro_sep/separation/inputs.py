@@ -18,6 +18,7 @@ from pyro_sep.priors.base import Priors, check_priors, device_of
 from pyro_sep.trace.dataset import FINGERPRINT, plain_attrs
 
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
+SILENT = 1e-6  # a peak below it is silence
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
@@ -74,7 +75,7 @@ def check_mixtures(mixtures: Tensor) -> None:
     if not bool(mixtures.isfinite().all()):
         raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
     peaks = mixtures.abs().amax(-1)
-    if bool((peaks < 1e-6).any()):
+    if bool((peaks < SILENT).any()):
         raise ValueError("mixture: got silence, expected audio with sources in it")
     if bool((peaks > MAX_PEAK).any()):
         raise ValueError(

@@ -21,6 +21,7 @@ from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
 from pyro_sep.trace.layout import MODES, SEARCH, SEARCH_DIMS, TraceError, check, choose
+from pyro_sep.workers import without_cluster
 
 if TYPE_CHECKING:
     import arviz
@@ -218,7 +219,8 @@ def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:
         for node in tree.subtree
     }
     # Into memory first: where the disk fills up under it, HDF5 ends the whole process.
-    content = tree.to_netcdf(engine="h5netcdf", encoding=encoding)
+    with without_cluster():
+        content = tree.to_netcdf(engine="h5netcdf", encoding=encoding)
     atomic_write_bytes(path, sealed(content, FORMAT))
 
 

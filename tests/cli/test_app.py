@@ -35,8 +35,8 @@ from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
 from pyro_sep.priors import training
 from pyro_sep.priors.io import load_prior, load_priors, save_prior
 from pyro_sep.priors.networks import PRIORS, FloWaveNetPrior, WaveNetPrior
-from pyro_sep.results import recordings
-from pyro_sep.separation import cost
+from pyro_sep.results import plan, recordings
+from pyro_sep.separation.cost import Cost
 from pyro_sep.separation.presets import PRESETS
 from pyro_sep.storage.files import only_run
 from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
@@ -211,8 +211,8 @@ def test_hours_of_work_are_asked_for_in_a_terminal(
 ) -> None:
     other = tmp_path / "other.wav"
     other.write_bytes(stereo.read_bytes())
-    long = cost.Cost(0.6 * 3_600, 10**9, 1.0)
-    monkeypatch.setattr(cost, "estimate_cost", lambda *_, **__: long)
+    long = Cost(0.6 * 3_600, 10**9, 1.0)
+    monkeypatch.setattr(plan, "estimate_cost", lambda *_, **__: long)
     use = ("separate", "--priors", priors, *QUICK, "--out", tmp_path / "out")
     outcome = call(*use, stereo)
     assert outcome.code == 0
@@ -277,7 +277,7 @@ def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
         soundfile.write(path, 0.4 * np.sin(np.arange(300) / 5), 16_000)
     write = report.write_report
 
-    def fails(tree: xr.DataTree, path: Path, known: object) -> None:
+    def fails(tree: xr.DataTree, path: Path) -> None:
         if path.parent.name == "a":
             raise OSError(f"{path}: could not be written")
         write(tree, path)

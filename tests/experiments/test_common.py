@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,26 @@ def test_a_summary_is_over_all_sources() -> None:
     assert figures["median_improvement_db"] == 2.0
     assert (figures["share_above_10_db"], figures["share_above_20_db"]) == (0.5, 0.25)
     assert (figures["median_si_sdr_db"], figures["cpu_seconds"]) == (10.0, 2.0)
+
+
+def squares(factor: int, start: int, items: Sequence[int]) -> list[dict[str, Any]]:
+    return [{"square": factor * item**2, "start": start} for item in items]
+
+
+def test_workers_give_the_same_rows_in_order(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    whole, cut = tmp_path / "whole.json", tmp_path / "cut.json"
+    measure = partial(squares, 3)
+    alone = [row | {"seconds": 0} for row in resume(whole, {}, range(7), measure, 2)]
+    rows = resume(cut, {}, range(7), measure, 2, workers=1)
+    next(rows)
+    rows.close()  # as an interrupt does it
+    assert len(json.loads(cut.read_text())["mixtures"]) == 2
+    spread = resume(cut, {}, range(7), measure, 2, workers=1)
+    assert [row | {"seconds": 0} for row in spread] == alone
+
+    def fails(start: int, items: Sequence[int]) -> list[dict[str, Any]]:
+        raise ValueError(f"start: got {start}, expected none")
+
+    with pytest.raises(ValueError, match="start: got 0, expected none"):
+        list(resume(None, {}, range(2), fails, 1, workers=1))
