@@ -20,8 +20,8 @@ from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors.base import Estimate, MixingRule
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
-GAIN_ERROR = 0.03  # of learned priors of tones, whose denoisers err by 1 to 2 % of the amplitude at
-#                    the level of the draws, and chains by twice as much (docs/results/calibration)
+GAIN_ERROR = 0.03  # of WaveNets of tones, whose denoisers err by 1 to 2 % of the amplitude at the
+#                    level of the draws, and chains by twice as much (docs/results/calibration)
 MAX_TIME = 2**31 - 1  # audio samples of an event: more than twelve hours of them at 48 kHz
 
 
@@ -126,15 +126,6 @@ class NetworkPrior(TorchDistribution):
     def multiple(self) -> int:
         """A frame's audio samples are a multiple of this."""
         return self.network.config.multiple
-
-    @property
-    def gain_error(self) -> float:
-        """Std of the prior's relative errors in the amplitude of its source, for the clean draws.
-
-        See :mod:`pyro_sep.inference.gain_errors`. It is 0 of exact priors, and where frames hold
-        many decisions (``estimate="mean"``): there other errors are far larger.
-        """
-        return 0.0 if self.is_exact or self.estimate == "mean" else GAIN_ERROR
 
     def condition(self, sigma: float | Tensor) -> Self:
         """The law of the source plus white noise of std ``sigma``."""
@@ -266,6 +257,15 @@ class WaveNetPrior(SamplingPrior):
     """
 
     network: WaveNet
+
+    @property
+    def gain_error(self) -> float:
+        """Std of the relative errors in the amplitude of the source, which clean draws correct.
+
+        See :mod:`pyro_sep.inference.gain_errors`. It is 0 where frames hold many decisions
+        (``estimate="mean"``): there other errors are far larger.
+        """
+        return GAIN_ERROR if self.estimate == "best" else 0.0
 
 
 class FloWaveNetPrior(NetworkPrior, TransformedDistribution):

@@ -12,6 +12,8 @@ from torch.distributions import MultivariateNormal
 from pyro_sep.inference.gain_errors import fit_gain_errors
 from pyro_sep.inference.posterior import REFITS, TANGENTS, AnnealedPosterior, clean_gradients
 from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import gain_error
+from pyro_sep.priors.io import load_priors
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.priors.waveform import WaveformPrior
 
@@ -94,3 +96,11 @@ def test_only_priors_that_err_in_gains_cost_more() -> None:
     assert clean_gradients([exact, GaussianPrior("white", 1.0)]) == TANGENTS
     assert clean_gradients([exact, sure]) == TANGENTS + REFITS
     assert clean_gradients([SpikeAndSlab(sure)]) == TANGENTS + REFITS
+
+
+def test_wavenets_of_tones_state_a_gain_error() -> None:
+    stated = {
+        name: gain_error(next(iter(load_priors(name).values())))
+        for name in ("toy", "toy/wavenet", "toy/flow", "toy/oracle", "music")
+    }
+    assert {name for name, error in stated.items() if error > 0} == {"toy", "toy/wavenet"}
