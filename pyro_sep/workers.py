@@ -67,7 +67,7 @@ def connected(scheduler: str) -> Iterator["Client"]:
     known = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
     try:
         client = distributed.Client(**known, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError, TypeError, KeyError) as error:  # KeyError of another file
+    except (OSError, ValueError, TypeError, LookupError, AssertionError) as error:  # Dask's own
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(
             f"scheduler: got no answer from {scheduler!r}, expected a Dask scheduler's address or "
@@ -106,6 +106,7 @@ def spread(
     """
     check_threads(client)
     distributed = import_optional("distributed", "client", EXTRA)
+    lost = distributed.comm.CommClosedError
     name = f"pyro_sep-{token_hex(8)}"
     numbered, address = enumerate(jobs), client.scheduler_info()["address"]
     numbers: dict[Any, int] = {}
@@ -124,10 +125,7 @@ def spread(
         while numbers:
             future = next(ready)
             if future.cancelled() or client.status != "running":
-                raise LostError(
-                    f"scheduler: got no more answer from {address}, expected it; "
-                    "what is finished stays: start the same command again"
-                )
+                raise lost
             error = future.exception()
             if isinstance(error, distributed.scheduler.KilledWorker):
                 error = OSError(
@@ -137,6 +135,11 @@ def spread(
             yield numbers.pop(future), future.result() if error is None else error
             future.release()
             hand_out()
+    except (lost, TimeoutError):
+        raise LostError(
+            f"scheduler: got no more answer from {address}, expected it; what is finished stays: "
+            "start the same command again"
+        ) from None
     finally:
         if client.status == "running":
             client.cancel(list(numbers))

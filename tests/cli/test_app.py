@@ -1426,3 +1426,10 @@ def test_diagnose_what_is_no_trace(call, tmp_path: Path) -> None:
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"level_db": ("chain", [0.0])})})
     save_trace(tree, tmp_path / "other.nc")
     refused(call("diagnose", tmp_path / "other.nc"), "other.nc: got none of posterior/sources, ")
+
+
+def test_workers_are_of_one_kind(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    use = ("separate", stereo, "--priors", priors, "--out", tmp_path / "out", *QUICK)
+    both = call(*use, "--workers", "2", "--scheduler", "tcp://a:1")
+    refused(both, "workers: got --scheduler too, expected one of the two")
+    assert not (tmp_path / "out").exists()
