@@ -44,7 +44,7 @@ class GaussianPrior(TorchDistribution):
         if time % multiple:
             raise ValueError(f"time: got {time}, expected a multiple of {multiple}")
         self.name, self.rms, self.sigma, self.multiple = name, level, sigma, multiple
-        self.mixing, self.estimate = "mean", "best"
+        self.mixing, self.estimate = "mean", "mode"
         super().__init__(Size(), Size((time,)), validate_args=False)
 
     @property

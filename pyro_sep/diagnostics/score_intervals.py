@@ -2,7 +2,7 @@ r"""The SI-SDR to expect of every stem of a mixture whose true sources are unkno
 
 One figure z of a stem needs no truth and tells much of its SI-SDR y, both in dB. Where the estimate
 is the mean of all chains, z is the SI-SDR of one chain's mean against another's, on average over
-the pairs. Where it is of the best chain, z is the SI-SDR of the estimate if a draw were the truth,
+the pairs. Where it is of one explanation, z is the SI-SDR of the estimate if a draw were the truth,
 on average over the draws. z is wrong by an error :math:`e = y - z` that separations of known
 mixtures tell. Sorted, the errors of n stems make an interval for the stem of another mixture,
 

@@ -3,7 +3,7 @@
 Stems are trusted where the sources add up to the mixture, every one of them is audio that its prior
 expects, the search says that it succeeded, and independent chains found the same audio. A single
 chain, or several from the same initial stems, will do where a mixture is one decision
-(``estimate="best"``): there a wrong one surprises the priors. The truth is not needed, and not
+(``estimate="mode"``): there a wrong one surprises the priors. The truth is not needed, and not
 known: chains that agree on a wrong separation are trusted where the priors expect it as well.
 
 That the stems are right does not make the bands around them right: that takes many draws, see
@@ -238,13 +238,13 @@ def _judge(
         apart, why = modes_apart(trace)
         chances = ", ".join(f"{mode_probabilities(trace)[mode]:.0%}" for mode in (0, *others))
         return Verdict.MODES, apart, f"{why} (probabilities {chances}); {MORE}"
-    told = bool(mode_probabilities(trace)) and trace.attrs.get("estimate") == "best"
+    told = bool(mode_probabilities(trace)) and trace.attrs.get("estimate") == "mode"
     agreeing = chains_of_mode(trace, 0) if told else chains
     begun = "initial" in trace["constant_data"]  # chains of one start may agree for that reason
     if agreeing < 2 or begun:
         alone = Verdict.ONE_START if begun else Verdict.ONE_CHAIN
         one, more = ("start", "separate without initial stems, and compare") if begun else CHAIN
-        if unjudged or trace.attrs.get("estimate") != "best":
+        if unjudged or trace.attrs.get("estimate") != "mode":
             return alone, (), f"what one {one} led to may be chance; {more}"
         most = 1 + ALONE_ERRORS * math.sqrt(2 / trace["posterior"].sizes["time"])
         if doubtful := tuple(row.name for row in rows if row.misfit > most):

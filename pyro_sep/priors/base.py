@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_sep.checks.arguments import choice, shown
 
 MixingRule = Literal["sum", "mean"]  # a mixture is the sum of its sources, or their mean
-Estimate = Literal["best", "mean"]  # the mean of the most probable mode, or of all draws
+Estimate = Literal["mode", "mean"]  # the mean of the most probable mode, or of all draws
 
 #: What a prior states of its set where it has no attribute of this name: that of recordings.
 UNSTATED = {"mixing": "sum", "estimate": "mean"}
@@ -95,7 +95,7 @@ def stated(priors: Priors, what: Literal["mixing", "estimate"], remedy: str) -> 
     Args:
         priors: by source name.
         what: ``"mixing"``, whether a mixture is the ``"sum"`` of its sources or their ``"mean"``;
-            or ``"estimate"``, ``"best"`` or ``"mean"``, see :func:`pyro_sep.separate`.
+            or ``"estimate"``, ``"mode"`` or ``"mean"``, see :func:`pyro_sep.separate`.
         remedy: what to do where the priors disagree.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A set of priors is a folder with a ``priors.json``::
 
-    {"priors": ["wavenet/sine", "wavenet/saw"], "mixing": "mean", "estimate": "best"}
+    {"priors": ["wavenet/sine", "wavenet/saw"], "mixing": "mean", "estimate": "mode"}
 
 ``priors`` are its priors in order, as paths without suffix from the folder, so that each may come
 from another set. ``mixing`` says whether a mixture is the sum of its sources or their mean, and
@@ -348,7 +348,7 @@ def _read_set(folder: Path) -> PriorSet:
     if content is None or not _is_sound(content):
         raise ValueError(
             f'{path}: expected {{"priors": [NAME, ...], "mixing": "sum" or "mean", "estimate": '
-            '"best" or "mean"}; write it anew, or delete it'
+            '"mode" or "mean"}; write it anew, or delete it'
         )
     if wrong := [entry for entry in content.priors if not _is_near(entry)]:
         raise ValueError(

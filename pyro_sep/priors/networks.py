@@ -38,7 +38,7 @@ class NetworkPrior(TorchDistribution):
         time: audio samples per event; where None, 16,000 or a few more that the network can take.
         sigma: noise level, scalar or a batch; the lowest known one where None.
         mixing: whether a mixture of such sources is their ``"sum"`` or their ``"mean"``.
-        estimate: which estimate suits their mixtures, ``"best"`` or ``"mean"``; see
+        estimate: which estimate suits their mixtures, ``"mode"`` or ``"mean"``; see
             :func:`pyro_sep.separate`.
 
     Raises:
@@ -265,7 +265,7 @@ class WaveNetPrior(SamplingPrior):
         See :mod:`pyro_sep.inference.gain_errors`. It is 0 where frames hold many decisions
         (``estimate="mean"``): there other errors are far larger.
         """
-        return GAIN_ERROR if self.estimate == "best" else 0.0
+        return GAIN_ERROR if self.estimate == "mode" else 0.0
 
 
 class FloWaveNetPrior(NetworkPrior, TransformedDistribution):

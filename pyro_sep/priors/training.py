@@ -140,7 +140,7 @@ def train_prior(
     folders = [out / f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS] if serial else [out]
     check_free([folder / f"{audio.name}.safetensors" for folder in folders], run)
     is_toy = source.startswith("toy:")
-    law: tuple[MixingRule, Estimate] = ("mean", "best") if is_toy else ("sum", "mean")
+    law: tuple[MixingRule, Estimate] = ("mean", "mode") if is_toy else ("sum", "mean")
     for folder in folders:
         check_set(folder, *law)
     arguments = (audio.draw, run, network_config, config, device, progress)

@@ -30,7 +30,7 @@ class WaveformPrior(SamplingPrior):
         """The prior of a waveform of :data:`pyro_sep.data.toy.WAVEFORMS`."""
         with plain_arithmetic():
             network = Waveform(WaveformConfig(name))
-        return cls(network, name=name, sample_rate=SAMPLE_RATE, mixing="mean", estimate="best")
+        return cls(network, name=name, sample_rate=SAMPLE_RATE, mixing="mean", estimate="mode")
 
     def in_segments(self, seconds: float) -> Self:
         """Nothing: the density of a waveform is no sum over time.

@@ -213,14 +213,14 @@ def separate_batch(  # noqa: D417
             :func:`~pyro_sep.separation.presets.default_constraint`.
         presence: ``"infer"`` where each source may be silent, with a prior probability of 1/2, see
             :mod:`pyro_sep.priors.spike_slab`; all sources are present where None.
-        estimate: ``"best"``, the mean of the most probable explanation of the mixture, or
+        estimate: ``"mode"``, the mean of the most probable explanation of the mixture, or
             ``"mean"``, of all draws by their weights; by default the one that the priors state. A
             frame of tones holds one decision or two: the most probable explanation is right. A
             second of music holds many decisions, of which each chain takes some wrong: the mean of
             all chains is nearer the truth than any of them. See :mod:`pyro_sep.separation.modes`.
         preset: ``"quick"``, ``"standard"`` or ``"thorough"``, the budget, see
             :data:`~pyro_sep.separation.PRESETS`; by default ``"standard"`` for the estimate
-            ``"best"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
+            ``"mode"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
             time.
         seed: of all randomness.
         initial: stems of another separator ``(mixture, source, time)``, contributions a_k s_k, from
@@ -319,7 +319,7 @@ def separate_batch(  # noqa: D417
         target = posterior(observed[i].expand(len(noisy), -1))
         return target.log_density(noisy.to(observed.device), plan.sigma_min).cpu()
 
-    weighed = estimate_name == "best" and not inferred  # others have too many modes, or latents
+    weighed = estimate_name == "mode" and not inferred  # others have too many modes, or latents
     exact = all(getattr(prior, "is_exact", False) for prior in priors.values())
     groups = GroupedDraws(
         observed,

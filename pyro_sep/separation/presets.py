@@ -25,22 +25,22 @@ SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at onc
 SONG: dict[str, float] = {"candidates": 3, "levels": 8, "swaps": 0, "warmup": 6, "draws": 4}
 SONG |= {"thin": 1, "step_size": 1.0}
 
-#: Budgets by name, for frames of few decisions (``estimate="best"``) and of many (``"mean"``):
+#: Budgets by name, for frames of few decisions (``estimate="mode"``) and of many (``"mean"``):
 #: fields of :class:`~pyro_sep.inference.Annealing` other than its defaults.
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "quick": {
-        "best": {"levels": 36, "replicas": 3, "warmup": 4},
+        "mode": {"levels": 36, "replicas": 3, "warmup": 4},
         "mean": SONG | {"candidates": 2, "cooling": 18, "warmup": 4, "chains": 2},
     },
-    "standard": {"best": {}, "mean": SONG | {"cooling": 36, "chains": 3}},
+    "standard": {"mode": {}, "mean": SONG | {"cooling": 36, "chains": 3}},
     "thorough": {
-        "best": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
+        "mode": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
         "mean": SONG | {"candidates": 4, "cooling": 60, "chains": 8},
     },
 }
 
 #: The preset where none is given, by estimate.
-DEFAULT_PRESET: dict[str, Preset] = {"best": "standard", "mean": "quick"}
+DEFAULT_PRESET: dict[str, Preset] = {"mode": "standard", "mean": "quick"}
 
 #: Fields of :class:`~pyro_sep.inference.Annealing`.
 FIELDS = tuple(field.name for field in fields(Annealing))
@@ -53,7 +53,7 @@ def resolve_estimate(priors: Priors, estimate: str | None = None) -> str:
     """The estimate that is given, or the one that the priors state.
 
     Raises:
-        ValueError: neither ``"best"`` nor ``"mean"``; priors that disagree.
+        ValueError: neither ``"mode"`` nor ``"mean"``; priors that disagree.
     """
     if estimate is None:
         return stated(priors, "estimate", "give estimate")
@@ -75,9 +75,9 @@ def resolve_settings(
     Args:
         priors: of the sources, by name.
         time: audio samples of the mixtures.
-        estimate: ``"best"`` or ``"mean"``, see :func:`separate_batch`; what the set of priors
+        estimate: ``"mode"`` or ``"mean"``, see :func:`separate_batch`; what the set of priors
             states where None.
-        preset: see :data:`PRESETS`; ``"standard"`` for the estimate ``"best"`` and ``"quick"`` for
+        preset: see :data:`PRESETS`; ``"standard"`` for the estimate ``"mode"`` and ``"quick"`` for
             ``"mean"`` where None.
         settings: in place of the noise levels and the preset.
         given: fields of :class:`~pyro_sep.inference.Annealing` that take precedence over all these

@@ -89,7 +89,7 @@ class DrawRecorder:
 
     Args:
         backends: one per mixture.
-        estimate: ``"best"`` or ``"mean"``, see :func:`pyro_sep.trace.draws.chosen_draws`.
+        estimate: ``"mode"`` or ``"mean"``, see :func:`pyro_sep.trace.draws.chosen_draws`.
         groups: of the draws, with audio samples of the mixtures; those of a frame beyond them are
             dropped.
         extras: further variables of the draws.

@@ -31,12 +31,12 @@ def chosen_draws(
         mode: of every draw, 0 is the most probable one, ``(chain, draw)``.
         weight: of every draw ``(chain, draw)``.
         lp: log posterior of every draw ``(chain, draw)``; NaN in a chain that diverged.
-        estimate: ``"best"``, draws of the most probable mode, those of the chain of the highest
+        estimate: ``"mode"``, draws of the most probable mode, those of the chain of the highest
             mean log posterior in it; or ``"mean"``, draws of all modes. Where their weights differ,
             there are as many in all as there were, each as often as its weight says.
 
     >>> mode, weight = np.array([[0, 1, 0, 0]]), np.array([[0.1, 0.7, 0.1, 0.1]])
-    >>> chosen_draws(mode, weight, np.zeros((1, 4)), "best").tolist()
+    >>> chosen_draws(mode, weight, np.zeros((1, 4)), "mode").tolist()
     [[0, 0], [0, 2], [0, 3]]
     >>> chosen_draws(mode, weight, np.zeros((1, 4)), "mean").tolist()
     [[0, 1], [0, 1], [0, 1], [0, 2]]
@@ -60,7 +60,7 @@ def chosen_draws(
 def estimate_draws(tree: xr.DataTree) -> NDArray[np.integer]:
     """Chain and number ``(draw, 2)`` of the draws whose mean the estimate of a trace is.
 
-    By its attribute ``estimate``: ``"best"``, draws of the most probable mode, those of the chain
+    By its attribute ``estimate``: ``"mode"``, draws of the most probable mode, those of the chain
     of the highest mean log posterior in it; or ``"mean"``, draws of all modes, each as often as its
     weight says.
 
@@ -71,7 +71,7 @@ def estimate_draws(tree: xr.DataTree) -> NDArray[np.integer]:
     >>> estimate_draws(xr.DataTree.from_dict({"sample_stats": lp})).tolist()
     [[1, 0], [1, 1]]
     """
-    return _chosen(tree, tree.attrs.get("estimate", "best"))
+    return _chosen(tree, tree.attrs.get("estimate", "mode"))
 
 
 def best_chain(tree: xr.DataTree) -> int:
@@ -84,7 +84,7 @@ def best_chain(tree: xr.DataTree) -> int:
     >>> best_chain(xr.DataTree.from_dict({"sample_stats": lp}))
     0
     """
-    return int(_chosen(tree, "best")[0, 0])
+    return int(_chosen(tree, "mode")[0, 0])
 
 
 def select_draws(data: Data, draws: NDArray[np.integer]) -> Data:
@@ -128,11 +128,11 @@ def mode_probabilities(tree: xr.DataTree) -> list[float]:
 
 
 def alternative_modes(tree: xr.DataTree) -> list[int]:
-    """Modes beside that of the estimate ``"best"`` that are worth a look, by falling probability.
+    """Modes beside that of the estimate ``"mode"`` that are worth a look, by falling probability.
 
     An estimate that is the mean over all modes has none.
     """
-    if tree.attrs.get("estimate", "best") != "best":
+    if tree.attrs.get("estimate", "mode") != "mode":
         return []
     found = enumerate(mode_probabilities(tree))
     return [mode for mode, p in found if mode and p >= PROBABLE][:ALTERNATIVES]
@@ -150,7 +150,7 @@ def mode_draws(tree: xr.DataTree, mode: int) -> NDArray[np.integer]:
     [[0, 0], [0, 1]]
     """
     label, weight, lp = _modes(tree)
-    return chosen_draws(np.where(label == mode, 0, 1), weight, lp, "best")
+    return chosen_draws(np.where(label == mode, 0, 1), weight, lp, "mode")
 
 
 def chains_of_mode(tree: xr.DataTree, mode: int) -> int:

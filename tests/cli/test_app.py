@@ -86,11 +86,11 @@ def save_tiny(folder: Path, names: list[str]) -> Path:
         torch.manual_seed(len(name))
         prior = WaveNetPrior(WaveNet(TINY["wavenet"]), name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
-    write_set(folder, names, *(("sum", "mean") if "oboe" in names else ("mean", "best")))
+    write_set(folder, names, *(("sum", "mean") if "oboe" in names else ("mean", "mode")))
     return folder
 
 
-def write_set(folder: Path, names: list[str], mixing: str = "mean", estimate: str = "best") -> None:
+def write_set(folder: Path, names: list[str], mixing: str = "mean", estimate: str = "mode") -> None:
     content = {"priors": names, "mixing": mixing, "estimate": estimate}
     (folder / "priors.json").write_text(json.dumps(content))
 
@@ -179,7 +179,7 @@ def test_separate(priors: Path, stereo: Path, tmp_path: Path) -> None:
     settings = json.loads(attrs["settings"])
     given = ("levels", "chains", "candidates")
     assert [settings[key] for key in given] == [6, 1, 2]
-    assert settings["replicas"] == PRESETS["quick"]["best"]["replicas"]
+    assert settings["replicas"] == PRESETS["quick"]["mode"]["replicas"]
 
 
 def test_separate_writes_a_report(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_separate_takes_the_mean_of_all_chains_but_of_tones(
     assert (np.argmin(off) == 2) == (names[0] == "oboe")
     assert call(*arguments, "--estimate", "mean").code == 0
     assert load_trace(folder / "trace.nc").attrs["estimate"] == "mean"
-    refused(call(*arguments, "--estimate", "mode"), "'mode' is not one of 'mean', 'best'")
+    refused(call(*arguments, "--estimate", "median"), "'median' is not one of 'mean', 'mode'")
 
 
 @pytest.mark.parametrize("kind", ["priors", "both_families"])
@@ -1064,7 +1064,7 @@ def test_train_writes_weights_and_their_card(
     assert outcome.out == f"{path}: prior of sine, its model card beside it\n"
     assert sorted(os.listdir(out)) == ["priors.json", "sine.md", "sine.run", "sine.safetensors"]
     stated = json.loads((out / "priors.json").read_text())
-    assert stated == {"priors": ["sine"], "mixing": "mean", "estimate": "best"}
+    assert stated == {"priors": ["sine"], "mixing": "mean", "estimate": "mode"}
     prior = load_prior(path)
     assert type(prior) is PRIORS[family]
     assert (prior.name, prior.sample_rate) == ("sine", 16_000)
@@ -1412,7 +1412,7 @@ def test_the_exit_code_says_whether_to_trust(
         source_names=("sine", "saw"),
         sample_rate=8_000,
         true_sources=None,
-        attrs={"estimate": "best"},
+        attrs={"estimate": "mode"},
         misfit=np.full((1, 5, 2), misfit),
     )
     save_trace(tree, tmp_path / "trace.nc")

@@ -40,7 +40,7 @@ ATTRS = {
     "noise_scale": 0.001,
     "constraint": "exact",
     "presence": None,
-    "estimate": "best",
+    "estimate": "mode",
     "settings": {"levels": 22, "sigma_min": 0.05},
     f"{FINGERPRINT}oboe": -123.25,
     f"{FINGERPRINT}flute": 17.5,

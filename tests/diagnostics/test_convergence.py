@@ -324,7 +324,7 @@ def test_one_chain() -> None:
 
 
 def test_one_chain_is_enough_where_a_wrong_one_would_surprise_its_priors() -> None:
-    known = {"misfit": np.ones((1, 300, 3)), "attrs": {"estimate": "best"}}
+    known = {"misfit": np.ones((1, 300, 3)), "attrs": {"estimate": "mode"}}
     assert judged(separated(spread(1, 300), **known)).trusted
     for unknown in (
         {"misfit": np.full((1, 300, 3), np.nan)},
@@ -346,14 +346,14 @@ def test_one_chain_is_enough_where_a_wrong_one_would_surprise_its_priors() -> No
 def test_a_log_posterior_that_is_not_finite(value: float, chains: int) -> None:
     lp = np.zeros((chains, 300))
     lp[0, 3] = value
-    attrs = {"estimate": "best"}
+    attrs = {"estimate": "mode"}
     tree = separated(spread(chains, 300), lp=lp, attrs=attrs, misfit=np.ones((chains, 300, 3)))
     assert diagnose(tree).verdict is Verdict.RESIDUAL
 
 
 @pytest.mark.parametrize("found", ["no", None, math.nan, 0.0])
 def test_a_search_that_says_nothing_sound(found: object) -> None:
-    attrs = {"estimate": "best", "search_found": found}
+    attrs = {"estimate": "mode", "search_found": found}
     assert judged(separated(spread(2, 300), attrs=attrs)).verdict is Verdict.SEARCH
 
 
@@ -380,7 +380,7 @@ def test_a_source_that_is_absent_holds_no_audio(level: float, misfit: float) -> 
 def test_a_misfit_that_is_not_known_of_every_source() -> None:
     misfit = np.ones((1, 300, 3))
     misfit[..., 1] = math.nan
-    attrs = {"estimate": "best"}
+    attrs = {"estimate": "mode"}
     tree = separated(spread(1, 300), misfit=misfit, attrs=attrs)
     assert judged(tree).verdict is Verdict.ONE_CHAIN
     misfit[0, 1:, 1] = 5  # known of all draws but one
@@ -402,7 +402,7 @@ def test_bands_of_one_chain_and_of_too_few_draws() -> None:
 
 @pytest.mark.parametrize("found", [1.0, 0.9])
 def test_a_search_that_gave_up(found: float) -> None:
-    attrs = {"estimate": "best", "search_found": found}
+    attrs = {"estimate": "mode", "search_found": found}
     tree = separated(spread(2, 300), attrs=attrs, misfit=np.ones((2, 300, 3)))
     assert judged(tree).verdict is (Verdict.TRUSTED if found == 1 else Verdict.SEARCH)
 
@@ -517,7 +517,7 @@ def of_modes(label: np.ndarray, probability: list[float], **changes: Any) -> xr.
     sources = spread(2, 300)
     sources[label == 1] = sources[label == 1][:, [0, 2, 1]]
     weight = np.array(probability)[label]
-    attrs = {"estimate": "best", **changes.pop("attrs", {})}
+    attrs = {"estimate": "mode", **changes.pop("attrs", {})}
     modes = {"label": label, "weight": weight / weight.sum(), "probability": probability}
     return separated(sources, attrs=attrs, modes=modes, misfit=np.ones((2, 300, 3)), **changes)
 

@@ -99,7 +99,7 @@ def test_where_all_chains_count_the_figure_is_of_one_against_another() -> None:
 
 
 def test_where_the_best_counts_the_figure_is_of_its_draws() -> None:
-    trace = make_trace(ATTRS | {"estimate": "best"})
+    trace = make_trace(ATTRS | {"estimate": "mode"})
     best = int(trace["sample_stats"]["lp"].values.mean(1).argmax())
     draws = torch.from_numpy(trace["posterior"]["sources"].values[best])
     scores = si_sdr(draws.mean(0), draws).mean(0)

@@ -34,7 +34,7 @@ TIME = 480  # 0.03 s
 
 
 def write_order(folder: Path, names: Sequence[str], mixing: str = "mean") -> None:
-    content = {"priors": list(names), "mixing": mixing, "estimate": "best"}
+    content = {"priors": list(names), "mixing": mixing, "estimate": "mode"}
     (folder / "priors.json").write_text(json.dumps(content))
 
 
@@ -268,7 +268,7 @@ def test_presence_judges_every_source_and_goes_on(
     module = load("presence")
     monkeypatch.setattr(module, "resume", functools.partial(module.resume, batch=2))
     small = {"tries": 1, "swaps": 0, "replicas": 0, "draws": 2}
-    monkeypatch.setitem(PRESETS["quick"], "best", small)
+    monkeypatch.setitem(PRESETS["quick"], "mode", small)
     run = functools.partial(
         module.main, mixtures=3, first=4, seconds=0.03, priors=str(priors), out=tmp_path
     )

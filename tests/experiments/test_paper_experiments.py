@@ -40,7 +40,7 @@ def save_set(folder: Path, config: object, names: tuple[str, ...] = NAMES) -> Pa
         randomise(network)
         prior = PRIORS[family_of(config)](network, name=name, sample_rate=16_000)
         save_prior(prior, folder / f"{name}.safetensors")
-    content = {"priors": names, "mixing": "mean", "estimate": "best"}
+    content = {"priors": names, "mixing": "mean", "estimate": "mode"}
     (folder / "priors.json").write_text(json.dumps(content))
     return folder
 

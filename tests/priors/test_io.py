@@ -620,7 +620,7 @@ def test_an_order_that_is_no_file(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "law"),
     [
-        *((name, ("mean", "best")) for name in ("toy", "toy/wavenet", "toy/flow", "toy/oracle")),
+        *((name, ("mean", "mode")) for name in ("toy", "toy/wavenet", "toy/flow", "toy/oracle")),
         ("music", ("sum", "mean")),
     ],
 )
@@ -633,13 +633,13 @@ def test_the_sets_that_ship_say_how_their_sources_add_up(name: str, law: tuple[s
 
 def test_a_folder_without_a_list_is_of_recordings(folder: Path) -> None:
     assert {(p.mixing, p.estimate) for p in load_priors(folder).values()} == {("sum", "mean")}
-    write_set(folder, ["violin", "oboe"], "mean", "best")
-    assert {(p.mixing, p.estimate) for p in load_priors(folder).values()} == {("mean", "best")}
+    write_set(folder, ["violin", "oboe"], "mean", "mode")
+    assert {(p.mixing, p.estimate) for p in load_priors(folder).values()} == {("mean", "mode")}
 
 
 def tone(name: str) -> NetworkPrior:
     prior = make_prior(name)
-    prior.mixing, prior.estimate = "mean", "best"
+    prior.mixing, prior.estimate = "mean", "mode"
     return prior
 
 
@@ -649,13 +649,13 @@ def test_a_set_grows_by_priors_of_its_law(tmp_path: Path) -> None:
     add_to_set(folder, tone("bassoon"))
     add_to_set(folder, tone("violin"))  # trained again
     content = json.loads((folder / SET_FILE).read_text())
-    assert content == {"priors": ["violin", "bassoon"], "mixing": "mean", "estimate": "best"}
+    assert content == {"priors": ["violin", "bassoon"], "mixing": "mean", "estimate": "mode"}
     loaded = load_priors(folder)
     assert list(loaded) == ["violin", "bassoon"]
-    assert {prior.estimate for prior in loaded.values()} == {"best"}
+    assert {prior.estimate for prior in loaded.values()} == {"mode"}
     before = sorted(folder.iterdir())
     assert len(before) == 3
-    message = "got priors of mixing 'mean' and estimate 'best', expected 'sum' and 'mean'; give"
+    message = "got priors of mixing 'mean' and estimate 'mode', expected 'sum' and 'mean'; give"
     one_line(lambda: add_to_set(folder, make_prior("oboe")), message, folder)
     one_line(lambda: check_set(folder, "sum", "mean"), message, folder)
     assert sorted(folder.iterdir()) == before

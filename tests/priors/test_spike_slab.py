@@ -59,7 +59,7 @@ def test_the_density_integrates_to_one(sigma: float) -> None:
 
 def test_a_prior_that_may_be_silent_states_what_its_prior_states() -> None:
     priors = {"white": law().condition(0.5), "other": law().frame(4)}
-    assert (stated(priors, "mixing", ""), stated(priors, "estimate", "")) == ("mean", "best")
+    assert (stated(priors, "mixing", ""), stated(priors, "estimate", "")) == ("mean", "mode")
 
 
 def test_presence_is_bayes_rule() -> None:

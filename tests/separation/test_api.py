@@ -42,7 +42,7 @@ TIME = 300
 BUDGET = {"levels": 6, "candidates": 2, "tries": 1, "swaps": 0, "replicas": 2, "chains": 2}
 BUDGET |= {"cooling": 4, "warmup": 3, "draws": 6, "thin": 1}
 LEVELS = {"oboe": 0.5, "flute": 0.3}
-TONES: dict[str, Any] = {"mixing": "mean", "estimate": "best"}
+TONES: dict[str, Any] = {"mixing": "mean", "estimate": "mode"}
 
 
 def make_prior(name: str, **config: Any) -> WaveNetPrior:
@@ -150,7 +150,7 @@ def test_the_mean_over_all_chains_leaves_out_one_that_diverged(
     monkeypatch.setattr(separation, "DrawRecorder", Diverged)
     one = separate(tones().mean(0), PRIORS, estimate="mean", **BUDGET)
     assert nearest_chain(one) == 0
-    with pytest.raises(ValueError, match="estimate: got 'median', expected one of best, mean"):
+    with pytest.raises(ValueError, match="estimate: got 'median', expected one of mode, mean"):
         separate(tones().mean(0), PRIORS, estimate="median", **BUDGET)
 
 
@@ -365,7 +365,7 @@ def test_settings_are_the_ladder_the_preset_and_what_is_given() -> None:
 
 
 def test_the_estimate_and_its_preset_are_those_of_the_priors() -> None:
-    assert resolve_settings(PRIORS, TIME) == resolve_settings(PRIORS, TIME, "best", "standard")
+    assert resolve_settings(PRIORS, TIME) == resolve_settings(PRIORS, TIME, "mode", "standard")
     recordings = {name: copy(prior) for name, prior in PRIORS.items()}
     for prior in recordings.values():
         prior.mixing, prior.estimate = "sum", "mean"

@@ -61,10 +61,10 @@ def test_the_mean_is_of_draws_as_often_as_they_weigh() -> None:
     assert one.tolist() == [[0, 0], [0, 1], [0, 2]]
 
 
-@pytest.mark.parametrize("estimate", ["best", "mean"])
+@pytest.mark.parametrize("estimate", ["mode", "mean"])
 def test_alternatives_are_probable(estimate: str) -> None:
     told = modes([[0, 1, 2, 3, 4, 5]], [0.4, 0.25, 0.15, 0.1, 0.06, 0.04])
-    expected = [1, 2, 3, 4][:ALTERNATIVES] if estimate == "best" else []
+    expected = [1, 2, 3, 4][:ALTERNATIVES] if estimate == "mode" else []
     assert alternative_modes(tree([[0.0] * 6], told, estimate=estimate)) == expected
     told = modes([[0, 1]], [0.96, 0.04])
     assert alternative_modes(tree([[0.0] * 2], told, estimate=estimate)) == []
