@@ -48,5 +48,5 @@ def test_stems_are_the_same(
 def test_a_prior_that_states_nonsense_is_named() -> None:
     priors = load_priors("toy/oracle")
     priors["saw"].estimate = "median"  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"^estimate: got 'median', expected one of best, mean"):
+    with pytest.raises(ValueError, match=r"^estimate: got 'median', expected one of mode, mean"):
         resolve_estimate(priors)
