@@ -57,7 +57,7 @@ def main(
     priors: PriorSet = "toy",
     musdb: MusdbRoot = None,
     learn: Annotated[int, typer.Option(min=6, help="Mixtures to learn from.")] = 24,
-    judge: Annotated[int, typer.Option(min=1, help="Mixtures to judge by.")] = 12,
+    judge: Annotated[int, typer.Option(min=2, help="Mixtures to judge by.")] = 12,
     out: Out = Path("results/expected_scores"),
 ) -> None:
     """Separate mixtures, learn from the first ones, judge by the others."""
@@ -83,7 +83,7 @@ def main(
     results.json(content)
     print(f"{content['judged_stems']} stems of {content['judged']} mixtures:", end=" ")
     print(f"{content['inside']:.0%} inside intervals of {PROBABILITY:.0%}", end=" ")
-    print(f"(Monte Carlo error {content['error']:.0%}), {content['width_db']:.1f} dB wide.")
+    print(f"(standard error {content['error']:.0%}), {content['width_db']:.1f} dB wide.")
     results.done()
 
 
@@ -138,21 +138,25 @@ def clue(row: Row) -> Clue:
 
 
 def judged(errors: ScoreErrors, rows: list[Row]) -> Row:
-    """Shares of the SI-SDRs that are inside their intervals, by the number of sources."""
-    inside: dict[int, list[bool]] = {number: [] for number in COUNTS}
-    width = 0.0
+    """Shares of the SI-SDRs that are inside their intervals, by the number of sources.
+
+    Stems of one mixture depend on each other, so the standard error is over mixtures.
+    """
+    inside: dict[int, list[float]] = {number: [] for number in COUNTS}
+    shares, width = [], 0.0
     for row in rows:
         bounds = errors.intervals(clue(row), PROBABILITY)
-        for name, (low, high) in bounds.items():
-            inside[len(bounds)].append(low <= row["si_sdr"][name] <= high)
-            width = high - low
+        hits = [float(low <= row["si_sdr"][name] <= high) for name, (low, high) in bounds.items()]
+        width = next(high - low for low, high in bounds.values())
+        inside[len(bounds)] += hits
+        shares.append(np.mean(hits))
     every = [hit for hits in inside.values() for hit in hits]
     return {
         "judged": len(rows),
         "judged_stems": len(every),
         "inside": float(np.mean(every)),
         "inside_by_count": {str(k): float(np.mean(hits)) for k, hits in inside.items() if hits},
-        "error": float(np.sqrt(PROBABILITY * (1 - PROBABILITY) / len(every))),
+        "error": float(np.std(shares, ddof=1) / np.sqrt(len(shares))),
         "width_db": width,
     }
 
