@@ -23,6 +23,7 @@ from pyro_sep.cli.options import Device as Device
 from pyro_sep.cli.options import MusdbRoot as MusdbRoot
 from pyro_sep.data.toy import WAVEFORMS, ToyMixture
 from pyro_sep.diagnostics.convergence import chain_agreement
+from pyro_sep.diagnostics.score_intervals import expected_scores
 from pyro_sep.diagnostics.verdict import Verdict, diagnose
 from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS
@@ -238,10 +239,13 @@ def score(estimate: Tensor, sources: Tensor, mixture: Tensor) -> Row:
 
 
 def judge(result: Separation) -> Row:
-    """What the verdict on a separation is, and the probabilities of its modes."""
+    """The verdict on a separation, the probabilities of its modes, and the SI-SDR to expect."""
     verdict = diagnose(result.trace).verdict
     modes = [round(p, 3) for p in mode_probabilities(result.trace)]
-    return {"trusted": verdict is Verdict.TRUSTED, "verdict": str(verdict), "modes": modes}
+    expected = expected_scores(result.trace)
+    bounds = None if expected is None else [[*map(float, expected[n])] for n in result.names]
+    said = {"trusted": verdict is Verdict.TRUSTED, "verdict": str(verdict), "modes": modes}
+    return said | {"expected_si_sdr": bounds}
 
 
 def summarise_verdicts(rows: Sequence[Row], right_db: float = 10.0) -> dict[str, Any]:
@@ -250,10 +254,17 @@ def summarise_verdicts(rows: Sequence[Row], right_db: float = 10.0) -> dict[str,
     A separation is right where every source has an SI-SDR above ``right_db``.
     """
     trusted = np.array([row["trusted"] for row in rows], bool)
+    inside = [
+        low <= value <= high
+        for row in rows
+        for (low, high), value in zip(row["expected_si_sdr"] or [], row["si_sdr"], strict=False)
+    ]
     worst = decibels(rows, "si_sdr").min(1)
     return {
         "share_trusted": float(trusted.mean()),
         "least_si_sdr_of_trusted_db": float(worst[trusted].min()) if trusted.any() else None,
+        "share_inside_expected": float(np.mean(inside)) if inside else None,
+        "stems_with_expected": len(inside),
         "right_above_db": right_db,
         "trusted_right": int((trusted & (worst > right_db)).sum()),
         "trusted_wrong": int((trusted & (worst <= right_db)).sum()),
