@@ -3,6 +3,7 @@
 A worker is a process of one thread: what it computes does not depend on how many there are.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -181,4 +182,7 @@ def _call(name: str, *job: Any) -> Any:
     from distributed import get_worker
 
     held: Any = get_worker().plugins[name]
-    return held.function(*job)
+    try:
+        return held.function(*job)
+    finally:
+        gc.collect()  # figures and traces are cycles; a worker's memory grew by MBs a recording
