@@ -27,6 +27,7 @@ import time as clock
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event, Thread
 from typing import Annotated, Any
 
 import numpy as np
@@ -49,6 +50,8 @@ LEAST = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "cooling": 1, 
 MUSIC = {"levels": 6, "candidates": 1, "cooling": 1, "warmup": 1, "draws": 4, "chains": 2}
 NOTHINGS = 5_000  # calls of a function that does nothing
 RECORDINGS = 200  # small ones, of which a worker's memory is measured
+WARM = 20  # recordings from which on it is
+WATCH_SECONDS = 2.0  # between measurements
 LENGTHS = (3.0, 6.0, 12.0)  # seconds of music
 TRACK = 180.0  # seconds of a track on paper
 COLLECTIONS = {10**3: 64, 10**5: 2_000, 10**7: 20_000}  # tracks, and cores for them
@@ -176,19 +179,29 @@ def memory() -> Row:
     priors = load_set("toy/oracle", "sine")
     with TemporaryDirectory() as parent, local_cluster(1) as client:
         folder = Path(parent)
-        paths = write_mixtures(folder, ["sine"], 256, RECORDINGS)
-        block, held = 10, []
-        for first in range(0, RECORDINGS, block):
-            part = paths[first : first + block]
-            separate_many(part, priors, folder / "out", client=client, **LEAST)
-            held.append(next(iter(client.run(resident).values())))
-    slope = np.polyfit(np.arange(len(held))[len(held) // 4 :], held[len(held) // 4 :], 1)[0]
+        paths, out = write_mixtures(folder, ["sine"], 256, RECORDINGS), folder / "out"
+        rows: list[tuple[int, float]] = []
+        ended = Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH_SECONDS):
+                done = sum(1 for _ in out.glob("*/summary.json"))
+                rows.append((done, next(iter(client.run(resident).values()))))
+
+        watcher = Thread(target=watch)
+        watcher.start()
+        separate_many(paths, priors, out, client=client, **LEAST)
+        ended.set()
+        watcher.join()
+    late = [(done, held) for done, held in rows if done >= WARM]
+    slope, _ = np.polyfit([done for done, _ in late], [held for _, held in late], 1)
     return {
         "recordings": RECORDINGS,
-        "megabytes": held,
-        "first_megabytes": held[0],
-        "last_megabytes": held[-1],
-        "kilobytes_per_recording": 1e3 * float(slope) / block,
+        "finished_and_megabytes": rows,
+        "warm": WARM,
+        "warm_megabytes": late[0][1],
+        "last_megabytes": late[-1][1],
+        "kilobytes_per_recording": 1e3 * float(slope),
     }
 
 

@@ -23,6 +23,9 @@ from . import (
     priors as priors,
 )
 from . import (
+    results as results,
+)
+from . import (
     separation as separation,
 )
 from . import (

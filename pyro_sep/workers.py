@@ -3,6 +3,7 @@
 A worker is a process of one thread: what it computes does not depend on how many there are.
 """
 
+import gc
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 EXTRA = "dask"
 AHEAD = 2  # jobs per worker that are handed out: one runs, one waits
 CONNECT_SECONDS = 20
+OF_WORKERS = {  # in place of Dask's: its MALLOC_TRIM_THRESHOLD_ makes torch ask for memory anew
+    "distributed.nanny.pre-spawn-environ": dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1
+    ),
+    "distributed.worker.profile.enabled": False,
+}
 WORKER_SECONDS = 60
 Result = TypeVar("Result")
 
@@ -40,6 +47,7 @@ def local_cluster(count: int) -> Iterator["Client"]:
         raise ValueError(f"workers: got {count}, expected at least 1")
     distributed = import_optional("distributed", "workers", EXTRA)
     with (
+        import_optional("dask", "workers", EXTRA).config.set(OF_WORKERS),
         distributed.LocalCluster(
             n_workers=count,
             threads_per_worker=1,
@@ -181,4 +189,7 @@ def _call(name: str, *job: Any) -> Any:
     from distributed import get_worker
 
     held: Any = get_worker().plugins[name]
-    return held.function(*job)
+    try:
+        return held.function(*job)
+    finally:
+        gc.collect()  # figures and traces are cycles; a worker's memory grew by MBs a recording

@@ -15,7 +15,7 @@ from sphinx.util.docutils import docutils_namespace
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RESULTS = DOCS / "results"
-PAGES = sorted(RESULTS.glob("*.md"))
+PAGES = [*sorted(RESULTS.glob("*.md")), RESULTS.parent / "scale.md"]
 
 
 def load() -> ModuleType:

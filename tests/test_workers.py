@@ -17,6 +17,12 @@ def test_the_extra_is_named(use: Callable, monkeypatch: pytest.MonkeyPatch) -> N
         use().__enter__()
 
 
+def test_the_settings_of_workers_are_dask_s() -> None:
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    assert all(dask.config.get(name, None) is not None for name in workers.OF_WORKERS)
+
+
 def test_a_number_of_workers() -> None:
     with pytest.raises(ValueError, match=r"^workers: got 0, expected at least 1$"):
         local_cluster(0).__enter__()

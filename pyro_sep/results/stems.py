@@ -34,6 +34,9 @@ class StemFiles:
         residual: also the recording less its stems, which no prior explains.
         draws: number of draws that are written beside the mean, evenly spaced over those that the
             estimate is of, at most those of one chain. Their errors are larger than the mean's.
+
+    >>> StemFiles(suffix="flac", residual=True).names(["bass"])[:2]
+    ['bass.flac', 'residual.flac']
     """
 
     suffix: str = "wav"
