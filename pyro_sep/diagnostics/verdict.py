@@ -237,7 +237,7 @@ def _judge(
     if others := alternative_modes(trace):
         apart, why = modes_apart(trace)
         chances = ", ".join(f"{mode_probabilities(trace)[mode]:.0%}" for mode in (0, *others))
-        return Verdict.MODES, apart, f"{why} (probabilities {chances}); {MORE}"
+        return Verdict.MODES, apart, f"{why} (probabilities {chances}); listen to both, or {MORE}"
     told = bool(mode_probabilities(trace)) and trace.attrs.get("estimate") == "mode"
     agreeing = chains_of_mode(trace, 0) if told else chains
     begun = "initial" in trace["constant_data"]  # chains of one start may agree for that reason

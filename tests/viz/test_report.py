@@ -391,3 +391,27 @@ def test_the_score_to_expect(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Page(report.render_report(make_trace()))
     for k in range(len(NAMES)):
         assert f"expected SI-SDR / dB (80 %) {10 + k} to {15 + k}" in page.text
+
+
+def test_explanations_are_switched_by_buttons() -> None:
+    label = np.repeat([[0] * 5 + [1] * 3], CHAINS, 0)
+    weight = np.full((CHAINS, DRAWS), 1 / (CHAINS * DRAWS))
+    modes = {"label": label, "weight": weight, "probability": [0.625, 0.375]}
+    tree = make_trace(modes=modes)
+    html = render_report(tree)
+    page = Page(html)
+    buttons = [box for box in page.all("input") if box["type"] == "radio"]
+    assert [box["id"] for box in buttons] == ["explanation1", "explanation2"]
+    assert ["checked" in box for box in buttons] == [True, False]
+    assert "explanation 1, probability 62%" in page.text
+    hidden = '#explanation2:checked) .version:not([data-version="2"])'
+    assert hidden in html
+    draws = tree["posterior"]["sources"].values[1]  # the best chain
+    sounds = page.sounds()
+    for k, name in enumerate(NAMES):
+        for title, own in (("estimate", draws[:5, k]), ("explanation 2", draws[5:, k])):
+            heard = sounds[f"{name}, {title}"][0]
+            expected = own.mean(0)
+            scale = np.abs(heard).max() / np.abs(expected).max()
+            assert np.abs(heard - scale * expected).max() < 2 * STEP
+    assert not Page(render_report(make_trace())).all("fieldset")
