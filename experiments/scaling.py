@@ -40,6 +40,7 @@ from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.priors.base import Priors
 from pyro_sep.results import separate_many
+from pyro_sep.results.sections import spans
 from pyro_sep.separation.cost import estimate_cost
 from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.dataset import TRACE, load_trace
@@ -197,7 +198,7 @@ def memory() -> Row:
     slope, _ = np.polyfit([done for done, _ in late], [held for _, held in late], 1)
     return {
         "recordings": RECORDINGS,
-        "finished_and_megabytes": rows,
+        "finished_and_megabytes": [row for row in dict(rows).items() if row[0] % WARM == 0],
         "warm": WARM,
         "warm_megabytes": late[0][1],
         "last_megabytes": late[-1][1],
@@ -267,9 +268,11 @@ def projection(content: Row) -> Row:
     drawn = quick.chains * quick.draws / (MUSIC["chains"] * MUSIC["draws"])
     trace = run["trace_megabytes"] / run["seconds"] * TRACK * drawn
     stems = len(priors) * 2 * 4 * 44_100 * TRACK / 1e6
-    task = content["scheduler"]["cpu_milliseconds_per_task"] / 1e3
+    sections = len(spans(round(TRACK * 44_100), 44_100))  # each of which is a task
+    task = sections * content["scheduler"]["cpu_milliseconds_per_task"] / 1e3
     return {
         "track_seconds": TRACK,
+        "sections_per_track": sections,
         "gradients": gradients,
         "core_hours_per_track": core_hours,
         "trace_megabytes_per_track": trace,
@@ -283,7 +286,7 @@ def projection(content: Row) -> Row:
                 "gpu_days": tracks * core_hours / GPU_CORES / 24,
                 "terabytes": tracks * (trace + stems) / 1e6,
                 "scheduler_seconds": tracks * task,
-                "tasks_per_second": cores / core_hours / 3_600,
+                "tasks_per_second": sections * cores / core_hours / 3_600,
             }
             for tracks, cores in COLLECTIONS.items()
         ],

@@ -3,7 +3,6 @@
 A worker is a process of one thread: what it computes does not depend on how many there are.
 """
 
-import gc
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -189,7 +188,4 @@ def _call(name: str, *job: Any) -> Any:
     from distributed import get_worker
 
     held: Any = get_worker().plugins[name]
-    try:
-        return held.function(*job)
-    finally:
-        gc.collect()  # figures and traces are cycles; a worker's memory grew by MBs a recording
+    return held.function(*job)

@@ -4,6 +4,7 @@ The unit of work is a recording, with all of its chains: they share one stream o
 one evaluation of the networks, so a recording has the same draws wherever it is separated.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -62,7 +63,7 @@ def separate_many(
     Every recording is separated as :func:`pyro_sep.separate` does it with these options, and has
     the same draws, whatever the number of workers. One that fails does not stop the others. The
     same call again skips what is finished and continues what was cut off. Recordings longer than
-    five minutes are separated in sections, in bounded memory (:mod:`pyro_sep.results.sections`).
+    two minutes are separated in sections, in bounded memory (:mod:`pyro_sep.results.sections`).
 
     Args:
         recordings: audio files of any rate and channels.
@@ -244,6 +245,7 @@ class _Attempt:
         return self.plan if self.device is None else self.plan.on(torch.device(self.device))
 
     def __call__(self, job: Job, recording: Recording | None) -> tuple[Outcome, dict[str, bytes]]:
+        gc.collect()  # figures and traces of the one before, which are cycles
         if self.shared:
             return self.moved.attempt(job, recording), {}
         with TemporaryDirectory() as parent:

@@ -26,8 +26,8 @@ from pyro_sep.results.plan import Job, Outcome, failure
 from pyro_sep.results.writer import SUMMARY, own_files
 from pyro_sep.storage.files import atomic_write, only_run, save_json
 
-LONGEST = 300.0  # seconds of a recording that is separated as one state
-SECTION = 120.0  # seconds of a section, or up to a STEP more
+LONGEST = 120.0  # seconds of a recording that is separated as one state
+SECTION = 60.0  # seconds of a section, or up to a STEP more
 OVERLAP = 2.0  # seconds
 STEP = 1.0  # seconds: where sections begin, which is at an audio sample at every rate
 BLOCK = 1 << 20  # audio samples that are joined at once
