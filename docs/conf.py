@@ -49,6 +49,6 @@ nitpicky = True
 nitpick_ignore_regex = [
     (
         "py:.*",
-        r"(arviz|Fabric|collections|matplotlib|numpy|os|pandas|pathlib|pyro|torch|torchaudio|xarray|xr)\b.*",
+        r"(arviz|Client|Fabric|collections|matplotlib|numpy|os|pandas|pathlib|pyro|torch|torchaudio|xarray|xr)\b.*",
     ),
 ]

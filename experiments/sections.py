@@ -53,7 +53,7 @@ def main(
     chosen = chosen_priors(priors, stems)
     plan = resolve_settings(chosen, time, preset=preset)
     settings = {"musdb": musdb.resolve().name, "priors": priors, "stems": stems}
-    settings |= {"seconds": seconds, "section": section, "seed": seed} | asdict(plan)
+    settings |= {"seconds": seconds, "section_seconds": section, "seed": seed} | asdict(plan)
     methods: dict[str, Callable[[Tensor], Tensor]] = {
         "whole": partial(whole, chosen, plan, seed),
         "again": partial(whole, chosen, plan, seed + 1),
