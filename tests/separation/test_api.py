@@ -373,7 +373,9 @@ def test_the_estimate_and_its_preset_are_those_of_the_priors() -> None:
     result = separate(WAVE, recordings, **TINY)
     assert result.trace.attrs["estimate"] == "mean"
     assert result.trace["constant_data"]["gains"].values.tolist() == [1.0, 1.0]
-    expected = separate(WAVE, PRIORS, gains=(1.0, 1.0), estimate="mean", preset="quick", **TINY)
+    for prior in recordings.values():
+        prior.mixing = "mean"
+    expected = separate(WAVE, recordings, gains=(1.0, 1.0), preset="quick", **TINY)
     assert torch.equal(result.sources, expected.sources)
 
 
