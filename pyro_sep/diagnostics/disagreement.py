@@ -7,9 +7,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_sep.trace.draws import mode_draws, select_draws
+from pyro_sep.trace.draws import ALIKE, mode_draws, select_draws
 
-ALIKE = 0.1  # of their mean power, by which versions of a source may differ
 WINDOW = 0.05  # seconds
 MOVED = 3.16  # 10 dB: what a source has so much less of in one version, it has not got there
 OPPOSITE = -0.5  # correlation of what two sources differ by, where one has what the other lacks

@@ -27,14 +27,14 @@ from pyro_sep.diagnostics.convergence import (
 )
 from pyro_sep.diagnostics.disagreement import chains_apart, modes_apart
 from pyro_sep.trace.dataset import TINY
-from pyro_sep.trace.draws import alternative_modes, chains_of_mode, mode_probabilities
+from pyro_sep.trace.draws import ALIKE, alternative_modes, chains_of_mode, mode_probabilities
 
 #: Vehtari et al. 2021 (arXiv 1903.08008) ask for an R-hat below this and an ESS of 400 of 4 chains.
 R_HAT_MAX = 1.01
 ESS_PER_CHAIN = 100
 
 #: Where the difference of two chains is 10 dB below their mean power.
-AGREEMENT_MIN = 1 - 0.1 / 2
+AGREEMENT_MIN = 1 - ALIKE / 2
 
 #: Twice the mean square that a prior expects of audio it knows; toy tones of another source have
 #: more, ``test_verdict.py``. A prior that expects much is surprised by little: music seldom.

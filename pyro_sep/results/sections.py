@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyro_sep.audio.io import FORMATS, audio_length
 from pyro_sep.data.tracks import SECTIONS
 from pyro_sep.results.plan import Job, Outcome, failure
-from pyro_sep.results.writer import SUMMARY, own_files
+from pyro_sep.results.writer import SUMMARY, is_finished, own_files, remove_files
 from pyro_sep.storage.files import atomic_write, only_run, save_json
 
 LONGEST = 120.0  # seconds of a recording that is separated as one state
@@ -120,10 +120,9 @@ def _join(whole: Job, jobs: Sequence[Job], summaries: Sequence[dict[str, object]
     assert isinstance(listed, dict)
     names = [name for name in listed if Path(name).suffix[1:] in FORMATS and "/" not in name]
     with only_run(folder):
-        if _is_joined(folder, run):
+        if is_finished(folder, run):
             return Outcome(whole.path, folder)
-        for name in set(own_files(folder)) - {*names, SUMMARY}:
-            (folder / name).unlink(missing_ok=True)
+        remove_files(folder, set(own_files(folder)) - {*names, SUMMARY})
         for name in names:
             join_files([(job.start, job.folder / name) for job in jobs], folder / name)
         bad = [job.section for job, summary in pairs if not summary["trusted"]]
@@ -134,16 +133,6 @@ def _join(whole: Job, jobs: Sequence[Job], summaries: Sequence[dict[str, object]
         save_json(content | {"run": run}, folder / SUMMARY)
     verdict = f"verdict: {trusted} of {len(jobs)} sections trusted"
     return Outcome(whole.path, folder, (*names, SUMMARY), verdict=verdict)
-
-
-def _is_joined(folder: Path, run: Mapping[str, object]) -> bool:
-    try:
-        summary = json.loads((folder / SUMMARY).read_bytes())
-        sizes = summary["files"].items()
-        same = summary["run"] == json.loads(json.dumps(run))
-        return same and all((folder / name).stat().st_size == size for name, size in sizes)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
 
 
 def join_files(parts: Sequence[tuple[float, Path]], path: Path) -> None:

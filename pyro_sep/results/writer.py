@@ -112,7 +112,7 @@ def write_separation(
             "spread": _rounded(moved.spread),
             "preferred": moved.preferred,
         }
-    _remove(folder, set(own_files(folder)) - set(written))
+    remove_files(folder, set(own_files(folder)) - set(written))
     save_json(summary, folder / SUMMARY)
     return [*dict.fromkeys(Path(name).parts[0] for name in stems), TRACE, PICTURE, SUMMARY]
 
@@ -145,7 +145,7 @@ def write_silence(
         for name, stem in written.items():
             save_audio(folder / name, stem, rate)
         sizes = {name: (folder / name).stat().st_size for name in written}
-        _remove(folder, set(own_files(folder)) - set(written))
+        remove_files(folder, set(own_files(folder)) - set(written))
         verdict = {"trusted": True, "verdict": "silence", "sources": list(sources)}
         save_json(verdict | {"files": sizes, "run": dict(run)}, folder / SUMMARY)
     return [*written, SUMMARY]
@@ -166,7 +166,7 @@ def receive_results(files: Mapping[str, bytes], folder: Path) -> None:
         for name in sorted(files, key=lambda name: name == SUMMARY):  # which says that all is there
             (folder / name).parent.mkdir(exist_ok=True)
             atomic_write_bytes(folder / name, files[name])
-        _remove(folder, stale)
+        remove_files(folder, stale)
         (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
@@ -208,7 +208,7 @@ def _is_stem(name: str) -> bool:
     return inside and path.as_posix() == name and path.suffix[1:] in FORMATS
 
 
-def _remove(folder: Path, names: Collection[str]) -> None:
+def remove_files(folder: Path, names: Collection[str]) -> None:
     """Remove files of a former run, and its folders of draws and alternatives if they are empty."""
     for name in names:
         if (folder / name).is_file():

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_sep.inference.bridge import MassRatio
+from pyro_sep.trace.draws import ALIKE
 
-ALIKE = 0.1  # epsilon: their difference is 10 dB below their mean power
 UNHEARD = 0.01  # of the mixture's power
 SIGNIFICANT = 3.0  # standard errors
 LARGEST = 300.0  # nats: what is more probable than that is certain

@@ -22,8 +22,10 @@ EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
 SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: none is of the whole
 SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
 
-SONG: dict[str, float] = {"candidates": 3, "levels": 8, "swaps": 0, "warmup": 6, "draws": 4}
-SONG |= {"thin": 1, "step_size": 1.0}
+SONG: dict[str, float] = {
+    **{"candidates": 3, "levels": 8, "swaps": 0},
+    **{"warmup": 6, "draws": 4, "thin": 1, "step_size": 1.0},
+}
 
 #: Budgets by name, for frames of few decisions (``estimate="mode"``) and of many (``"mean"``):
 #: fields of :class:`~pyro_sep.inference.Annealing` other than its defaults.

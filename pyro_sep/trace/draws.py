@@ -14,6 +14,7 @@ from pyro_sep.trace.layout import MODES
 
 Data = TypeVar("Data", xr.Dataset, xr.DataArray)
 DRAWS = ("label", "weight")  # of every draw
+ALIKE = 0.1  # versions of a source are one whose difference is 10 dB below their mean power
 PROBABLE = 0.05  # of an alternative, at least
 ALTERNATIVES = 3  # at most
 EQUAL = 1e-6  # relative: weights that differ by less are those of draws that count alike
