@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_sep.audio.io import check_peak, encoded, save_audio
@@ -135,19 +136,19 @@ def _stems(
 
 def mode_contributions(trace: xr.DataTree, mode: int) -> Tensor:
     """Mean contributions ``(source, time)`` of the draws of a mode."""
-    drawn = select_draws(trace["posterior"].to_dataset(), mode_draws(trace, mode))
-    gains = drawn["gains"] if "gains" in drawn else trace["constant_data"].to_dataset()["gains"]
-    return torch.from_numpy(
-        (gains * drawn["sources"]).mean("draw").transpose("source", "time").values
-    )
+    return torch.from_numpy(_contributions(trace, mode_draws(trace, mode)).mean("draw").values)
 
 
 def drawn_contributions(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
     """Contributions ``(source, time)`` of draws that the estimate is of, evenly spaced."""
-    posterior, draws = trace["posterior"].to_dataset(), estimate_draws(trace)
-    numbers = np.unique(np.linspace(0, len(draws) - 1, count).round().astype(int))
-    for number in numbers:
-        drawn = select_draws(posterior, draws[[number]]).isel(draw=0)
-        known = trace["constant_data"].to_dataset()
-        gains = (drawn if "gains" in drawn else known)["gains"].values
-        yield torch.from_numpy(gains[:, None] * drawn["sources"].values)
+    draws = estimate_draws(trace)
+    for number in np.unique(np.linspace(0, len(draws) - 1, count).round().astype(int)):
+        yield torch.from_numpy(_contributions(trace, draws[[number]]).values[0])
+
+
+def _contributions(trace: xr.DataTree, draws: NDArray[np.integer]) -> xr.DataArray:
+    """Contributions ``(draw, source, time)`` of these draws."""
+    drawn = select_draws(trace["posterior"].to_dataset(), draws)
+    known = trace["constant_data"].to_dataset()
+    gains = (drawn if "gains" in drawn else known)["gains"]
+    return (gains * drawn["sources"]).transpose("draw", "source", "time")
