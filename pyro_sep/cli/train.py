@@ -12,18 +12,28 @@ from pyro_sep.models.settings import TrainConfig
 
 def train(
     source: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="toy:WAVEFORM, a folder of audio of one source, FOLDER:STEM, musdb:STEM."
+            help="toy:WAVEFORM, a folder of audio of one source, FOLDER:STEM, musdb:STEM. May be "
+            "given again, with a weight as in FOLDER:0.3; the first names the source."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for NAME.safetensors and its model card.")],
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Begin from a trained prior: a set that ships or a folder, or SET:NAME for the "
+            "prior of another source."
+        ),
+    ] = None,
     family: Annotated[
-        Literal["wavenet", "flow"], typer.Option(help="Family of networks.")
-    ] = "wavenet",
+        Literal["wavenet", "flow"] | None,
+        typer.Option(help="Family of networks; wavenet, or that of --init."),
+    ] = None,
     size: Annotated[
-        str, typer.Option(help="Of the network: toy, toy-deep, music, or paper.")
-    ] = "toy",
+        str | None,
+        typer.Option(help="Of the network: toy, toy-deep, music, or paper; toy, or --init's."),
+    ] = None,
     recipe: Annotated[
         Literal["conditional", "serial"],
         typer.Option(help="conditional: one network, all noise levels; serial: one per level."),
@@ -54,6 +64,7 @@ def train(
     trained = train_prior(
         source,
         out,
+        init=init,
         family=family,
         size=size,
         recipe=recipe,

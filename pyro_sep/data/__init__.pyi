@@ -7,6 +7,9 @@ from .source import (
 from .source import (
     open_source as open_source,
 )
+from .source import (
+    open_sources as open_sources,
+)
 from .stems import (
     load_stems as load_stems,
 )

@@ -1,5 +1,6 @@
 """Where isolated audio of one source comes from: a toy waveform, a folder, a stem of musdb18."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -165,6 +166,91 @@ def _joined(
 def _heard(parts: Sequence[Tensor], time: int) -> Tensor:
     """Frames of parts that are not silent, end to end."""
     return torch.cat([active_frames(part, time).reshape(-1) for part in parts])
+
+
+class MixedSource:
+    r"""Audio of one source from several places, the law of its frames a mixture of theirs.
+
+    .. math:: p(s) = \sum_i w_i \, p_i(s) \Big/ \sum_i w_i
+
+    Args:
+        parts: audio and its weight; the source is called after the first.
+
+    Attributes:
+        notes: those of all parts.
+
+    Raises:
+        ValueError: parts of different rates.
+
+    >>> source = MixedSource([(ToySource("sine"), 1.0), (ToySource("saw"), 0.5)])
+    >>> source.name, source.held_out(3, 256).shape
+    ('sine', torch.Size([3, 256]))
+    """
+
+    def __init__(self, parts: Sequence[tuple[SourceAudio, float]]) -> None:
+        self._parts = [audio for audio, _ in parts]
+        self._weights = torch.tensor([weight for _, weight in parts])
+        self.name, self.sample_rate = self._parts[0].name, self._parts[0].sample_rate
+        rates = [audio.sample_rate for audio in self._parts]
+        if len(set(rates)) > 1:
+            raise ValueError(f"source: got audio of {rates} Hz, expected one rate; resample it")
+        self.notes = tuple(note for audio in self._parts for note in audio.notes)
+
+    def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
+        """Fresh training frames ``(count, time)``, the place of each by lot."""
+        which = torch.multinomial(self._weights, count, replacement=True, generator=generator)
+        frames = torch.empty(count, time)
+        for place, audio in enumerate(self._parts):
+            mine = which == place
+            if mine.any():
+                frames[mine] = audio.draw(int(mine.sum()), time, generator)
+        return frames
+
+    def held_out(self, count: int, time: int) -> Tensor:
+        """At most ``count`` frames ``(frame, time)``, from each place its share."""
+        bounds = (self._weights.cumsum(0) / self._weights.sum() * count).round().long().tolist()
+        shares = [end - start for start, end in zip([0, *bounds], bounds, strict=False)]
+        pairs = zip(self._parts, shares, strict=True)
+        return torch.cat([audio.held_out(share, time) for audio, share in pairs if share])
+
+
+def open_sources(
+    specs: str | Sequence[str], sample_rate: int, time: int, musdb: Path | None = None
+) -> SourceAudio:
+    """One source from one or several places, each with its weight: ``B:0.3``.
+
+    Args:
+        specs: as :func:`open_source` takes them; a number after the last colon is a weight, else
+            1.
+        sample_rate: to resample recordings to, in Hz.
+        time: audio samples of the frames by which silence is judged.
+        musdb: root of musdb18.
+
+    Raises:
+        ValueError: as :func:`open_source`; none, or a weight that is not above 0.
+
+    >>> open_sources(["toy:saw", "toy:sine:0.3"], sample_rate=16_000, time=256).name
+    'saw'
+    """
+    weighed = [_weighed(spec) for spec in ([specs] if isinstance(specs, str) else specs)]
+    if not weighed:
+        raise ValueError("source: got none, expected at least one")
+    parts = [(open_source(spec, sample_rate, time, musdb), weight) for spec, weight in weighed]
+    return parts[0][0] if len(parts) == 1 else MixedSource(parts)
+
+
+def _weighed(spec: str) -> tuple[str, float]:
+    """A place and its weight."""
+    place, _, last = spec.rpartition(":")
+    if not place or Path(spec).is_dir():
+        return spec, 1.0
+    try:
+        weight = float(last)
+    except ValueError:
+        return spec, 1.0
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"source: got the weight {last} in {spec!r}, expected a number above 0")
+    return place, weight
 
 
 def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = None) -> SourceAudio:

@@ -1,6 +1,6 @@
 """Model cards: what a prior was trained on, how, and how well it knows held-out audio."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from pyro_sep.progress import duration
 from pyro_sep.storage.files import atomic_write
 
 COMMAND_OPTIONS = (
+    "init",
     "family",
     "size",
     "recipe",
@@ -28,11 +29,14 @@ COMMAND_OPTIONS = (
 )
 
 
-def train_command(source: str, settings: Mapping[str, object]) -> str:
+def train_command(sources: Sequence[str], settings: Mapping[str, object]) -> str:
     """The ``pyro-sep train`` command of these settings."""
-    options = " ".join(f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS)
-    root = " --musdb ROOT" if source.startswith("musdb:") else ""
-    return f"pyro-sep train --source {source}{root} --out DIR {options}"
+    options = " ".join(
+        f"--{key.replace('_', '-')} {settings[key]}" for key in COMMAND_OPTIONS if key in settings
+    )
+    places = " ".join(f"--source {source}" for source in sources)
+    root = " --musdb ROOT" if any(source.startswith("musdb:") for source in sources) else ""
+    return f"pyro-sep train {places}{root} --out DIR {options}"
 
 
 def check_free(paths: Iterable[Path], run: Path) -> None:
@@ -54,7 +58,7 @@ def check_free(paths: Iterable[Path], run: Path) -> None:
 def save_with_card(
     folder: Path,
     prior: NetworkPrior,
-    source: str,
+    sources: Sequence[str],
     command: str,
     settings: Mapping[str, object],
     seconds: float,
@@ -65,7 +69,7 @@ def save_with_card(
     Args:
         folder: of the set; made where it is missing.
         prior: that was trained.
-        source: of its training audio, as :func:`~pyro_sep.priors.train_prior` takes it.
+        sources: where its training audio is, as :func:`~pyro_sep.priors.train_prior` takes it.
         command: that trains it.
         settings: of the training run.
         seconds: wall time of the run, of its last part where it was resumed.
@@ -77,11 +81,12 @@ def save_with_card(
         table = audit({prior.name: prior}, {prior.name: held_out})
         pairs = zip(table["sigma"].values, table.values[:, 0, 0], strict=True)
         rows = "".join(f"| {sigma:g} | {excess:.3f} |\n" for sigma, excess in pairs)
+    places = ", ".join(f"`{source}`" for source in sources)
     parameters = sum(p.numel() for p in prior.network.parameters())
     text = f"""# Prior of {prior.name}
 
 - Model: {type(prior.network).__name__}, {parameters:,} parameters, `{prior.network.config}`
-- Data: isolated audio of this source alone, `{source}`, {prior.sample_rate} Hz
+- Data: isolated audio of this source alone, {places}, {prior.sample_rate} Hz
 - Command: `{command}`
 - Training: `{dict(settings)}`
 - Time: {duration(seconds)} of wall time, {torch.get_num_threads()} CPU threads

@@ -1,0 +1,79 @@
+"""Audio decoded by ffmpeg, and processed as records are: equaliser, compressor, echo, codec."""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from rendering.levels import Array
+
+RATE = 44_100
+BANDS = (60, 150, 400, 1_000, 2_500, 6_000)  # Hz, of the equaliser
+LOSSY = {"mp3": ("libmp3lame", (96, 192)), "m4a": ("aac", (96, 160))}  # codec, kbit/s
+
+
+def check_ffmpeg() -> None:
+    """Raise ValueError where there is no ffmpeg."""
+    if shutil.which("ffmpeg") is None:
+        raise ValueError("ffmpeg: not found, expected it on the path; apt-get install ffmpeg")
+
+
+def decode(path: Path) -> Array:
+    """Mono audio of a file at :data:`RATE`, ``(time,)``.
+
+    Raises:
+        ValueError: ffmpeg cannot read it.
+    """
+    return np.frombuffer(_ffmpeg(path, "-f", "f32le", "-"), np.float32).astype(np.float64)
+
+
+def processed(samples: Array, rng: np.random.Generator) -> Array:
+    """Audio ``(time,)`` as it might stand in a record, at the level that it had.
+
+    Each of these is drawn by lot: an equaliser of a few decibels, a compressor, soft clipping, an
+    echo, and MP3 or AAC.
+    """
+    gains = ";".join(f"entry({band},{rng.normal(0, 3):.1f})" for band in BANDS)
+    chain = [f"firequalizer=gain_entry='{gains}'"]
+    if rng.random() < 0.7:
+        threshold, ratio = 10 ** (rng.uniform(-30, -14) / 20), rng.uniform(2, 6)
+        attack, release = rng.uniform(3, 30), rng.uniform(50, 300)
+        chain.append(
+            f"acompressor=threshold={threshold:.4f}:ratio={ratio:.1f}:attack={attack:.0f}"
+            f":release={release:.0f}"
+        )
+    if rng.random() < 0.3:
+        chain.append(f"volume={rng.uniform(3, 12):.0f}dB,asoftclip=type=tanh")
+    if rng.random() < 0.4:
+        delays = "|".join(f"{delay:.0f}" for delay in np.sort(rng.uniform(15, 120, 4)))
+        decays = "|".join(f"{decay:.2f}" for decay in -np.sort(-rng.uniform(0.02, 0.25, 4)))
+        chain.append(f"aecho=1:0.8:{delays}:{decays}")
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "in.f32"
+        raw.write_bytes(samples.astype(np.float32).tobytes())
+        reads = ("-f", "f32le", "-ac", "1", "-ar", str(RATE))
+        if rng.random() < 0.3:
+            suffix = ("mp3", "m4a")[rng.integers(2)]
+            codec, (low, high) = LOSSY[suffix]
+            lossy = Path(folder) / f"lossy.{suffix}"
+            rate = ("-c:a", codec, "-b:a", f"{rng.integers(low, high)}k")
+            _ffmpeg(raw, "-af", ",".join(chain), *rate, str(lossy), reads=reads)
+            heard = decode(lossy)
+        else:
+            written = ("-af", ",".join(chain), "-f", "f32le", "-")
+            heard = np.frombuffer(_ffmpeg(raw, *written, reads=reads), np.float32).astype(float)
+    heard = np.pad(heard[: len(samples)], (0, max(0, len(samples) - len(heard))))
+    power = np.square(heard).mean()
+    return heard * np.sqrt(np.square(samples).mean() / power) if power else heard
+
+
+def _ffmpeg(path: Path, *arguments: str, reads: tuple[str, ...] = ()) -> bytes:
+    command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", *reads, "-i", f"file:{path}"]
+    one = ["-map_metadata", "-1", "-ac", "1", "-ar", str(RATE)]
+    done = subprocess.run([*command, *one, *arguments], capture_output=True)
+    if done.returncode:
+        reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason"])[-1]
+        raise ValueError(f"{path}: ffmpeg failed ({reason}), expected audio; is the file whole?")
+    return done.stdout

@@ -1,0 +1,294 @@
+"""Stems of real records: improvement over the mixture, by our posterior and by others.
+
+    python experiments/separate_records.py --tracks RECORDS
+    python experiments/separate_records.py --tracks song.stem.mp4 --priors music
+    python experiments/separate_records.py --tracks RECORDS --priors guitar --start 60
+
+--tracks is a folder with TRACK/STEM.wav of records, or a .stem.mp4. Of each track an excerpt is
+separated into the stems that both the track and the set of priors have, mono at the priors' rate.
+The mixture is the track's own where it has one.
+
+    mixture     the mixture itself, in place of every stem
+    hpss        harmonic-percussive separation; needs drums
+    nmf         non-negative matrix factorisation; learns from --training, a folder of tracks too
+    mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
+    isdm        the Dirac sampler of Mariani et al. 2023 (arXiv 2302.02257) with our priors
+    posterior   ``pyro_sep.separate``
+
+Printed are SI-SDR, its improvement over the mixture and museval's SDR in dB, of each stem of each
+track, and their medians. OUT/METHOD.json has these, the level of each stem in dB of full scale, and
+of the posterior the verdict, the SI-SDR that it expects, and the misfit and agreement by source. A
+run that was cut off continues. Estimates of the posterior lie in OUT/TRACK with trace and picture.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from _common import (
+    Chains,
+    Out,
+    Preset,
+    PriorSet,
+    Results,
+    Row,
+    Seed,
+    choose,
+    judge,
+    load_set,
+    resume,
+    score,
+)
+from baselines import applies, hpss, ideal_ratio_mask, learn_dictionary, nmf
+from frontier import isdm
+from torch import Tensor
+
+from pyro_sep.audio.resampling import resample
+from pyro_sep.cli.program import run
+from pyro_sep.data.musdb import musdb_tracks
+from pyro_sep.data.source import RecordingFolder
+from pyro_sep.data.toy import ToyMixture
+from pyro_sep.data.tracks import MIXTURE, Track, stems_folder
+from pyro_sep.diagnostics.verdict import diagnose
+from pyro_sep.evaluation.tracks import evaluate
+from pyro_sep.priors.base import Priors
+from pyro_sep.results.writer import write_separation
+from pyro_sep.separation.api import separate
+
+METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior")
+TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
+ISDM_STEPS = 75  # about what our default preset takes
+SILENT = -60.0  # dB of full scale, of stems that a track is taken not to have
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A part of a track, mono."""
+
+    track: str
+    stems: tuple[str, ...]
+    sources: Tensor  # (stem, time)
+    mixture: Tensor  # (time,)
+
+
+def main(
+    tracks: Annotated[Path, typer.Option(help="Folder of TRACK/STEM files, or a .stem.mp4.")],
+    priors: PriorSet = "music",
+    only: Annotated[
+        str | None, typer.Option(help="Tracks whose names begin so, comma-separated.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="The first tracks of these.")] = None,
+    start: Annotated[float, typer.Option(min=0, help="Of the excerpt, in seconds.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Of it, at most.")] = 10.0,
+    methods: Annotated[
+        str | None, typer.Option(help=f"Of {', '.join(METHODS)}; by default all but nmf and isdm.")
+    ] = None,
+    training: Annotated[Path | None, typer.Option(help="Tracks that an NMF learns from.")] = None,
+    preset: Preset = None,
+    chains: Chains = None,
+    seed: Seed = 0,
+    out: Out = Path("results/separate_records"),
+) -> None:
+    """Separate the excerpts by every method and print the table."""
+    results = Results(out)
+    loaded = load_set(priors, mixing="sum")
+    rate = next(iter(loaded.values())).sample_rate
+    items = [
+        excerpt(track, tuple(loaded), start, seconds, rate)
+        for track in chosen(tracks, only)[:count]
+    ]
+    named = {item.track: item for item in items if len(item.stems) > 1}
+    if not named:
+        raise ValueError(
+            f"{tracks}: got no track with two of {', '.join(loaded)}, expected one at least"
+        )
+    settings = {"tracks": tracks.name, "priors": priors, "start": start, "seconds": seconds}
+    table = {}
+    for method in chosen_methods(methods, training, [*named.values()]):
+        known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
+        if method == "posterior":
+            known |= {"preset": preset, "chains": chains}
+        figures = partial(measure, method, loaded, seed, preset, chains, training, out)
+        rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
+        if [row["track"] for row in rows] != [*named]:
+            raise ValueError(f"{out}: got figures of other tracks; give another --out")
+        table[method] = line(rows)
+        for row in rows:
+            print(told(method, row), flush=True)
+    frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("method").reset_index()
+    results.csv(frame, "summary", index=False)
+    results.json(settings | {"tracks_judged": [*named], "table": frame.to_dict("records")})
+    print(frame.to_string(index=False, float_format="{:.1f}".format))
+    results.done()
+
+
+def chosen(tracks: Path, only: str | None) -> list[Track]:
+    """Tracks in the order of their names."""
+    found = musdb_tracks(tracks) if tracks.is_file() else stems_folder(tracks)
+    starts = ("",) if only is None else tuple(only.split(","))
+    return sorted((t for t in found if t.name.startswith(starts)), key=lambda track: track.name)
+
+
+def chosen_methods(
+    methods: str | None, training: Path | None, items: Sequence[Excerpt]
+) -> list[str]:
+    """The methods in a list, or those that take little time and can separate all tracks."""
+    if methods is not None:
+        names = choose("methods", methods, METHODS)
+    else:
+        names = [name for name in METHODS if name not in ("nmf", "isdm")]
+        names = [name for name in names if all(applies(name, item.stems) for item in items)]
+    if "nmf" in names and training is None:
+        raise ValueError("methods: got nmf, expected tracks to learn from too; give --training")
+    return names
+
+
+def excerpt(track: Track, known: Sequence[str], start: float, seconds: float, rate: int) -> Excerpt:
+    """The part of a track that is separated, and the stems that are heard in it."""
+
+    def mono(stem: str | None) -> Tensor:
+        samples, own = track.mixture() if stem is None else track.read(stem)
+        samples = samples[:, round(start * own) : round((start + seconds) * own)]
+        return resample(samples.mean(0), own, rate)
+
+    stems = {name: mono(name) for name in known if name in track.stems}
+    heard = {name: audio for name, audio in stems.items() if level(audio) > SILENT}
+    sources = torch.stack([*heard.values()]) if heard else torch.empty(0, 0)
+    whole = mono(None) if MIXTURE in track.readers else sources.sum(0)
+    return Excerpt(track.name, tuple(heard), sources, whole)
+
+
+def level(audio: Tensor) -> float:
+    """Mean power in dB of full scale."""
+    return 10 * math.log10(float(audio.square().mean()) + 1e-20)
+
+
+def measure(
+    method: str,
+    priors: Priors,
+    seed: int,
+    preset: Any,
+    chains: int | None,
+    training: Path | None,
+    out: Path,
+    start: int,
+    items: Sequence[Excerpt],
+) -> list[Row]:
+    """Figures of a method."""
+    rows = []
+    for item in items:
+        own = {name: priors[name] for name in item.stems}
+        further: Row = {}
+        if method == "posterior":
+            result = separate(
+                item.mixture,
+                own,
+                seed=seed,
+                preset=preset,
+                chains=chains,
+                true_sources=item.sources,
+            )
+            write_separation(result, out / item.track)
+            estimate, found = result.contributions, diagnose(result.trace)
+            further = judge(result) | {
+                "misfit": {row.name: row.misfit for row in found.sources},
+                "agreement": {row.name: row.agreement for row in found.sources},
+            }
+        elif method == "nmf":
+            estimate = nmf(item.mixture, learned(training, item.stems, seed, own))
+        else:
+            estimate = baseline(method, item, own, seed)
+        scores = score(estimate, item.sources, item.mixture)
+        rows.append(
+            {
+                "track": item.track,
+                "stems": list(item.stems),
+                "level_db": [round(level(source), 1) for source in item.sources],
+                "sdr": museval_sdr(estimate, item, own),
+            }
+            | scores
+            | further
+        )
+    return rows
+
+
+def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
+    """Stems ``(stem, time)`` by another method."""
+    rate = next(iter(priors.values())).sample_rate
+    count = len(item.stems)
+
+    def dirac() -> Tensor:  # of a mixture that is a mean
+        toy = ToyMixture(item.mixture / count, item.sources, item.stems)
+        return isdm([toy], priors, seed, steps=ISDM_STEPS).sources[0]
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "mixture": lambda: item.mixture.expand(count, -1),
+        "hpss": lambda: hpss(item.mixture, item.stems, rate),
+        "mask": lambda: ideal_ratio_mask(item.mixture, item.sources),
+        "isdm": dirac,
+    }
+    return ways[method]()
+
+
+def learned(
+    training: Path | None, stems: Sequence[str], seed: int, priors: Priors
+) -> dict[str, Any]:
+    """A dictionary of each stem."""
+    rate = next(iter(priors.values())).sample_rate
+    dictionaries = {}
+    for stem in stems:
+        audio = RecordingFolder(Path(str(training)), rate, rate, stem)
+        frames = audio.draw(TRAINING_SECONDS, rate, torch.Generator().manual_seed(seed))
+        dictionaries[stem] = learn_dictionary(frames, seed=seed)
+    return dictionaries
+
+
+def museval_sdr(estimate: Tensor, item: Excerpt, priors: Priors) -> list[float]:
+    """BSS Eval v4's SDR of each stem: medians over seconds."""
+    rate = next(iter(priors.values())).sample_rate
+
+    def track(stems: Tensor) -> Track:
+        pairs = zip(item.stems, stems, strict=True)
+        readers = {name: partial(_given, stem, rate) for name, stem in pairs}
+        return Track(item.track, "", readers | {MIXTURE: partial(_given, item.mixture, rate)})
+
+    (found,) = evaluate([track(estimate)], [track(item.sources)], bss_eval=True)
+    return [float(value) for value in found.table["SDR"]]
+
+
+def _given(samples: Tensor, rate: int) -> tuple[Tensor, int]:
+    return samples[None], rate
+
+
+def line(rows: Sequence[Row]) -> dict[str, float]:
+    """Medians over the stems of all tracks in dB, and the worst stem's improvement."""
+    every = {
+        key: np.array([value for row in rows for value in row[key]], float)
+        for key in ("improvement", "si_sdr", "sdr")
+    }
+    return {
+        "improvement": float(np.median(every["improvement"])),
+        "worst": float(every["improvement"].min()),
+        "SI-SDR": float(np.median(every["si_sdr"])),
+        "SDR": float(np.nanmedian(every["sdr"])),
+        "stems": len(every["si_sdr"]),
+        "CPU s": float(np.median([row["seconds"] for row in rows])),
+    }
+
+
+def told(method: str, row: Row) -> str:
+    """A track in a line."""
+    gains = zip(row["stems"], row["improvement"], row["sdr"], strict=True)
+    figures = ", ".join(f"{name} {gain:+.1f} (SDR {sdr:.1f})" for name, gain, sdr in gains)
+    return f"{method:9s} {row['track']}: {figures}"
+
+
+if __name__ == "__main__":
+    run(main)
