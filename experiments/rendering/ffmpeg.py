@@ -10,7 +10,14 @@ import numpy as np
 from rendering.levels import Array
 
 RATE = 44_100
+RAW = ("-f", "f32le", "-ac", "1", "-ar", str(RATE))  # how ffmpeg reads audio of ours
 BANDS = (60, 150, 400, 1_000, 2_500, 6_000)  # Hz, of the equaliser
+#: What is done to the sum of the stems of a record: glue, level, peaks.
+MASTER = (
+    "firequalizer=gain_entry='entry(60,1);entry(400,-1);entry(2500,1);entry(9000,2)',"
+    "acompressor=threshold=0.1:ratio=3:attack=15:release=150:makeup=2,"
+    "asoftclip=type=tanh,alimiter=limit=0.9:attack=2:release=40"
+)
 LOSSY = {"mp3": ("libmp3lame", (96, 192)), "m4a": ("aac", (96, 160))}  # codec, kbit/s
 
 
@@ -27,6 +34,32 @@ def decode(path: Path) -> Array:
         ValueError: ffmpeg cannot read it.
     """
     return np.frombuffer(_ffmpeg(path, "-f", "f32le", "-"), np.float32).astype(np.float64)
+
+
+def mastered(samples: Array) -> Array:
+    """A sum of stems ``(time,)`` as it is released: equaliser, compressor, soft clipping, limiter.
+
+    It is as long as the sum and begins with it: the limiter looks ahead, which is taken off.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "in.f32"
+        raw.write_bytes(samples.astype(np.float32).tobytes())
+        written = ("-af", MASTER, "-f", "f32le", "-")
+        heard = np.frombuffer(_ffmpeg(raw, *written, reads=RAW), np.float32).astype(np.float64)
+    return _as_long(_aligned(heard, samples), len(samples))
+
+
+def _aligned(heard: Array, samples: Array) -> Array:
+    """Audio less the delay that it has behind other audio."""
+    size = 2 * max(len(heard), len(samples))
+    spectrum = np.fft.rfft(heard, size) * np.fft.rfft(samples, size).conj()
+    delay = int(np.argmax(np.fft.irfft(spectrum, size)[:RATE]))
+    return heard[delay:]
+
+
+def _as_long(samples: Array, time: int) -> Array:
+    """Audio of so many samples, the end cut off or silent."""
+    return np.pad(samples[:time], (0, max(0, time - len(samples))))
 
 
 def processed(samples: Array, rng: np.random.Generator) -> Array:
@@ -53,18 +86,17 @@ def processed(samples: Array, rng: np.random.Generator) -> Array:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "in.f32"
         raw.write_bytes(samples.astype(np.float32).tobytes())
-        reads = ("-f", "f32le", "-ac", "1", "-ar", str(RATE))
         if rng.random() < 0.3:
             suffix = ("mp3", "m4a")[rng.integers(2)]
             codec, (low, high) = LOSSY[suffix]
             lossy = Path(folder) / f"lossy.{suffix}"
             rate = ("-c:a", codec, "-b:a", f"{rng.integers(low, high)}k")
-            _ffmpeg(raw, "-af", ",".join(chain), *rate, str(lossy), reads=reads)
+            _ffmpeg(raw, "-af", ",".join(chain), *rate, str(lossy), reads=RAW)
             heard = decode(lossy)
         else:
             written = ("-af", ",".join(chain), "-f", "f32le", "-")
-            heard = np.frombuffer(_ffmpeg(raw, *written, reads=reads), np.float32).astype(float)
-    heard = np.pad(heard[: len(samples)], (0, max(0, len(samples) - len(heard))))
+            heard = np.frombuffer(_ffmpeg(raw, *written, reads=RAW), np.float32).astype(float)
+    heard = _as_long(heard, len(samples))
     power = np.square(heard).mean()
     return heard * np.sqrt(np.square(samples).mean() / power) if power else heard
 

@@ -26,6 +26,8 @@ def say_outcome(outcome: "Outcome") -> None:
     if outcome.presence is not None:
         cells = ", ".join(f"{name} {value:.2f}" for name, value in outcome.presence.items())
         say(f"probability of presence: {cells}")
+    if outcome.silent:
+        say(f"{folder}: {', '.join(outcome.silent)}: silent, as all below -50 dB of full scale")
     if outcome.initial:
         say(outcome.initial)
     if REPORT in outcome.written:

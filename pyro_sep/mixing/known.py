@@ -35,6 +35,29 @@ BATCH = "mixture batch "  # of plates
 SITES = ("mixture", "gains", "noise_scale")  # of the model, besides the sources
 
 
+def level_gain(mixture: Tensor, priors: Priors) -> float:
+    r"""One gain for all sources, with which the priors expect a mixture as loud as this one.
+
+    .. math:: g^2 = \frac{1}{T} \sum_t m_t^2 \Big/ \sum_k r_k^2
+
+    with r_k the RMS of source k. It is the gain of largest likelihood of independent sources of
+    these levels, m = g sum_k s_k; a prior has learned how loud its source was in its recordings,
+    which says little of how loud another record is.
+
+    Args:
+        mixture: ``(..., time)``, of which the loudest counts.
+        priors: of the sources, by name.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> priors = load_priors("music")
+    >>> round(level_gain(torch.full((8,), 0.12), priors), 1)
+    1.0
+    """
+    power = float(mixture.double().square().mean(-1).max())
+    expected = sum(prior.rms**2 for prior in priors.values())
+    return math.sqrt(power / expected)
+
+
 class LinearMixing(ABC):
     """Gains and noise of a mixture: the base of :class:`Mixing`, where both are known.
 

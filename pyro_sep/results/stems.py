@@ -4,8 +4,12 @@ A stem is a contribution a_k s_k, the part of the mixture that its source is, an
 itself, which is in the trace. It has the recording's rate and channels, see
 :mod:`pyro_sep.audio.wiener`. Stems and residual add up to the recording: to rounding as 32-bit
 floats, more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
+
+A stem that is nearly silent, see :func:`silent_stems`, is written as silence: what the posterior
+leaves there is the uncertainty of the others. The residual then holds it.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +27,13 @@ from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
+
+
+SILENT_DB = -50.0  # of full scale: stems below it are written as silence
+BELOW_DB = -30.0  # of the mixture, where that is quiet
+
+#: Mean power of audio, below which there is none.
+TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,22 @@ def write_stems(
     return written, rate
 
 
+def silent_stems(result: Separation) -> tuple[str, ...]:
+    """Names of the stems whose mean power is below -50 dB of full scale.
+
+    Of a quiet mixture they must be 30 dB below it too.
+    """
+    mixture = result.trace["observed_data"].to_dataset()["mixture"].values
+    bound = min(SILENT_DB, _level(torch.from_numpy(mixture)) + BELOW_DB)
+    pairs = zip(result.names, result.contributions, strict=True)
+    return tuple(name for name, stem in pairs if _level(stem) < bound)
+
+
+def _level(audio: Tensor) -> float:
+    """Mean power in dB of full scale."""
+    return 10 * math.log10(float(audio.double().square().mean()) + TINY)
+
+
 def inside_name(folder: str, source: str, number: int) -> str:
     """Of a draw or an alternative of a source, counted from 1, without suffix."""
     return f"{folder}/{source}_{number:02d}"
@@ -122,6 +149,8 @@ def _stems(
         return wiener_upmix(contributions, mixture, result.sample_rate, *recording)
 
     stems = as_recorded(result.contributions)
+    for name in silent_stems(result):
+        stems[result.names.index(name)] = 0.0
     for name, stem in zip(result.names, stems, strict=True):
         yield f"{name}.{files.suffix}", stem
     if files.residual:

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
 from pyro_sep.data.tracks import ALTERNATIVES, Audio, stems_folder
-from pyro_sep.results.stems import StemFiles, drawn_contributions, write_stems
+from pyro_sep.results.stems import StemFiles, drawn_contributions, silent_stems, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.dataset import build_trace
 from pyro_sep.trace.draws import mode_draws, select_draws
@@ -215,3 +216,28 @@ def test_another_explanation_has_its_stems(tmp_path: Path) -> None:
     assert [track.name for track in stems_folder(tmp_path)] == [folder.name]
     lone, _ = write_stems(with_modes([0.97, 0.03], half), tmp_path, StemFiles())
     assert not any(name.startswith(ALTERNATIVES) for name in lone)
+
+
+@pytest.mark.parametrize(
+    ("mixture_db", "stem_db", "silent"),
+    [(-6.0, -45.0, False), (-6.0, -55.0, True), (-40.0, -60.0, False), (-40.0, -75.0, True)],
+)
+def test_stems_that_are_written_as_silence(
+    result: Separation, tmp_path: Path, mixture_db: float, stem_db: float, silent: bool
+) -> None:
+    def at(samples: Tensor, decibels: float) -> Tensor:
+        return samples * 10 ** (decibels / 20) / samples.square().mean().sqrt()
+
+    tree = result.trace.copy()
+    mixture = at(torch.from_numpy(tree["observed_data"]["mixture"].values), mixture_db)
+    tree["observed_data"] = (
+        tree["observed_data"].to_dataset().assign(mixture=("time", mixture.numpy()))
+    )
+    quiet = at(result.contributions[1], stem_db)
+    stems = torch.stack([mixture - quiet, quiet])
+    changed = replace(result, trace=tree, contributions=stems)
+    assert silent_stems(changed) == (("flute",) if silent else ())
+    written, _ = write_stems(changed, tmp_path, StemFiles(residual=True))
+    oboe, flute, residual = (read_audio(tmp_path / name)[0][0] for name in written)
+    assert bool((flute == 0).all()) is silent
+    torch.testing.assert_close(oboe + flute + residual, mixture)
