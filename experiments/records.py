@@ -156,7 +156,8 @@ def make(job: Job, out: Path, seed: int, copies: bool) -> None:
     folders = {False: out / job.subset / job.name}
     if copies:
         folders[True] = out / job.subset / f"{job.name} (processed)"
-    if all(folder.exists() for folder in folders.values()):
+    folders = {changed: folder for changed, folder in folders.items() if not folder.exists()}
+    if not folders:
         return
     stems = {stem: audio for stem, audio in job.stems().items() if decibel(audio) > SILENT}
     if not stems:

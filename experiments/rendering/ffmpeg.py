@@ -16,7 +16,7 @@ BANDS = (60, 150, 400, 1_000, 2_500, 6_000)  # Hz, of the equaliser
 MASTER = (
     "firequalizer=gain_entry='entry(60,1);entry(400,-1);entry(2500,1);entry(9000,2)',"
     "acompressor=threshold=0.1:ratio=3:attack=15:release=150:makeup=2,"
-    "asoftclip=type=tanh,alimiter=limit=0.9:attack=2:release=40"
+    "asoftclip=type=tanh,alimiter=level=0:limit=0.9:attack=2:release=40"
 )
 LOSSY = {"mp3": ("libmp3lame", (96, 192)), "m4a": ("aac", (96, 160))}  # codec, kbit/s
 

@@ -28,7 +28,6 @@ from pyro_sep.separation.api import Separation
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
-
 SILENT_DB = -50.0  # of full scale: stems below it are written as silence
 BELOW_DB = -30.0  # of the mixture, where that is quiet
 
