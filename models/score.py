@@ -67,16 +67,13 @@ class WithScore(torch.autograd.Function):
         return gradient[:, None] * score, None, None
 
 
-def log_prob_and_score(
-    network: Any, x: Tensor, sigma: Tensor, pause: int = 0
-) -> tuple[Tensor, Tensor]:
+def log_prob_and_score(network: Any, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Log density ``(batch,)`` and its gradient with respect to the audio ``(batch, time)``.
 
     Args:
         network: a :class:`~pyro_sep.models.wavenet.WaveNet`.
         x: noisy audio ``(batch, time)``.
         sigma: std of its noise ``(batch,)``.
-        pause: tokens of a section that may be silent, see :func:`with_pauses`; 0 where none may.
     """
     c = network.config
     time = x.shape[-1]
@@ -100,7 +97,7 @@ def log_prob_and_score(
     local, local_back = _frames(audio[:, heard], c.head_past + c.hop, c.hop)
     target = F.pad(x, (0, missing)).unflatten(1, (tokens, c.hop)).transpose(0, 1)
     values, own, to_skips, to_local = _head(
-        network, skips, local.transpose(0, 1), target.contiguous(), sigma, noise, time, pause
+        network, skips, local.transpose(0, 1), target.contiguous(), sigma, noise, time
     )
     values, own = (part.transpose(0, 1).flatten(1)[:, :time] for part in (values, own))
 
@@ -172,7 +169,6 @@ def _head(
     sigma: Tensor,
     noise: Tensor,
     time: int,
-    pause: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log density of each sample, and gradients of their sum with respect to three arguments.
 
@@ -184,7 +180,6 @@ def _head(
         sigma: noise level ``(batch,)``.
         noise: it, embedded ``(batch, embedding)``.
         time: audio samples that count, of those of all hops.
-        pause: tokens of a section that may be silent, or 0.
 
     Returns:
         The log densities, without the constant, and gradients of target, skips and local, of their
@@ -197,8 +192,6 @@ def _head(
     size = len(target)  # of a block in tokens
     if target.device.type == "cpu":
         size = max(1, BLOCK // bias.numel())
-    if pause:
-        size = max(1, size // pause) * pause  # whole sections
     values, owns, to_skips, to_local = [], [], [], []
     blocks = zip(*(part.split(size) for part in (skips, local, target, variance)), strict=True)
     for token, (skip, near, samples, level) in zip(
@@ -214,11 +207,6 @@ def _head(
         absent = (token + len(samples)) * c.hop - time
         if absent > 0:  # of the last hop
             to_out[:, -1, :, -absent:] = 0
-        if pause:
-            heard = c.hop - max(0, absent)
-            value, sounds = with_pauses(value, samples, level, pause, heard)
-            own = sounds * own + (sounds - 1) * samples / level
-            to_out *= sounds
         to_second = aten.silu_backward(to_out.flatten(1).T @ out_weight, second)
         to_first = aten.silu_backward(to_second @ network.head_hidden.weight, first)
         to_inputs = (to_first.view(len(inputs), -1) @ weight).view(*skip.shape[:2], -1)
@@ -227,39 +215,6 @@ def _head(
         to_skips.append(aten.silu_backward(to_inputs[..., : c.width], skip))
         to_local.append(to_inputs[..., c.width :])
     return torch.cat(values), torch.cat(owns), torch.cat(to_skips), torch.cat(to_local)
-
-
-def with_pauses(
-    values: Tensor, x: Tensor, variance: Tensor, pause: int, last: int
-) -> tuple[Tensor, Tensor]:
-    r"""Log densities of audio in which each section of some tokens may be silent.
-
-    .. math:: \log \Bigl( \tfrac12 \prod_t p(x_t \mid x_{<t})
-              + \tfrac12 \prod_t \mathcal{N}(x_t; 0, \sigma^2) \Bigr)
-
-    Args:
-        values: log densities of the samples where they sound ``(token, batch, hop)``, without the
-            constant.
-        x: the samples, of this shape.
-        variance: of their noise.
-        pause: tokens of a section.
-        last: samples of the last token that count.
-
-    Returns:
-        What takes the place of ``values``, whose sum counts; and the probability that each
-        token's section sounds, ``(token, batch, 1)``.
-    """
-    counts = torch.ones_like(values[:, :1])
-    counts[-1, :, last:] = 0
-    silence = -0.5 * (x.square() / variance + variance.log())
-    sums = torch.stack([(part * counts).sum(-1) for part in (values, silence)])
-    missing = -len(values) % pause
-    sections = F.pad(sums, (0, 0, 0, missing)).unflatten(1, (-1, pause)).sum(2) - math.log(2)
-    total = torch.logaddexp(*sections)
-    sounds = (sections[0] - total).exp().repeat_interleave(pause, 0)[: len(values), :, None]
-    whole = torch.zeros_like(values)
-    whole[::pause, :, 0] = total
-    return whole, sounds
 
 
 def _first_layer(network: Any, noise: Tensor) -> tuple[Tensor, Tensor]:

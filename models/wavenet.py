@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from pyro_sep.audio.io import mu_law_bins
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
-from pyro_sep.models.score import COMPONENT_SCALE_MIN, WithScore, log_prob_and_score, with_pauses
+from pyro_sep.models.score import COMPONENT_SCALE_MIN, WithScore, log_prob_and_score
 from pyro_sep.models.sizes import (
     WINDOW_MAX,
     check_choice,
@@ -240,32 +240,24 @@ class WaveNet(nn.Module):
         context = self._context(skips)[:, :time]
         return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
 
-    def log_prob(self, x: Tensor, sigma: Tensor, pause: int = 0) -> Tensor:
+    def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Log density of noisy audio, summed over time, in nats: ``(batch,)``.
 
         An evaluating network takes long audio in windows (:mod:`pyro_sep.models.windows`); weights
         in training have a gradient of the whole alone.
-
-        Args:
-            x: noisy audio ``(batch, time)``, any length.
-            sigma: std of its noise ``(batch,)``.
-            pause: hops of a section that may be silent, with probability 1/2, see
-                :func:`~pyro_sep.models.score.with_pauses`; 0 where none may be.
         """
-        plain = partial(self._log_prob, sigma=sigma, pause=pause)
+        plain = partial(self._log_prob, sigma=sigma)
 
         def log_density(part: Tensor) -> Tensor:
             if not self._scores_by_hand(part, sigma):
                 return plain(part)
-            score = partial(log_prob_and_score, self, sigma=sigma, pause=pause)
+            score = partial(log_prob_and_score, self, sigma=sigma)
             value: Tensor = WithScore.apply(part, score, plain)
             return value
 
         if self.training:
             return log_density(x)
-        section = max(1, pause) * self.config.hop
-        past = self.receptive_field + (section if pause else 0)  # a section is one term
-        return in_windows(log_density, x, self.window, past, hop=section)
+        return in_windows(log_density, x, self.window, self.receptive_field, hop=self.config.hop)
 
     def _scores_by_hand(self, x: Tensor, sigma: Tensor) -> bool:
         """Whether a gradient of the audio alone is asked for, and plain arithmetic."""
@@ -274,22 +266,11 @@ class WaveNet(nn.Module):
         fixed = not any(part.requires_grad for part in (sigma, *self.parameters()))
         return fixed and may_be_by_hand(x)
 
-    def _log_prob(self, x: Tensor, sigma: Tensor, pause: int = 0) -> Tensor:
+    def _log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         log_weight, mean, scale = self(x, sigma)
-        level = sigma.square()[:, None, None]
-        variance = scale.square() + level
+        variance = scale.square() + sigma.square()[:, None, None]
         deviation = (x[..., None] - mean).square() / variance
         terms = torch.logsumexp(log_weight - 0.5 * (deviation + variance.log()), -1)
-        if pause:
-            hop, last = self.config.hop, (x.shape[-1] - 1) % self.config.hop + 1
-            parts = (terms, x, level[..., 0].expand(x.shape))
-            values, audio, levels = (
-                F.pad(part, (0, hop - last), value=1.0).unflatten(1, (-1, hop)).transpose(0, 1)
-                for part in parts
-            )
-            return with_pauses(values, audio, levels, pause, last)[0].sum((0, -1)) - (
-                0.5 * math.log(2 * math.pi) * x.shape[-1]
-            )
         return terms.sum(-1) - 0.5 * math.log(2 * math.pi) * x.shape[-1]
 
     def normal_scores(self, x: Tensor, sigma: Tensor) -> Tensor:
