@@ -16,9 +16,10 @@ The mixture is the track's own where it has one.
     posterior   ``pyro_sep.separate``
 
 Printed are SI-SDR, its improvement over the mixture and museval's SDR in dB, of each stem of each
-track, and their medians. OUT/METHOD.json has these, the level of each stem in dB of full scale, and
-of the posterior the verdict, the SI-SDR that it expects, and the misfit and agreement by source. A
-run that was cut off continues. Estimates of the posterior lie in OUT/TRACK with trace and picture.
+track, and their medians. OUT/METHOD.csv has these by stem, with its level in dB of full scale, and
+of the posterior the bounds of the SI-SDR that it expects, and the misfit and agreement by source.
+OUT/METHOD.json has the same by track, and the verdict; a run that was cut off continues there.
+Estimates of the posterior lie in OUT/TRACK with trace and picture.
 """
 
 import math
@@ -120,6 +121,7 @@ def main(
         if [row["track"] for row in rows] != [*named]:
             raise ValueError(f"{out}: got figures of other tracks; give another --out")
         table[method] = line(rows)
+        results.csv(by_stem(rows), method, index=False)
         for row in rows:
             print(told(method, row), flush=True)
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("method").reset_index()
@@ -225,7 +227,7 @@ def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
     count = len(item.stems)
 
     def dirac() -> Tensor:  # of a mixture that is a mean
-        toy = ToyMixture(item.mixture / count, item.sources, item.stems)
+        toy = ToyMixture(item.mixture / count, item.sources, torch.zeros(count))
         return isdm([toy], priors, seed, steps=ISDM_STEPS).sources[0]
 
     ways: dict[str, Callable[[], Tensor]] = {
@@ -281,6 +283,21 @@ def line(rows: Sequence[Row]) -> dict[str, float]:
         "stems": len(every["si_sdr"]),
         "CPU s": float(np.median([row["seconds"] for row in rows])),
     }
+
+
+def by_stem(rows: Sequence[Row]) -> pd.DataFrame:
+    """A line for every stem of every track."""
+    lines = []
+    for row in rows:
+        for k, stem in enumerate(row["stems"]):
+            line = {"track": row["track"], "stem": stem}
+            line |= {key: row[key][k] for key in ("level_db", "improvement", "si_sdr", "sdr")}
+            if "misfit" in row:
+                line |= {key: row[key][stem] for key in ("misfit", "agreement")}
+                low, high = (row["expected_si_sdr"] or {k: (None, None)})[k]
+                line |= {"expected_low": low, "expected_high": high}
+            lines.append(line)
+    return pd.DataFrame(lines)
 
 
 def told(method: str, row: Row) -> str:
