@@ -195,6 +195,8 @@ def separate_here(plan: "Plan", jobs: "Sequence[Job]", batch: Batch, dry_run: bo
                 recording = kept or plan.load(job)
                 for note in recording.notes:
                     say(f"{job_name(job)}: {note}", err=True)
+                if cost is not None and (expected := plan.preview(job, recording)):
+                    say(f"{job_name(job)}: {expected}", err=True)
                 yield plan.run(job, recording, progress=True)
 
     for outcome in with_tracks(outcomes(), jobs):

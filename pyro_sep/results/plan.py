@@ -17,6 +17,7 @@ from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
 from pyro_sep.diagnostics.verdict import diagnose, format_verdict
 from pyro_sep.priors.base import Priors
+from pyro_sep.results.preview import format_preview, preview
 from pyro_sep.results.recordings import (
     check_disk,
     check_recording,
@@ -178,6 +179,16 @@ class Plan:
         check_disk(recording, self.priors, job.folder, self.files, options)
         initial = options.get("initial")
         return estimate_cost(recording.samples, self.priors, initial=initial, **self.options)
+
+    def preview(self, job: Job, recording: Recording) -> str:
+        """What to expect of a long recording, in a line, see :mod:`pyro_sep.results.preview`.
+
+        Empty of a short one, of later sections, with initial stems, and where nothing is known.
+        """
+        if (job.section or 1) > 1 or self.initial is not None or _is_silent(job, recording):
+            return ""
+        found = preview(recording, self.priors, {**self.options, "seed": self.seed})
+        return "" if found is None else format_preview(found)
 
     def run(self, job: Job, recording: Recording, progress: bool = False) -> Outcome:
         """Separate a recording, and write its results to its folder.
