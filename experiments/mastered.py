@@ -109,7 +109,7 @@ def options(model: str, mixture: Tensor, priors: Priors) -> dict[str, Any]:
         return {"gains": (1.0,) * len(priors)}
     if model == "infer":
         return {"gains": "infer", "noise_scale": "infer"}
-    given: dict[str, Any] = {"gains": (level_gain(mixture, priors),) * len(priors)}
+    given: dict[str, Any] = {"gains": (float(level_gain(mixture, priors)),) * len(priors)}
     if model == "noise":
         given["noise_scale"] = NOISE_SHARE * float(mixture.square().mean().sqrt())
     return given

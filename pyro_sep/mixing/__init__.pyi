@@ -1,4 +1,4 @@
-from .known import Mixing, default_gains, model
+from .known import Mixing, default_gains, level_gain, model
 from .latent import LatentMixing
 
-__all__ = ["LatentMixing", "Mixing", "default_gains", "model"]
+__all__ = ["LatentMixing", "Mixing", "default_gains", "level_gain", "model"]

@@ -35,27 +35,28 @@ BATCH = "mixture batch "  # of plates
 SITES = ("mixture", "gains", "noise_scale")  # of the model, besides the sources
 
 
-def level_gain(mixture: Tensor, priors: Priors) -> float:
+def level_gain(mixture: Tensor, priors: Priors) -> Tensor:
     r"""One gain for all sources, with which the priors expect a mixture as loud as this one.
 
     .. math:: g^2 = \frac{1}{T} \sum_t m_t^2 \Big/ \sum_k r_k^2
 
-    with r_k the RMS of source k. It is the gain of largest likelihood of independent sources of
-    these levels, m = g sum_k s_k; a prior has learned how loud its source was in its recordings,
-    which says little of how loud another record is.
+    with r_k the RMS of source k: the gain in m = g sum_k s_k by which the powers of independent
+    sources add up. A prior has learned how loud its source was in its recordings, which says little
+    of how loud another record is.
 
     Args:
-        mixture: ``(..., time)``, of which the loudest counts.
+        mixture: ``(..., time)``.
         priors: of the sources, by name.
 
+    Returns:
+        ``(...)``.
+
     >>> from pyro_sep.priors.io import load_priors
-    >>> priors = load_priors("music")
-    >>> round(level_gain(torch.full((8,), 0.12), priors), 1)
-    1.0
+    >>> level_gain(torch.tensor([[0.5, -0.5]]), {"sine": load_priors("toy/oracle")["sine"]}).shape
+    torch.Size([1])
     """
-    power = float(mixture.double().square().mean(-1).max())
     expected = sum(prior.rms**2 for prior in priors.values())
-    return math.sqrt(power / expected)
+    return (mixture.square().mean(-1) / expected).sqrt()
 
 
 class LinearMixing(ABC):

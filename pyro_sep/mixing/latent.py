@@ -36,7 +36,14 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
-from pyro_sep.mixing.known import NOISE_SCALE, LinearMixing, Mixing, check_count, default_gains
+from pyro_sep.mixing.known import (
+    NOISE_SCALE,
+    LinearMixing,
+    Mixing,
+    check_count,
+    default_gains,
+    level_gain,
+)
 from pyro_sep.priors.base import Priors, check_priors, device_of
 
 GAIN_RANGE = (0.2, 2.0)
@@ -197,8 +204,8 @@ def start_mixing(
     """
     gains = mixture.new_tensor(known.gains).repeat(len(mixture), 1)
     if infer_gains:
-        alike = mixture.square().mean(-1) / sum(prior.rms**2 for prior in priors.values())
-        gains = alike.sqrt().clamp(*GAIN_RANGE)[:, None].repeat(1, known.count)
+        alike = level_gain(mixture, priors).clamp(*GAIN_RANGE)
+        gains = alike[:, None].repeat(1, known.count)
     noise_scale = NOISE_SPREAD if infer_noise else known.noise_scale
     every = mixture.new_full((len(mixture),), noise_scale)
     return LatentMixing(gains, every, infer_gains, infer_noise)

@@ -23,12 +23,14 @@ from pyro_sep.mixing.known import (
     check_count,
     default_gains,
     frame_time,
+    level_gain,
     model,
 )
 from pyro_sep.mixing.latent import draw_mixing
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors.base import Priors
+from pyro_sep.priors.io import load_priors
 from pyro_sep.priors.networks import FloWaveNetPrior, WaveNetPrior
 
 UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
@@ -515,3 +517,13 @@ def test_a_model_of_samples_that_are_no_floats(gaussian_priors: Callable) -> Non
     for mixture in (torch.ones(8, dtype=torch.int16), torch.ones(8, dtype=torch.complex64)):
         with pytest.raises(ValueError, match=r"^mixture: got .* of floats, or None"):
             model(mixture, gaussian_priors(0.3), Mixing.mean(1))
+
+
+def test_the_gain_of_a_level_is_that_of_independent_sources() -> None:
+    priors = load_priors("music")
+    generator = torch.Generator().manual_seed(0)
+    sources = torch.stack(
+        [prior.rms * torch.randn(40_000, generator=generator) for prior in priors.values()]
+    )
+    mixtures = torch.tensor([0.5, 3.0])[:, None] * sources.sum(0)
+    assert level_gain(mixtures, priors).tolist() == pytest.approx([0.5, 3.0], rel=0.02)
