@@ -1,0 +1,20 @@
+"""What is said of a recording that was separated."""
+
+from pathlib import Path
+
+import pytest
+
+from pyro_sep.cli.outcomes import say_outcome
+from pyro_sep.results.plan import Outcome
+
+
+def test_stems_that_are_silent_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("STEMS/song")
+    say_outcome(Outcome(Path("song.wav"), folder, ("bass.wav",), silent=("bass", "vocals")))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"{folder}: bass.wav",
+        f"{folder}: bass, vocals: silent, as all below -50 dB of full scale",
+    ]
+    say_outcome(Outcome(Path("song.wav"), folder, ("bass.wav",)))
+    assert len(capsys.readouterr().out.splitlines()) == 1
