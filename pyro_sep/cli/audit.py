@@ -16,7 +16,8 @@ def audit(
     source: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=SOURCE, as for train; by default toy:NAME or, with --musdb, musdb:NAME."
+            help="NAME=SOURCE, as for train, again for several places; by default toy:NAME or, "
+            "with --musdb, musdb:NAME."
         ),
     ] = None,
     musdb: MusdbRoot = None,
@@ -29,7 +30,7 @@ def audit(
     device: Device = "cpu",
 ) -> None:
     """Say whether priors may be used: every prior on every source at every noise level."""
-    from pyro_sep.data.source import default_spec, open_source
+    from pyro_sep.data.source import default_spec, open_sources
     from pyro_sep.priors import auditing
     from pyro_sep.priors.io import load_priors
     from pyro_sep.storage.files import check_output, only_run
@@ -44,11 +45,14 @@ def audit(
             f"priors: got none that all know of the levels {', '.join(map(str, auditing.SIGMAS))}, "
             "expected one; name priors of one range"
         )
-    given = dict(entry.split("=", 1) for entry in source or [])
-    specs = {name: default_spec(name, musdb) for name in loaded if name not in given} | given
+    given: dict[str, list[str]] = {}
+    for entry in source or []:
+        name, place = entry.split("=", 1)
+        given.setdefault(name, []).append(place)
+    specs = {name: [default_spec(name, musdb)] for name in loaded if name not in given} | given
     rate = next(iter(loaded.values())).sample_rate
     audio = {
-        name: open_source(spec, rate, time, musdb).held_out(frames, time).to(device)
+        name: open_sources(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()
     }
     with nullcontext() if out is None else only_run(out):
