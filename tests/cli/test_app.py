@@ -1263,6 +1263,9 @@ def test_audit_on_recordings(call, priors: Path, tmp_path: Path) -> None:
     toy = call("audit", "--priors", priors, *arguments[:-2])
     assert outcome.out != toy.out
     assert outcome.out.splitlines()[:2] == toy.out.splitlines()[:2]
+    both = call("audit", "--priors", priors, *arguments, "--source", "sine=toy:sine")
+    assert both.code == 0, both.err
+    assert both.out not in (outcome.out, toy.out)
 
 
 @needs_ffmpeg
