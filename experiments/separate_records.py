@@ -14,12 +14,14 @@ The mixture is the track's own where it has one.
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
     isdm        the Dirac sampler of Mariani et al. 2023 (arXiv 2302.02257) with our priors
     posterior   ``pyro_sep.separate``
+    true-start  the same, its chains begun at the true stems: what is lost from there is the fault
+                of the priors, and the rest of what the posterior lacks that of the search
 
 Printed are SI-SDR, its improvement over the mixture and museval's SDR in dB, of each stem of each
 track, and their medians. OUT/METHOD.csv has these by stem, with its level in dB of full scale, and
 of the posterior the bounds of the SI-SDR that it expects, and the misfit and agreement by source.
 OUT/METHOD.json has the same by track, and the verdict; a run that was cut off continues there.
-Estimates of the posterior lie in OUT/TRACK with trace and picture.
+Estimates of the posterior lie in OUT/TRACK/posterior with trace and picture.
 """
 
 import math
@@ -63,7 +65,8 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import separate
 
-METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior")
+METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "true-start")
+SLOW = ("nmf", "isdm", "true-start")  # not made unless they are named
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 ISDM_STEPS = 75  # about what our default preset takes
 SILENT = -60.0  # dB of full scale, of stems that a track is taken not to have
@@ -89,7 +92,8 @@ def main(
     start: Annotated[float, typer.Option(min=0, help="Of the excerpt, in seconds.")] = 0.0,
     seconds: Annotated[float, typer.Option(min=1, help="Of it, at most.")] = 10.0,
     methods: Annotated[
-        str | None, typer.Option(help=f"Of {', '.join(METHODS)}; by default all but nmf and isdm.")
+        str | None,
+        typer.Option(help=f"Of {', '.join(METHODS)}; by default all but {', '.join(SLOW)}."),
     ] = None,
     training: Annotated[Path | None, typer.Option(help="Tracks that an NMF learns from.")] = None,
     preset: Preset = None,
@@ -114,7 +118,7 @@ def main(
     table = {}
     for method in chosen_methods(methods, training, [*named.values()]):
         known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
-        if method == "posterior":
+        if method in ("posterior", "true-start"):
             known |= {"preset": preset, "chains": chains}
         figures = partial(measure, method, loaded, seed, preset, chains, training, out)
         rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
@@ -145,7 +149,7 @@ def chosen_methods(
     if methods is not None:
         names = choose("methods", methods, METHODS)
     else:
-        names = [name for name in METHODS if name not in ("nmf", "isdm")]
+        names = [name for name in METHODS if name not in SLOW]
         names = [name for name in names if all(applies(name, item.stems) for item in items)]
     if "nmf" in names and training is None:
         raise ValueError("methods: got nmf, expected tracks to learn from too; give --training")
@@ -188,7 +192,7 @@ def measure(
     for item in items:
         own = {name: priors[name] for name in item.stems}
         further: Row = {}
-        if method == "posterior":
+        if method in ("posterior", "true-start"):
             result = separate(
                 item.mixture,
                 own,
@@ -196,8 +200,9 @@ def measure(
                 preset=preset,
                 chains=chains,
                 true_sources=item.sources,
+                initial=item.sources if method == "true-start" else None,
             )
-            write_separation(result, out / item.track)
+            write_separation(result, out / item.track / method)
             estimate, found = result.contributions, diagnose(result.trace)
             further = judge(result) | {
                 "misfit": {row.name: row.misfit for row in found.sources},

@@ -56,7 +56,7 @@ def test_a_table_of_records(
     tracks: Path, priors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = {"tracks": tracks, "priors": str(priors), "start": 0.5, "seconds": 1.0}
-    methods = "mixture,hpss,mask,isdm,posterior"
+    methods = "mixture,hpss,mask,isdm,posterior,true-start"
     script.main(**options, methods=methods, out=tmp_path, count=1)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["tracks_judged"] == ["a"]
@@ -69,7 +69,8 @@ def test_a_table_of_records(
     assert table["stem"].tolist() == ["bass", "drums", "other"]
     assert table["level_db"].round().tolist() == [-20, -26, -30]
     assert table["misfit"].gt(0).all()
-    assert (tmp_path / "a" / "trace.nc").exists()
+    assert lines["true-start"]["improvement"] > lines["posterior"]["improvement"]
+    assert (tmp_path / "a" / "posterior" / "trace.nc").exists()
     before = (tmp_path / "posterior.json").read_text()
     script.main(**options, methods=methods, out=tmp_path, count=1)
     assert (tmp_path / "posterior.json").read_text() == before
