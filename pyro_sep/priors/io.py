@@ -306,7 +306,7 @@ def shipped_sets() -> list[str]:
     """Names of the sets that ship.
 
     >>> shipped_sets()
-    ['guitar', 'music', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
+    ['music', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
     """
     return [*_shipped(), ORACLE]
 

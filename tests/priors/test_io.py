@@ -622,7 +622,6 @@ def test_an_order_that_is_no_file(folder: Path) -> None:
     [
         *((name, ("mean", "mode")) for name in ("toy", "toy/wavenet", "toy/flow", "toy/oracle")),
         ("music", ("sum", "mean")),
-        ("guitar", ("sum", "mean")),
     ],
 )
 def test_the_sets_that_ship_say_how_their_sources_add_up(name: str, law: tuple[str, str]) -> None:
