@@ -130,7 +130,8 @@ def main(
             print(told(method, row), flush=True)
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("method").reset_index()
     results.csv(frame, "summary", index=False)
-    results.json(settings | {"tracks_judged": [*named], "table": frame.to_dict("records")})
+    lines = [{"method": method} | figures for method, figures in table.items()]
+    results.json(settings | {"tracks_judged": [*named], "table": lines})
     print(frame.to_string(index=False, float_format="{:.1f}".format))
     results.done()
 
@@ -287,7 +288,18 @@ def line(rows: Sequence[Row]) -> dict[str, float]:
         "SDR": float(np.nanmedian(every["sdr"])),
         "stems": len(every["si_sdr"]),
         "CPU s": float(np.median([row["seconds"] for row in rows])),
+        **inside(rows),
     }
+
+
+def inside(rows: Sequence[Row]) -> dict[str, float]:
+    """How many stems have an interval that the SI-SDR is expected in, and the share inside."""
+    hits = [
+        low <= value <= high
+        for row in rows
+        for (low, high), value in zip(row.get("expected_si_sdr") or [], row["si_sdr"], strict=False)
+    ]
+    return {"expected": len(hits), "inside": float(np.mean(hits))} if hits else {}
 
 
 def by_stem(rows: Sequence[Row]) -> pd.DataFrame:
