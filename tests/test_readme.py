@@ -1,7 +1,9 @@
 """The figures of the README are those that the commands wrote, and it stays short."""
 
+import csv
 import re
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -39,6 +41,13 @@ def test_its_table_has_what_the_commands_wrote(label: str, monkeypatch: pytest.M
     content = read(ROOT / "docs" / "results" / place)
     filled = [fill(cell, content).replace("\N{NO-BREAK SPACE}", " ") for cell in cells]
     assert f"| {' | '.join([label, *filled])} |\n" in README
+
+
+def test_what_it_says_of_records() -> None:
+    with (ROOT / "docs" / "results" / "records" / "ten" / "posterior.csv").open() as file:
+        gains = [float(row["improvement"]) for row in csv.DictReader(file)]
+    said = f"gain {median(gains):.0f} dB in the median, from {min(gains):.0f} to {max(gains):.0f} dB"
+    assert said in README.replace("\n", " ")
 
 
 def test_it_is_short() -> None:
