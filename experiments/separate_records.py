@@ -14,8 +14,8 @@ The mixture is the track's own where it has one.
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
     isdm        the Dirac sampler of Mariani et al. 2023 (arXiv 2302.02257) with our priors
     posterior   ``pyro_sep.separate``
-    true-start  the same, its chains begun at the true stems: what is lost from there is the fault
-                of the priors, and the rest of what the posterior lacks that of the search
+    true-start  the same, its chains begun at the true stems: what is lost from there the priors
+                have given away, and the rest of what the posterior lacks was lost by the search
 
 Printed are SI-SDR, its improvement over the mixture and museval's SDR in dB, of each stem of each
 track, and their medians. OUT/METHOD.csv has these by stem, with its level in dB of full scale, and
