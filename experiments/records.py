@@ -312,7 +312,7 @@ def _drum_line(job: Plan, kit: Instrument | Path, seed: int) -> dict[str, Array]
             audio = synthesise(midi, kit, SECONDS, Path(scratch)).mean(1)
     else:
         rng = generator(seed, job.name, "drums")
-        audio = play(kit, notes, excerpt.start, SECONDS, held=False, rng=rng)[:, 0]
+        audio = play(kit, notes, excerpt.start, SECONDS, held=False, rng=rng)
     return {"drums": _at_level(audio, LEVEL)}
 
 
@@ -327,7 +327,7 @@ def electric(folders: Folders) -> Iterator[Job]:
 
 def _bass_line(job: Plan, instrument: Instrument, folders: Folders) -> dict[str, Array]:
     notes, rng = job.excerpt.notes["bass"], generator(folders.seed, job.name, "bass")
-    audio = play(instrument, notes, job.excerpt.start, SECONDS, held=True, rng=rng)[:, 0]
+    audio = play(instrument, notes, job.excerpt.start, SECONDS, held=True, rng=rng)
     return {"bass": _at_level(audio, LEVEL)}
 
 

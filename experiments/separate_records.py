@@ -24,7 +24,6 @@ OUT/METHOD.json has the same by track, and the verdict; a run that was cut off c
 Estimates of the posterior lie in OUT/TRACK/posterior with trace and picture.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,6 +63,7 @@ from pyro_sep.evaluation.tracks import evaluate
 from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import separate
+from pyro_sep.trace.dataset import level_db
 
 METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "true-start")
 SLOW = ("nmf", "isdm", "true-start")  # not made unless they are named
@@ -166,15 +166,10 @@ def excerpt(track: Track, known: Sequence[str], start: float, seconds: float, ra
         return resample(samples.mean(0), own, rate)
 
     stems = {name: mono(name) for name in known if name in track.stems}
-    heard = {name: audio for name, audio in stems.items() if level(audio) > SILENT}
+    heard = {name: audio for name, audio in stems.items() if level_db(audio.numpy()) > SILENT}
     sources = torch.stack([*heard.values()]) if heard else torch.empty(0, 0)
     whole = mono(None) if MIXTURE in track.readers else sources.sum(0)
     return Excerpt(track.name, tuple(heard), sources, whole)
-
-
-def level(audio: Tensor) -> float:
-    """Mean power in dB of full scale."""
-    return 10 * math.log10(float(audio.square().mean()) + 1e-20)
 
 
 def measure(
@@ -218,7 +213,7 @@ def measure(
             {
                 "track": item.track,
                 "stems": list(item.stems),
-                "level_db": [round(level(source), 1) for source in item.sources],
+                "level_db": [round(float(level_db(s)), 1) for s in item.sources.numpy()],
                 "sdr": museval_sdr(estimate, item, own),
             }
             | scores

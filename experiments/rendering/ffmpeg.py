@@ -27,13 +27,15 @@ def check_ffmpeg() -> None:
         raise ValueError("ffmpeg: not found, expected it on the path; apt-get install ffmpeg")
 
 
-def decode(path: Path) -> Array:
-    """Mono audio of a file at :data:`RATE`, ``(time,)``.
+def decode(path: Path, reads: tuple[str, ...] = ()) -> Array:
+    """Mono audio of a file at :data:`RATE`, ``(time,)``; ``reads`` says how raw samples lie in it.
 
     Raises:
         ValueError: ffmpeg cannot read it.
     """
-    return np.frombuffer(_ffmpeg(path, "-f", "f32le", "-"), np.float32).astype(np.float64)
+    return np.frombuffer(_ffmpeg(path, "-f", "f32le", "-", reads=reads), np.float32).astype(
+        np.float64
+    )
 
 
 def mastered(samples: Array) -> Array:
@@ -41,12 +43,7 @@ def mastered(samples: Array) -> Array:
 
     It is as long as the sum and begins with it: the limiter looks ahead, which is taken off.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "in.f32"
-        raw.write_bytes(samples.astype(np.float32).tobytes())
-        written = ("-af", MASTER, "-f", "f32le", "-")
-        heard = np.frombuffer(_ffmpeg(raw, *written, reads=RAW), np.float32).astype(np.float64)
-    return _as_long(_aligned(heard, samples), len(samples))
+    return _as_long(_aligned(_filtered(samples, MASTER), samples), len(samples))
 
 
 def _aligned(heard: Array, samples: Array) -> Array:
@@ -83,22 +80,25 @@ def processed(samples: Array, rng: np.random.Generator) -> Array:
         delays = "|".join(f"{delay:.0f}" for delay in np.sort(rng.uniform(15, 120, 4)))
         decays = "|".join(f"{decay:.2f}" for decay in -np.sort(-rng.uniform(0.02, 0.25, 4)))
         chain.append(f"aecho=1:0.8:{delays}:{decays}")
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "in.f32"
-        raw.write_bytes(samples.astype(np.float32).tobytes())
-        if rng.random() < 0.3:
-            suffix = ("mp3", "m4a")[rng.integers(2)]
-            codec, (low, high) = LOSSY[suffix]
-            lossy = Path(folder) / f"lossy.{suffix}"
-            rate = ("-c:a", codec, "-b:a", f"{rng.integers(low, high)}k")
-            _ffmpeg(raw, "-af", ",".join(chain), *rate, str(lossy), reads=RAW)
-            heard = decode(lossy)
-        else:
-            written = ("-af", ",".join(chain), "-f", "f32le", "-")
-            heard = np.frombuffer(_ffmpeg(raw, *written, reads=RAW), np.float32).astype(float)
-    heard = _as_long(heard, len(samples))
+    suffix, coded = "f32", ("-f", "f32le")
+    if rng.random() < 0.3:
+        suffix = ("mp3", "m4a")[rng.integers(2)]
+        codec, (low, high) = LOSSY[suffix]
+        coded = ("-c:a", codec, "-b:a", f"{rng.integers(low, high)}k")
+    heard = _as_long(_filtered(samples, ",".join(chain), suffix, coded), len(samples))
     power = np.square(heard).mean()
     return heard * np.sqrt(np.square(samples).mean() / power) if power else heard
+
+
+def _filtered(
+    samples: Array, chain: str, suffix: str = "f32", coded: tuple[str, ...] = ("-f", "f32le")
+) -> Array:
+    """Audio after filters of ffmpeg, coded in this way and decoded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw, made = Path(folder) / "in.f32", Path(folder) / f"out.{suffix}"
+        raw.write_bytes(samples.astype(np.float32).tobytes())
+        _ffmpeg(raw, "-af", chain, *coded, str(made), reads=RAW)
+        return decode(made, RAW if suffix == "f32" else ())
 
 
 def _ffmpeg(path: Path, *arguments: str, reads: tuple[str, ...] = ()) -> bytes:

@@ -53,7 +53,7 @@ def play(
     held: bool,
     rng: np.random.Generator,
 ) -> Array:
-    """The notes of an excerpt, ``(time, 1)``; notes that the instrument lacks are left out.
+    """The notes of an excerpt, ``(time,)``; notes that the instrument lacks are left out.
 
     Args:
         instrument: that plays them.
@@ -73,7 +73,7 @@ def play(
             sound = _let_go(sound, round((off - on) * RATE))
         sound = sound[: len(audio) - first]
         audio[first : first + len(sound)] += sound * (velocity / 127)
-    return audio[:, None]
+    return audio
 
 
 def _let_go(sound: Array, time: int) -> Array:

@@ -9,7 +9,6 @@ A stem that is nearly silent, see :func:`silent_stems`, is written as silence: w
 leaves there is the uncertainty of the others. The residual then holds it.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,14 +24,12 @@ from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import level_db
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
 SILENT_DB = -50.0  # of full scale: stems below it are written as silence
 BELOW_DB = -30.0  # of the mixture, where that is quiet
-
-#: Mean power of audio, below which there is none.
-TINY = 1e-20
 
 
 @dataclass(frozen=True)
@@ -121,14 +118,9 @@ def silent_stems(result: Separation) -> tuple[str, ...]:
     Of a quiet mixture they must be 30 dB below it too.
     """
     mixture = result.trace["observed_data"].to_dataset()["mixture"].values
-    bound = min(SILENT_DB, _level(torch.from_numpy(mixture)) + BELOW_DB)
-    pairs = zip(result.names, result.contributions, strict=True)
-    return tuple(name for name, stem in pairs if _level(stem) < bound)
-
-
-def _level(audio: Tensor) -> float:
-    """Mean power in dB of full scale."""
-    return 10 * math.log10(float(audio.double().square().mean()) + TINY)
+    bound = min(SILENT_DB, level_db(mixture) + BELOW_DB)
+    levels = level_db(result.contributions.cpu().numpy())
+    return tuple(name for name, level in zip(result.names, levels, strict=True) if level < bound)
 
 
 def inside_name(folder: str, source: str, number: int) -> str:
