@@ -6,7 +6,7 @@ A worker is a process of one thread: what it computes does not depend on how man
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ OF_WORKERS = {  # in place of Dask's: its MALLOC_TRIM_THRESHOLD_ makes torch ask
     ),
     "distributed.worker.profile.enabled": False,
 }
+STARTS = 3
 WORKER_SECONDS = 60
 Result = TypeVar("Result")
 
@@ -45,18 +46,26 @@ def local_cluster(count: int) -> Iterator["Client"]:
     if count < 1:
         raise ValueError(f"workers: got {count}, expected at least 1")
     distributed = import_optional("distributed", "workers", EXTRA)
+    options = {"n_workers": count, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+    options |= {"silence_logs": logging.CRITICAL}
+    options["memory_limit"] = 0  # a share each would end a long recording while others need little
     with (
         import_optional("dask", "workers", EXTRA).config.set(OF_WORKERS),
-        distributed.LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            memory_limit=0,  # a share each would end a long recording while others need little
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        distributed.Client(cluster) as client,
+        started(partial(distributed.LocalCluster, **options)) as cluster,
+        started(partial(distributed.Client, cluster)) as client,
     ):
         yield client
+
+
+def started(start: Callable[[], Result]) -> Result:
+    """What Dask starts, tried again where its thread was not there within ten seconds.
+
+    Dask waits no longer, and then fails by an assertion; a machine may be that busy.
+    """
+    for _ in range(STARTS - 1):
+        with suppress(AssertionError):
+            return start()
+    return start()
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def separate_here(plan: "Plan", jobs: "Sequence[Job]", batch: Batch, dry_run: bo
     for job in jobs:
         with batch.file(job.path), resumable(job.folder / CHECKPOINT):
             recording = plan.load(job)
-            cost = plan.cost(job, recording)
+            cost = plan.cost(job, recording, previewed=True)
             once = len(jobs) == 1 or not job.path.is_file()  # a pipe is read once
             costs.append((job, cost, recording if once else None))
             if dry_run:

@@ -53,6 +53,14 @@ def train(
     gain_db: Annotated[
         float, typer.Option(min=0, help="Random gain of the frames, up to plus or minus this.")
     ] = TrainConfig.gain_db,
+    sigma_min: Annotated[
+        float | None,
+        typer.Option(help="Lowest noise level to learn; that of the size, or of --init."),
+    ] = None,
+    sigma_max: Annotated[
+        float | None,
+        typer.Option(help="Highest noise level to learn; that of the size, or of --init."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, frames and noise.")] = TrainConfig.seed,
     sample_rate: Annotated[int, typer.Option(help="Of the prior, in Hz.")] = 16_000,
     musdb: MusdbRoot = None,
@@ -74,6 +82,8 @@ def train(
         learning_rate=learning_rate,
         score_weight=score_weight,
         gain_db=gain_db,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
         seed=seed,
         sample_rate=sample_rate,
         musdb=musdb,

@@ -1,6 +1,9 @@
 from .conformal import (
     ConformalCalibration as ConformalCalibration,
 )
+from .convergence import (
+    agreement_over_time as agreement_over_time,
+)
 from .initial import (
     InitialComparison as InitialComparison,
 )

@@ -11,6 +11,8 @@ from pyro_sep.trace.dataset import TINY
 from pyro_sep.trace.draws import estimate_draws, select_draws
 
 SUMMARIES = ("level_db", "centroid", "log_prior")
+AGREEMENT_SECONDS = 0.5  # of a window: music has a note or a beat in it
+QUIET_DB = -40.0  # of a source's loudest window, below which it is not heard
 
 
 def chain_agreement(tree: xr.DataTree) -> xr.Dataset:
@@ -58,17 +60,65 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
     Returns:
         dims ``(source,)``; NaN for a single chain.
     """
+    means, power = _chain_means(tree)
+    return _agreement(tree, means.sizes["time"], means, power).isel(time=0, drop=True)
+
+
+def agreement_over_time(tree: xr.DataTree, seconds: float = AGREEMENT_SECONDS) -> xr.DataArray:
+    """As :func:`audio_agreement`, in windows of a recording.
+
+    Args:
+        tree: a trace of :func:`pyro_sep.trace.build_trace`.
+        seconds: length of a window; the last one is longer by what is left.
+
+    Returns:
+        dims ``(source, time)`` with the start of each window in seconds; NaN for a single chain,
+        and where a source is 40 dB below its loudest window: what differs there is not heard.
+
+    >>> import torch
+    >>> from pyro_sep import load_priors, separate
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> few = {"levels": 6, "candidates": 1, "replicas": 0, "cooling": 1, "chains": 2, "draws": 4}
+    >>> tree = separate(0.9 * (torch.arange(512) / 8).sin(), sine, **few).trace
+    >>> dict(agreement_over_time(tree, 0.016).sizes)
+    {'source': 1, 'time': 2}
+    """
+    means, power = _chain_means(tree)
+    rate = int(tree["constant_data"].to_dataset()["sample_rate"])
+    width = min(max(1, round(seconds * rate)), means.sizes["time"])
+    agreement = _agreement(tree, width, means, power)
+    level = _windows(power, width).max("chain")
+    heard = level > level.max("time") * 10 ** (QUIET_DB / 10)
+    return agreement.where(heard).assign_coords(time=np.arange(len(level["time"])) * width / rate)
+
+
+def _chain_means(tree: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and mean square over the draws, ``(chain, source, time)``."""
     sources = tree["posterior"].to_dataset()["sources"]
-    mean = sources.mean("draw", skipna=False)
-    power = (sources**2).mean("draw").sum("time")
+    means = sources.mean("draw", skipna=False).transpose("chain", "source", "time")
+    return means, (sources**2).mean("draw").transpose("chain", "source", "time")
+
+
+def _windows(values: xr.DataArray, width: int) -> xr.DataArray:
+    """Sums over windows of ``width`` along time; the last one is longer by what is left."""
+    starts = np.arange(values.sizes["time"] // width) * width
+    sums = np.add.reduceat(values.values, starts, axis=values.get_axis_num("time"))
+    return xr.DataArray(sums, {"source": values["source"]}, values.dims)
+
+
+def _agreement(
+    tree: xr.DataTree, width: int, means: xr.DataArray, power: xr.DataArray
+) -> xr.DataArray:
+    """As in :func:`audio_agreement`, ``(source, time)`` in windows of so many audio samples."""
+    total = _windows(power, width)
     pairs = [
         1
-        - ((mean.isel(chain=c) - mean.isel(chain=d)) ** 2).sum("time", skipna=False)
-        / (power.isel(chain=c) + power.isel(chain=d)).clip(min=TINY)
-        for c, d in combinations(range(sources.sizes["chain"]), 2)
+        - _windows((means[c] - means[d]) ** 2, width)
+        / (total.isel(chain=c) + total.isel(chain=d)).clip(min=TINY)
+        for c, d in combinations(range(means.sizes["chain"]), 2)
     ]
     if not pairs:
-        return power.isel(chain=0) * np.nan
+        return total.isel(chain=0) * np.nan
     agreement = xr.concat(pairs, "pair").min("pair", skipna=False)
     if "presence" not in tree["posterior"]:
         return agreement

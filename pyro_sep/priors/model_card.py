@@ -24,6 +24,8 @@ COMMAND_OPTIONS = (
     "learning_rate",
     "score_weight",
     "gain_db",
+    "sigma_min",
+    "sigma_max",
     "seed",
     "sample_rate",
 )

@@ -52,6 +52,8 @@ def train_prior(
     ema: float = TrainConfig.ema,
     score_weight: float | None = None,
     gain_db: float = TrainConfig.gain_db,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     clip: float = TrainConfig.clip,
     seed: int = TrainConfig.seed,
     sample_rate: int = SAMPLE_RATE,
@@ -90,6 +92,9 @@ def train_prior(
         ema: decay of the averaged weights.
         score_weight: weight of the score matching loss; 0.3 for a conditional flow, else 0.
         gain_db: random gain of the frames in decibels, up to plus or minus this.
+        sigma_min: lowest noise level that is learned, full scale 1; by default that of the size, or
+            of ``init``.
+        sigma_max: highest noise level that is learned, alike.
         clip: largest norm of a gradient.
         seed: of weights, frames and noise.
         sample_rate: of the prior, in Hz; recordings are resampled to it.
@@ -145,6 +150,18 @@ def train_prior(
         network_config = start.config
         kind, network = family_of(network_config), {"init": init}
         known += f" {_digest(start)}"
+    for name, sigma in {"sigma_min": sigma_min, "sigma_max": sigma_max}.items():
+        if sigma is not None and serial:
+            raise ValueError(
+                f"{name}: got {sigma:g} and the serial recipe, expected none beside it; its noise "
+                "levels are the paper's"
+            )
+        network |= {} if sigma is None else {name: sigma}
+    network_config = replace(
+        network_config,
+        sigma_min=network_config.sigma_min if sigma_min is None else sigma_min,
+        sigma_max=network_config.sigma_max if sigma_max is None else sigma_max,
+    )
     if score_weight is None:
         score_weight = FLOW_SCORE_WEIGHT if kind == "flow" and not serial else 0.0
     config = TrainConfig(

@@ -17,7 +17,7 @@ from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
 from pyro_sep.diagnostics.verdict import diagnose, format_verdict
 from pyro_sep.priors.base import Priors
-from pyro_sep.results.preview import format_preview, preview
+from pyro_sep.results.preview import excerpts, format_preview, preview
 from pyro_sep.results.recordings import (
     check_disk,
     check_recording,
@@ -165,8 +165,13 @@ class Plan:
         results = (recording, self.priors, job.folder, self.files, self.device)
         return not self.force and is_separated(*results, **self.own_options(job, recording))
 
-    def cost(self, job: Job, recording: Recording) -> Cost | None:
+    def cost(self, job: Job, recording: Recording, previewed: bool = False) -> Cost | None:
         """The cost of the separation; None where it is finished already, or silence.
+
+        Args:
+            job: the recording.
+            recording: its audio.
+            previewed: the cost of :meth:`preview` is part of it.
 
         Raises:
             ValueError: a recording that cannot be separated.
@@ -178,17 +183,24 @@ class Plan:
         options = self.own_options(job, recording)
         check_disk(recording, self.priors, job.folder, self.files, options)
         initial = options.get("initial")
-        return estimate_cost(recording.samples, self.priors, initial=initial, **self.options)
+        cost = estimate_cost(recording.samples, self.priors, initial=initial, **self.options)
+        if not previewed or not self._has_preview(job):
+            return cost
+        first = sum(map(len, excerpts(recording)))
+        return replace(cost, seconds=cost.seconds * (1 + first / len(recording.samples)))
 
     def preview(self, job: Job, recording: Recording) -> str:
         """What to expect of a long recording, in a line, see :mod:`pyro_sep.results.preview`.
 
         Empty of a short one, of later sections, with initial stems, and where nothing is known.
         """
-        if (job.section or 1) > 1 or self.initial is not None or _is_silent(job, recording):
+        if not self._has_preview(job) or _is_silent(job, recording):
             return ""
         found = preview(recording, self.priors, {**self.options, "seed": self.seed})
         return "" if found is None else format_preview(found)
+
+    def _has_preview(self, job: Job) -> bool:
+        return (job.section or 1) == 1 and self.initial is None
 
     def run(self, job: Job, recording: Recording, progress: bool = False) -> Outcome:
         """Separate a recording, and write its results to its folder.

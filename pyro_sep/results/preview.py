@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from pyro_sep.audio.io import Recording
 from pyro_sep.diagnostics.score_intervals import expected_scores
@@ -23,6 +24,16 @@ EXCERPTS = 3
 SECONDS = 1.0  # of each
 LEAST = 30.0  # seconds of a recording that is worth it: a tenth of its cost
 UNKNOWN_DB = 0.0  # expected SI-SDR of a stem below which its errors are louder than it is
+
+
+def excerpts(recording: Recording) -> list[Tensor]:
+    """The excerpts ``(time,)`` of a recording that are separated first; none of a short one."""
+    whole, time = recording.samples, round(SECONDS * recording.sample_rate)
+    if len(whole) < LEAST * recording.sample_rate:
+        return []
+    starts = [number * len(whole) // (EXCERPTS + 1) for number in range(1, EXCERPTS + 1)]
+    parts = [whole[start : start + time] for start in starts]
+    return [part for part in parts if float(part.abs().max()) >= SILENT]
 
 
 def preview(
@@ -39,15 +50,8 @@ def preview(
         By source; None of a short recording, of silence, and where nothing is known of such
         separations (:func:`~pyro_sep.diagnostics.expected_scores`).
     """
-    time = round(SECONDS * recording.sample_rate)
-    if len(recording.samples) < LEAST * recording.sample_rate:
-        return None
     found: list[dict[str, float]] = []
-    for number in range(1, EXCERPTS + 1):
-        start = number * len(recording.samples) // (EXCERPTS + 1)
-        excerpt = recording.samples[start : start + time]
-        if float(excerpt.abs().max()) < SILENT:
-            continue
+    for excerpt in excerpts(recording):
         bounds = expected_scores(separate(excerpt, priors, **options).trace)
         if bounds is None:
             return None

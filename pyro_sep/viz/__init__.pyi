@@ -1,3 +1,6 @@
+from .agreement import (
+    plot_agreement as plot_agreement,
+)
 from .dashboard import (
     plot_diagnostics as plot_diagnostics,
 )

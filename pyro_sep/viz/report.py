@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pyro_sep.diagnostics.conformal import FUNCTIONS, ConformalCalibration, expected
+from pyro_sep.diagnostics.convergence import AGREEMENT_SECONDS
 from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import (
@@ -39,6 +40,7 @@ from pyro_sep.trace.draws import (
     mode_probabilities,
     select_draws,
 )
+from pyro_sep.viz.agreement import plot_agreement
 from pyro_sep.viz.png import encode
 from pyro_sep.viz.signals import (
     SPREAD_RANGE_DB,
@@ -53,6 +55,7 @@ from pyro_sep.viz.signals import (
 REPORT_MARK = "pyro_sep</title>"  # by which a page is known
 DRAWS = 3  # heard of each source, as far apart as the chain has them
 EXCERPT = 20.0  # seconds that a draw is heard for, of a longer recording
+WINDOWS = 4  # from which on a picture over time says more than one figure
 LOOP = 2.0  # seconds: what is shorter is heard again and again
 DPI = 130
 SCALARS = {  # of the trace: names, and how they are written
@@ -181,6 +184,8 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         r_hat_max=R_HAT_MAX,
         ess_min=ESS_PER_CHAIN * sizes["chain"],
         agreement_min=AGREEMENT_MIN,
+        agreement=_agreement(tree, sizes["time"] / rate),
+        agreement_seconds=AGREEMENT_SECONDS,
         misfit_max=MISFIT_MAX,
         residual_max=RESIDUAL_MAX,
         made=_made(tree),
@@ -191,6 +196,13 @@ def _chances(tree: xr.DataTree) -> list[str]:
     """Probabilities of the explanations that are heard, that of the estimate first."""
     found = mode_probabilities(tree)
     return [f"{found[m]:.0%}" for m in (0, *alternative_modes(tree))] if found else []
+
+
+def _agreement(tree: xr.DataTree, seconds: float) -> Figure | None:
+    """The picture of the chains' agreement over time, of a recording that has some windows."""
+    if tree["posterior"].sizes["chain"] < 2 or seconds < WINDOWS * AGREEMENT_SECONDS:
+        return None
+    return plot_agreement(tree)
 
 
 def _mixture_row(tree: xr.DataTree, rate: int, start: int) -> Row:

@@ -11,7 +11,12 @@ import torch
 import xarray as xr
 
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.diagnostics.convergence import SUMMARIES, chain_agreement
+from pyro_sep.diagnostics.convergence import (
+    SUMMARIES,
+    agreement_over_time,
+    audio_agreement,
+    chain_agreement,
+)
 from pyro_sep.diagnostics.disagreement import chains_apart
 from pyro_sep.diagnostics.verdict import (
     MISFIT_MAX,
@@ -461,6 +466,24 @@ def test_agreement_of_known_audio() -> None:
     assert [row.agreement for row in rows] == pytest.approx([0.6, -1, 1], abs=1e-6)
     three = np.concatenate([sources[:1], sources[:1], sources[1:]])
     assert judged(separated(three)).sources[0].agreement == pytest.approx(0.6, abs=1e-6)
+
+
+def test_agreement_over_time_of_known_audio() -> None:
+    first, rest = np.arange(TIME) < 100, np.arange(TIME) >= 100
+    one = [TONES[0], TONES[1] * rest, TONES[2]]
+    # Three times as loud at first; one is silent at first in both; opposite later.
+    other = [TONES[0] * np.where(first, 3, 1), TONES[1] * rest, TONES[2] * np.where(rest, -1, 1)]
+    sources = np.repeat(np.array([one, other])[:, None], 5, axis=1)
+    found = agreement_over_time(separated(sources), 120 / RATE)  # of 120, 120 and 160 samples
+    assert found["time"].values.tolist() == pytest.approx([0.0, 0.015, 0.03])
+    assert found.sel(source="middle").values == pytest.approx([1, 1, 1], abs=1e-6)
+    exact = agreement_over_time(separated(sources), 100 / RATE)
+    expected = [[0.6, 1, 1, 1], [math.nan, 1, 1, 1], [1, -1, -1, -1]]
+    assert exact.values == pytest.approx(np.array(expected), abs=1e-6, nan_ok=True)
+    whole = audio_agreement(separated(sources))
+    same = agreement_over_time(separated(sources), 10.0)
+    assert same.values == pytest.approx(whole.values[:, None])
+    assert np.isnan(agreement_over_time(separated(sources[:1]), 100 / RATE)).all()
 
 
 def test_draws_that_spread_are_no_disagreement() -> None:

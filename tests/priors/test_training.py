@@ -96,6 +96,29 @@ def test_the_prior_of_another_source(tmp_path: Path) -> None:
     torch.testing.assert_close(*same)
 
 
+@pytest.mark.parametrize("init", [None, "toy/wavenet"])
+def test_noise_levels_to_learn(init: str | None, tmp_path: Path) -> None:
+    trained = train_prior("toy:sine", tmp_path, init=init, sigma_min=0.5, sigma_max=1.5, **SHORT)
+    assert trained.sigmas == (0.5, 1.5)
+    assert load_priors(tmp_path)["sine"].sigmas == (0.5, 1.5)
+    assert "--sigma-min 0.5 --sigma-max 1.5" in (tmp_path / "sine.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sigma_min": 9.0}, r"^sigma_min, sigma_max: got 9.0, 5.0, expected 0 < sigma_min"),
+        ({"sigma_max": 1.0, "recipe": "serial"}, r"^sigma_max: got 1 and the serial recipe, exp"),
+    ],
+)
+def test_noise_levels_that_none_are(
+    options: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train_prior("toy:sine", tmp_path, **options, **SHORT)
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

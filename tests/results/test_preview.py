@@ -1,12 +1,17 @@
 """What is said of a long recording before it is separated."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from pyro_sep.audio.io import Recording
 from pyro_sep.priors import load_priors
+from pyro_sep.results import plan
 from pyro_sep.results import preview as module
 from pyro_sep.results.preview import format_preview, preview
+from pyro_sep.results.stems import StemFiles
+from pyro_sep.separation.cost import Cost
 
 RATE = 16_000
 
@@ -70,3 +75,20 @@ def test_the_warning_where_most_stems_are_worth_little() -> None:
         "by excerpts, the SI-SDR to expect is bass 3 dB, drums -1 dB"
     )
     assert format_preview({"bass": -3.4, "drums": -1.0}).startswith("these priors do not know this")
+
+
+def test_the_cost_of_a_long_recording_has_the_excerpts_in_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(plan, "estimate_cost", lambda *_, **__: Cost(120.0, 10, 30.0))
+    device, files = torch.device("cpu"), StemFiles()
+    given = plan.Plan(load_priors("music"), files, None, None, {}, 0, device, False, False)
+    costs = {}
+    for seconds in (10, 40):
+        audio = recording(0.1 * torch.ones(seconds * RATE))
+        job = plan.Job(tmp_path / "song.wav", tmp_path / "song")
+        found, alone = given.cost(job, audio, previewed=True), given.cost(job, audio)
+        costs[seconds] = found and found.seconds
+        assert alone is not None
+        assert alone.seconds == 120.0
+    assert costs == {10: 120.0, 40: pytest.approx(120.0 * 43 / 40)}

@@ -418,3 +418,12 @@ def test_explanations_are_switched_by_buttons() -> None:
     plain = Page(render_report(make_trace()))
     assert not plain.all("fieldset")
     assert "mean of each chain" in plain.text
+
+
+def test_agreement_over_time_where_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = "Agreement of the chains over time, a row per source"
+    assert picture not in render_report(make_trace())  # 0.3 s
+    monkeypatch.setattr(report, "WINDOWS", 0)
+    assert picture in render_report(make_trace())
+    one = make_trace(sources=make_trace()["posterior/sources"].values[:1], **ONE_CHAIN)
+    assert picture not in render_report(one)
