@@ -155,7 +155,7 @@ def refused(outcome: Outcome, message: str) -> None:
 
 
 def assert_separated(out: Path) -> None:
-    assert sorted(os.listdir(out)) == FILES
+    assert sorted({*os.listdir(out)} - {"alternatives"}) == FILES  # untrained priors may swap
     for name in ("sine", "saw"):
         info = soundfile.info(out / f"{name}.wav")
         assert (info.samplerate, info.frames, info.channels) == (44_100, 1_001, 2)
