@@ -34,6 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 import typer
+import xarray as xr
 from _common import (
     Chains,
     Out,
@@ -203,6 +204,7 @@ def measure(
             further = judge(result) | {
                 "misfit": {row.name: row.misfit for row in found.sources},
                 "agreement": {row.name: row.agreement for row in found.sources},
+                "log_prior": mean_log_prior(result.trace),
             }
         elif method == "nmf":
             estimate = nmf(item.mixture, learned(training, item.stems, seed, own))
@@ -220,6 +222,12 @@ def measure(
             | further
         )
     return rows
+
+
+def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:
+    """Of the noisy sources by name, the mean over all draws, in nats."""
+    means = trace["posterior"].to_dataset()["log_prior"].mean(("chain", "draw"))
+    return {str(name): float(means.sel(source=name)) for name in means["source"].values}
 
 
 def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
@@ -305,7 +313,7 @@ def by_stem(rows: Sequence[Row]) -> pd.DataFrame:
             line = {"track": row["track"], "stem": stem}
             line |= {key: row[key][k] for key in ("level_db", "improvement", "si_sdr", "sdr")}
             if "misfit" in row:
-                line |= {key: row[key][stem] for key in ("misfit", "agreement")}
+                line |= {key: row[key][stem] for key in ("misfit", "agreement", "log_prior")}
                 low, high = (row["expected_si_sdr"] or {k: (None, None)})[k]
                 line |= {"expected_low": low, "expected_high": high}
             lines.append(line)

@@ -27,7 +27,8 @@ def say_outcome(outcome: "Outcome") -> None:
         cells = ", ".join(f"{name} {value:.2f}" for name, value in outcome.presence.items())
         say(f"probability of presence: {cells}")
     if outcome.silent:
-        say(f"{folder}: {', '.join(outcome.silent)}: silent, as all below -50 dB of full scale")
+        cells = ", ".join(f"{name} for {value:.3g} s" for name, value in outcome.silent.items())
+        say(f"{folder}: written as silence, being below -50 dB of full scale: {cells}")
     if outcome.initial:
         say(outcome.initial)
     if REPORT in outcome.written:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +27,7 @@ from pyro_sep.results.recordings import (
     separate_recording,
     track_folders,
 )
-from pyro_sep.results.stems import StemFiles, silent_stems
+from pyro_sep.results.stems import StemFiles, silent_seconds
 from pyro_sep.results.writer import REPORT, write_silence
 from pyro_sep.separation.cost import Cost, estimate_cost
 from pyro_sep.separation.inputs import SILENT
@@ -72,7 +72,7 @@ class Outcome:
         written: names of the files and folders in it; none where all were there before.
         notes: what was done to the audio when it was read, a line each.
         presence: posterior probability of each source, where it was inferred.
-        silent: names of the stems that are written as silence.
+        silent: for how many seconds a stem is written as silence, of those that are somewhere.
         initial: where the draws went from initial stems, in words; empty where there were none.
         expected: SI-SDR of each stem to expect, in words; empty where it is not known.
         verdict: whether to trust the stems, in a line; empty where nothing was separated.
@@ -87,7 +87,7 @@ class Outcome:
     written: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     presence: Mapping[str, float] | None = None
-    silent: tuple[str, ...] = ()
+    silent: Mapping[str, float] = field(default_factory=dict)
     initial: str = ""
     expected: str = ""
     verdict: str = ""
@@ -242,7 +242,7 @@ class Plan:
         return replace(
             outcome,
             presence=presence,
-            silent=silent_stems(result),
+            silent=silent_seconds(result),
             initial="" if moved is None else format_initial(moved),
             expected="" if scores is None else format_scores(scores),
             verdict=format_verdict(diagnose(result.trace)),

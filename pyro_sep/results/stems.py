@@ -5,13 +5,14 @@ itself, which is in the trace. It has the recording's rate and channels, see
 :mod:`pyro_sep.audio.wiener`. Stems and residual add up to the recording: to rounding as 32-bit
 floats, more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 
-A stem that is nearly silent, see :func:`silent_stems`, is written as silence: what the posterior
-leaves there is the uncertainty of the others. The residual then holds it.
+A stem that is nearly silent for a second or more, see :func:`heard_windows`, is written as silence
+there: what the posterior leaves is the uncertainty of the others. The residual then holds it.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, 
 
 SILENT_DB = -50.0  # of full scale: stems below it are written as silence
 BELOW_DB = -30.0  # of the mixture, where that is quiet
+WINDOW = 1.0  # seconds that are silent or not
+FADE = 0.01  # seconds, within what is silent
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,53 @@ def write_stems(
     return written, rate
 
 
-def silent_stems(result: Separation) -> tuple[str, ...]:
-    """Names of the stems whose mean power is below -50 dB of full scale.
+def heard_windows(result: Separation) -> NDArray[np.bool_]:
+    """Whether each stem is heard in each second ``(source, window)``; the last one may be longer.
 
-    Of a quiet mixture they must be 30 dB below it too.
+    It is where its mean power is above -50 dB of full scale, or within 30 dB of the mixture's.
     """
     mixture = result.trace["observed_data"].to_dataset()["mixture"].values
-    bound = min(SILENT_DB, level_db(mixture) + BELOW_DB)
-    levels = level_db(result.contributions.cpu().numpy())
-    return tuple(name for name, level in zip(result.names, levels, strict=True) if level < bound)
+    bound = np.minimum(SILENT_DB, _levels(mixture, result.sample_rate) + BELOW_DB)
+    return np.asarray(_levels(result.contributions.cpu().numpy(), result.sample_rate) >= bound)
+
+
+def silent_seconds(result: Separation) -> dict[str, float]:
+    """For how long each stem is written as silence, of those that are somewhere."""
+    edges = _edges(result.trace["observed_data"].sizes["time"], result.sample_rate)
+    lengths = np.diff(edges) / result.sample_rate
+    silent = ~heard_windows(result) @ lengths
+    found = zip(result.names, silent.tolist(), strict=True)
+    return {name: round(seconds, 3) for name, seconds in found if seconds}
+
+
+def _edges(time: int, rate: int) -> NDArray[np.integer]:
+    """First audio sample of each window, and the end."""
+    width = round(WINDOW * rate)
+    return np.append(np.arange(max(1, time // width)) * width, time)
+
+
+def _levels(samples: NDArray[np.floating], rate: int) -> NDArray[np.floating]:
+    """Levels in dB of all windows of audio ``(..., time)``, ``(..., window)``."""
+    edges = _edges(samples.shape[-1], rate)
+    return np.stack([level_db(samples[..., a:b]) for a, b in pairwise(edges)], -1)
+
+
+def _gates(result: Separation, time: int) -> Tensor:
+    """1 where each stem is heard, 0 where it is silent ``(source, time)``, with fades between."""
+    heard = np.pad(heard_windows(result), ((0, 0), (1, 1)), mode="edge")
+    length = result.trace["observed_data"].sizes["time"]
+    inner = _edges(length, result.sample_rate)[1:-1] / result.sample_rate
+    seconds = np.arange(time) * (length / result.sample_rate / time)
+    gates = np.ones((len(heard), time), np.float32)
+    for gate, row in zip(gates, heard, strict=True):
+        before, after = row[1:-2], row[2:-1]
+        starts = inner - np.where(after & ~before, FADE, 0)  # of what is heard: it is whole
+        knots = np.stack([starts, starts + FADE], 1).ravel()
+        if len(knots):
+            gate[:] = np.interp(seconds, knots, np.stack([before, after], 1).ravel())
+        else:
+            gate[:] = row[0]
+    return torch.from_numpy(gates)
 
 
 def inside_name(folder: str, source: str, number: int) -> str:
@@ -140,8 +181,8 @@ def _stems(
         return wiener_upmix(contributions, mixture, result.sample_rate, *recording)
 
     stems = as_recorded(result.contributions)
-    for name in silent_stems(result):
-        stems[result.names.index(name)] = 0.0
+    if not heard_windows(result).all():
+        stems = stems * _gates(result, stems.shape[-1])[:, None]
     for name, stem in zip(result.names, stems, strict=True):
         yield f"{name}.{files.suffix}", stem
     if files.residual:

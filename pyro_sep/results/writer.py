@@ -18,7 +18,7 @@ from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.results.stems import StemFiles, silent_stems, write_stems
+from pyro_sep.results.stems import StemFiles, silent_seconds, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import atomic_write_bytes, only_run, save_json
 from pyro_sep.trace.dataset import TRACE, save_trace
@@ -93,7 +93,7 @@ def write_separation(
             for mode in alternative_modes(result.trace)
         ],
         "sources": list(result.names),
-        "silent": list(silent_stems(result)),
+        "silent_seconds": silent_seconds(result),
         "presence": _presence(result),
         "expected_si_sdr": _expected(result.trace),
         "sample_rate": rate,

@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
 from pyro_sep.data.tracks import ALTERNATIVES, Audio, stems_folder
-from pyro_sep.results.stems import StemFiles, drawn_contributions, silent_stems, write_stems
+from pyro_sep.results import stems
+from pyro_sep.results.stems import StemFiles, drawn_contributions, silent_seconds, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.trace.dataset import build_trace
 from pyro_sep.trace.draws import mode_draws, select_draws
@@ -236,8 +237,37 @@ def test_stems_that_are_written_as_silence(
     quiet = at(result.contributions[1], stem_db)
     stems = torch.stack([mixture - quiet, quiet])
     changed = replace(result, trace=tree, contributions=stems)
-    assert silent_stems(changed) == (("flute",) if silent else ())
+    assert silent_seconds(changed) == ({"flute": TIME / RATE} if silent else {})
     written, _ = write_stems(changed, tmp_path, StemFiles(residual=True))
     oboe, flute, residual = (read_audio(tmp_path / name)[0][0] for name in written)
     assert bool((flute == 0).all()) is silent
     torch.testing.assert_close(oboe + flute + residual, mixture)
+
+
+def test_silence_for_a_while(
+    result: Separation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stems, "WINDOW", 0.05)  # five windows of 800 samples
+    loud, quiet = 0.1, 1e-4
+    flute = torch.full((TIME,), loud)
+    flute[800:2_400] = quiet  # the second and third window
+    flute[3_200:] = quiet  # the last one
+    mixture = torch.full((TIME,), 0.3)
+    tree = result.trace.copy()
+    tree["observed_data"] = (
+        tree["observed_data"].to_dataset().assign(mixture=("time", mixture.numpy()))
+    )
+    changed = replace(result, trace=tree, contributions=torch.stack([mixture - flute, flute]))
+    assert silent_seconds(changed) == {"flute": pytest.approx(0.15)}
+    write_stems(changed, tmp_path, StemFiles(native=True, residual=True))
+    oboe, written, residual = (
+        read_audio(tmp_path / f"{name}.wav")[0][0] for name in (*NAMES, "residual")
+    )
+    fade = round(stems.FADE * RATE)
+    for heard in (slice(0, 800), slice(2_400, 3_200)):
+        assert (written[heard] == flute[heard]).all()
+    for silent in (slice(800 + fade, 2_400 - fade), slice(3_200 + fade, TIME)):
+        assert (written[silent].abs() < 1e-12).all()
+    assert (written.diff().abs() <= loud + quiet).all()
+    assert (oboe == mixture - flute).all()
+    torch.testing.assert_close(oboe + written + residual, mixture)
