@@ -122,7 +122,7 @@ def heard_windows(result: Separation) -> NDArray[np.bool_]:
     """
     mixture = result.trace["observed_data"].to_dataset()["mixture"].values
     bound = np.minimum(SILENT_DB, _levels(mixture, result.sample_rate) + BELOW_DB)
-    return np.asarray(_levels(result.contributions.cpu().numpy(), result.sample_rate) >= bound)
+    return ~(_levels(result.contributions.cpu().numpy(), result.sample_rate) < bound)
 
 
 def silent_seconds(result: Separation) -> dict[str, float]:
@@ -148,13 +148,13 @@ def _levels(samples: NDArray[np.floating], rate: int) -> NDArray[np.floating]:
 
 def _gates(result: Separation, time: int) -> Tensor:
     """1 where each stem is heard, 0 where it is silent ``(source, time)``, with fades between."""
-    heard = np.pad(heard_windows(result), ((0, 0), (1, 1)), mode="edge")
+    heard = heard_windows(result)
     length = result.trace["observed_data"].sizes["time"]
     inner = _edges(length, result.sample_rate)[1:-1] / result.sample_rate
     seconds = np.arange(time) * (length / result.sample_rate / time)
     gates = np.ones((len(heard), time), np.float32)
     for gate, row in zip(gates, heard, strict=True):
-        before, after = row[1:-2], row[2:-1]
+        before, after = row[:-1], row[1:]
         starts = inner - np.where(after & ~before, FADE, 0)  # of what is heard: it is whole
         knots = np.stack([starts, starts + FADE], 1).ravel()
         if len(knots):
