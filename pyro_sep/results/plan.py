@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,7 +72,8 @@ class Outcome:
         written: names of the files and folders in it; none where all were there before.
         notes: what was done to the audio when it was read, a line each.
         presence: posterior probability of each source, where it was inferred.
-        silent: for how many seconds a stem is written as silence, of those that are somewhere.
+        silent: for how many seconds a stem is written as silence, of those that are somewhere; None
+            where nothing was separated.
         initial: where the draws went from initial stems, in words; empty where there were none.
         expected: SI-SDR of each stem to expect, in words; empty where it is not known.
         verdict: whether to trust the stems, in a line; empty where nothing was separated.
@@ -87,7 +88,7 @@ class Outcome:
     written: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     presence: Mapping[str, float] | None = None
-    silent: Mapping[str, float] = field(default_factory=dict)
+    silent: Mapping[str, float] | None = None
     initial: str = ""
     expected: str = ""
     verdict: str = ""
