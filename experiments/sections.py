@@ -14,7 +14,6 @@ excerpt, and a run that was cut off continues.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -28,11 +27,10 @@ from torch import Tensor
 
 from pyro_sep.cli.program import run
 from pyro_sep.inference.annealing.sections import join, split
-from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import frame_time
 from pyro_sep.priors.base import Priors
 from pyro_sep.separation.api import separate
-from pyro_sep.separation.presets import resolve_settings
+from pyro_sep.separation.presets import Preset as PresetName
 
 
 def main(
@@ -51,13 +49,13 @@ def main(
     """Separate excerpts as a whole and in sections, and print the table."""
     results, time = Results(out), round(seconds * SAMPLE_RATE)
     chosen = chosen_priors(priors, stems)
-    plan = resolve_settings(chosen, time, preset=preset)
     settings = {"musdb": musdb.resolve().name, "priors": priors, "stems": stems}
-    settings |= {"seconds": seconds, "section_seconds": section, "seed": seed} | asdict(plan)
+    settings |= {"seconds": seconds, "section_seconds": section, "seed": seed}
+    settings |= {"preset": preset}
     methods: dict[str, Callable[[Tensor], Tensor]] = {
-        "whole": partial(whole, chosen, plan, seed),
-        "again": partial(whole, chosen, plan, seed + 1),
-        "sections": partial(in_sections, chosen, plan, seed, round(section * SAMPLE_RATE)),
+        "whole": partial(whole, chosen, preset, seed),
+        "again": partial(whole, chosen, preset, seed + 1),
+        "sections": partial(in_sections, chosen, preset, seed, round(section * SAMPLE_RATE)),
     }
     items, table = find_excerpts(musdb, list(chosen), time, excerpts), {}
     for name, method in methods.items():
@@ -82,17 +80,17 @@ def measure(method: Callable[[Tensor], Tensor], start: int, items: Sequence[Exce
     ]
 
 
-def whole(priors: Priors, plan: Annealing, seed: int, mixture: Tensor) -> Tensor:
+def whole(priors: Priors, preset: PresetName | None, seed: int, mixture: Tensor) -> Tensor:
     """The stems of a mixture that is one state."""
-    return separate(mixture, priors, settings=plan, seed=seed).contributions
+    return separate(mixture, priors, preset=preset, seed=seed).contributions
 
 
 def in_sections(
-    priors: Priors, plan: Annealing, seed: int, section: int, mixture: Tensor
+    priors: Priors, preset: PresetName | None, seed: int, section: int, mixture: Tensor
 ) -> Tensor:
     """The stems of sections that are separated one after another, and joined."""
     starts, length = split(len(mixture), section, frame_time(list(priors.values()), 1))
-    parts = [whole(priors, plan, seed, mixture[start : start + length]) for start in starts]
+    parts = [whole(priors, preset, seed, mixture[start : start + length]) for start in starts]
     return join([part[None] for part in parts], starts)[0]
 
 

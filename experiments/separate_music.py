@@ -14,8 +14,8 @@ the sum of its stems.
     hpss        harmonic-percussive separation; needs drums
     nmf         non-negative matrix factorisation, from the same training stems as the priors
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
-    posterior   ``pyro_sep.separate``, several excerpts at once: the mean of all chains, and of
-                several chains also the one of the highest log posterior
+    posterior   ``pyro_sep.separate``: the mean of all chains, and of several chains also the one of
+                the highest log posterior
 
 All but the last are ``baselines``. Printed are improvements of SI-SDR over the mixture in dB: the
 median of each stem, median and mean of all, and the share above 5 dB; the median SI-SDR; and the
@@ -27,7 +27,7 @@ Frank & Ilse 2020 (arXiv 2011.01761) report that separation failed; they give no
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -38,7 +38,6 @@ import pandas as pd
 import torch
 import typer
 from _common import (
-    BATCH,
     Candidates,
     Chains,
     Draws,
@@ -76,10 +75,9 @@ from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.inference import Annealing
 from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
-from pyro_sep.separation.api import Separation, separate_batch
+from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.draws import best_chain
 
@@ -135,28 +133,23 @@ def main(
     }
     if "posterior" in runs:
         loaded = chosen_priors(priors, stems)
-        plan = resolve_settings(
-            loaded,
-            time,
-            preset=preset,
-            chains=chains,
-            candidates=candidates,
-            levels=levels,
-            draws=draws,
-        )
-        further["posterior"] = {"priors": priors, "seed": seed} | asdict(plan)
+        fields = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
+        budget: dict[str, Any] = {"preset": preset} | fields
+        plan = resolve_settings(loaded, time, **budget)
+        # Noise levels are those of each excerpt's loudness.
+        settled = {name: value for name, value in asdict(plan).items() if "sigma" not in name}
+        further["posterior"] = {"priors": priors, "seed": seed} | settled
         shown = workers is None and sys.stderr.isatty()
-        runs["posterior"] = partial(posterior, loaded, seed, plan, out, shown)
+        runs["posterior"] = partial(posterior, loaded, seed, budget, out, shown)
     items = find_excerpts(musdb, names, time, excerpts)
     tracks = [item.track for item in items]
     print(f"{len(items)} excerpts of {seconds:g} s, each of another test track", flush=True)
     table, verdicts = {}, {}
     for method, measure in runs.items():
         path, known = out / f"{method}.json", settings | further.get(method, {})
-        batch = BATCH if method == "posterior" else 1
         prepare = learned if method == "nmf" else dict
         side = workers if method == "posterior" else None  # the others take a moment
-        rows = list(resume(path, known, items, measure, batch, prepare, side))
+        rows = list(resume(path, known, items, measure, 1, prepare, side))
         if [row["track"] for row in rows] != tracks:
             raise ValueError(f"{path}: got figures of other tracks; give another --out")
         table[method] = line(rows, names)
@@ -269,30 +262,29 @@ def learn(root: Path, names: Sequence[str], seed: int) -> dict[str, Any]:
 def posterior(
     priors: Priors,
     seed: int,
-    plan: Annealing,
+    budget: Mapping[str, Any],
     out: Path,
     shown: bool,
     start: int,
     items: Sequence[Excerpt],
 ) -> list[Row]:
-    """Figures of the annealed driver; the results of the first excerpt are written."""
-    found = separate_batch(
-        torch.stack([item.mixture for item in items]),
-        priors,
-        seed=seed + start,
-        true_sources=torch.stack([item.sources for item in items]),
-        progress=shown,
-        settings=plan,
-    )
-    if start == 0:
-        write_separation(found[0], out / items[0].track)
-    return [
-        {"track": item.track}
-        | score(result.contributions, item.sources, item.mixture)
-        | {"best_chain": score(best_chains_mean(result), item.sources, item.mixture)}
-        | judge(result)
-        for item, result in zip(items, found, strict=True)
-    ]
+    """Figures of ``pyro_sep.separate``; the results of the first excerpt are written."""
+    rows = []
+    for i, item in enumerate(items, start):
+        result = separate(
+            item.mixture,
+            priors,
+            seed=seed + i,
+            true_sources=item.sources,
+            progress=shown,
+            **budget,
+        )
+        if i == 0:
+            write_separation(result, out / item.track)
+        found = score(result.contributions, item.sources, item.mixture)
+        best = score(best_chains_mean(result), item.sources, item.mixture)
+        rows.append({"track": item.track} | found | {"best_chain": best} | judge(result))
+    return rows
 
 
 def best_chains_mean(result: Separation) -> Tensor:

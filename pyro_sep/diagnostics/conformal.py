@@ -44,6 +44,7 @@ from pydantic import (
 from pyro_sep.storage.files import save_json
 from pyro_sep.trace.dataset import FINGERPRINT, centroid, level_db
 from pyro_sep.trace.draws import estimate_draws, select_draws
+from pyro_sep.trace.estimate import estimate_sources
 
 CALIBRATION_MARK = '"kind"'  # by which a file is known
 FUNCTIONS = {  # of a source: title, unit and format
@@ -288,19 +289,25 @@ def kind_of(trace: xr.DataTree) -> dict[str, object]:
     gains = constant["gains"].values.astype(float)
     try:
         run = {name: attrs[name] for name in ("noise_scale", "constraint", "presence", "estimate")}
-        run |= _settings(attrs["settings"])
+        settings = _settings(attrs["settings"])
         run |= {name: attrs[name] for name in (f"{FINGERPRINT}{source}" for source in sources)}
     except KeyError as error:
         raise ValueError(
             f"trace: got none of the attribute {error}, expected a trace of pyro_sep.separate; "
             "separate the mixture again"
         ) from None
-    return run | {
-        "sources": sources,
-        "gains": "infer" if "gains" in posterior else gains.round(6).tolist(),
-        "samples": posterior.sizes["time"],
-        "sample_rate": int(constant["sample_rate"]),
-    }
+    if run["estimate"] == "mean":  # noise levels are those of the mixture's loudness
+        settings = {name: value for name, value in settings.items() if "sigma" not in name}
+    return (
+        run
+        | settings
+        | {
+            "sources": sources,
+            "gains": "infer" if "gains" in posterior else gains.round(6).tolist(),
+            "samples": posterior.sizes["time"],
+            "sample_rate": int(constant["sample_rate"]),
+        }
+    )
 
 
 def _settings(text: Any) -> dict[str, object]:
@@ -333,13 +340,12 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def _si_sdr_against(trace: xr.DataTree, references: xr.DataArray) -> xr.DataArray:
-    """SI-SDR of the estimate, the mean of draws, if ``references`` were the truth."""
+    """SI-SDR of the estimate if ``references`` were the truth."""
     import torch  # here alone: reports read no torch without need
 
     from pyro_sep.evaluation.metrics import si_sdr
 
-    draws = select_draws(trace["posterior"].to_dataset()["sources"], estimate_draws(trace))
-    estimate = torch.from_numpy(draws.mean("draw").values)
+    estimate = torch.from_numpy(estimate_sources(trace).values)
     values = si_sdr(estimate, torch.from_numpy(references.values))
     return references.isel(time=0, drop=True).copy(data=values.numpy())
 

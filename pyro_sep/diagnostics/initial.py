@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_sep.trace.draws import estimate_draws, select_draws
+from pyro_sep.trace.estimate import estimate_sources
 
 #: Standard deviations of a single log density, by which two means differ where one is preferred.
 CLEAR = 2.0
@@ -74,7 +75,7 @@ def compare_initial(trace: xr.DataTree) -> InitialComparison | None:
     from pyro_sep.evaluation.metrics import si_sdr
 
     chosen = estimate_draws(trace)
-    mean = select_draws(trace["posterior"].to_dataset()["sources"], chosen).mean("draw")
+    mean = estimate_sources(trace)
     estimate = torch.from_numpy((constant["gains"] * mean).transpose("source", "time").values)
     stems = torch.from_numpy(constant["initial"].transpose("source", "time").values)
     lp = select_draws(trace["sample_stats"].to_dataset()["lp"], chosen).values

@@ -43,6 +43,7 @@ from pyro_sep.separation.presets import (
     Constraint,
     Preset,
     default_constraint,
+    relative_loudness,
     resolve_estimate,
     resolve_settings,
 )
@@ -62,9 +63,9 @@ class Separation:
 
     Attributes:
         sources: posterior mean ``(source, time)``, over the draws of
-            :func:`pyro_sep.trace.estimate_draws`. It is the mean of the expected clean sources
-            given each noisy draw, whose error is less than that of the mean of the draws in the
-            trace.
+            :func:`pyro_sep.trace.estimate_draws`; that of several chains is shrunk where they
+            disagree, see :mod:`pyro_sep.trace.estimate`. It is made from the expected clean sources
+            given each noisy draw, whose error is less than that of the draws in the trace.
         names: of the sources, in order.
         sample_rate: in Hz.
         trace: all draws of all chains, see :mod:`pyro_sep.trace.dataset`.
@@ -217,7 +218,8 @@ def separate_batch(  # noqa: D417
             ``"mean"``, of all draws by their weights; by default the one that the priors state. A
             frame of tones holds one decision or two: the most probable explanation is right. A
             second of music holds many decisions, of which each chain takes some wrong: the mean of
-            all chains is nearer the truth than any of them. See :mod:`pyro_sep.separation.modes`.
+            all chains is nearer the truth than any of them. See :mod:`pyro_sep.separation.modes`
+            and :mod:`pyro_sep.trace.estimate`.
         preset: ``"quick"``, ``"standard"`` or ``"thorough"``, the budget, see
             :data:`~pyro_sep.separation.PRESETS`; by default ``"standard"`` for the estimate
             ``"mode"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
@@ -267,7 +269,8 @@ def separate_batch(  # noqa: D417
     tie = _constraint(constraint, mixing, presence is not None, inferred, store is not None)
     estimate_name = resolve_estimate(priors, estimate)
     time = observed.shape[-1]
-    plan = resolve_settings(priors, time, estimate, preset, settings, **given)
+    loudness = relative_loudness(observed, priors, mixing)
+    plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **given)
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
@@ -324,6 +327,7 @@ def separate_batch(  # noqa: D417
     groups = GroupedDraws(
         observed,
         mixing.gains,
+        rate,
         log_density if weighed else None,
         0.0 if exact else DENSITY_ERROR * time,
     )

@@ -21,7 +21,12 @@ from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import duration
 from pyro_sep.separation.initial import COST, checked_initial
 from pyro_sep.separation.inputs import Audio, check_mixtures
-from pyro_sep.separation.presets import Preset, resolve_estimate, resolve_settings
+from pyro_sep.separation.presets import (
+    Preset,
+    relative_loudness,
+    resolve_estimate,
+    resolve_settings,
+)
 
 FLOAT = 4  # bytes
 PROGRAM = 600_000_000  # bytes of Python, PyTorch and the rest, measured
@@ -112,7 +117,8 @@ def estimate_cost(
         stems = audio("initial", initial)
         checked_initial(stems[None] if alone else stems, mixtures, priors, fields | unknown)
     count, time = mixtures.shape
-    settings = resolve_settings(priors, time, estimate, preset, settings, **fields)
+    loudness = relative_loudness(mixtures, priors, mixing)
+    plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **fields)
     average = resolve_estimate(priors, estimate) == "mean"
     silent = presence is not None
     laws: Sequence[Prior] = list(priors.values())
@@ -120,20 +126,20 @@ def estimate_cost(
         laws = [SpikeAndSlab(prior) for prior in priors.values()]
     whole = silent or isinstance(gains, str) or isinstance(noise_scale, str)
     frame = frame_time(laws, time)
-    section = frame if whole else settings.section
+    section = frame if whole else plan.section
     starts, length = split(frame, section, frame_time(laws, 1))
     overlap = len(starts) * length / frame if initial is None else 0.0
     kind = (len(laws), silent, average)
-    gradients = settings.chains * count_gradients(settings, *kind, overlap, clean_gradients(laws))
+    gradients = plan.chains * count_gradients(plan, *kind, overlap, clean_gradients(laws))
     gradients += 0 if initial is None else COST
-    batch = count * settings.chains * settings.candidates
-    ends = (settings.sigma_max, settings.sigma_min)
+    batch = count * plan.chains * plan.candidates
+    ends = (plan.sigma_max, plan.sigma_min)
     rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, batch, ends)
     sources = len(laws) * frame
     searched = batch * len(laws) * length
-    searched = min(searched, max(GROUP, settings.candidates * len(laws) * length))
-    held = STATES * (searched + count * settings.chains * sources)
-    drawn = count * settings.chains * settings.draws * (2 * len(laws) + 1) * time
+    searched = min(searched, max(GROUP, plan.candidates * len(laws) * length))
+    held = STATES * (searched + count * plan.chains * sources)
+    drawn = count * plan.chains * plan.draws * (2 * len(laws) + 1) * time
     return Cost(
         seconds=gradients * count * sources * rate,
         memory=PROGRAM + EVALUATION + FLOAT * (held + drawn),

@@ -14,6 +14,7 @@ from pyro_sep.inference.bridge import MassRatio, mass_ratio
 from pyro_sep.separation.modes import Group, Modes, find_modes
 from pyro_sep.storage.states import check_like, check_shapes
 from pyro_sep.trace.draws import chosen_draws
+from pyro_sep.trace.estimate import shrunk_mean
 
 COMPARED = 50  # noisy draws of a chain, at least, that are held to compare masses by
 
@@ -30,6 +31,7 @@ class GroupedDraws:
     Args:
         mixtures: ``(mixture, time)``.
         gains: known a_k.
+        sample_rate: in Hz.
         log_density: by which chains that share no mode are weighed; None where they count alike.
         density_error: see :func:`~pyro_sep.separation.modes.find_modes`.
     """
@@ -38,10 +40,12 @@ class GroupedDraws:
         self,
         mixtures: Tensor,
         gains: Sequence[float],
+        sample_rate: int,
         log_density: LogDensity | None,
         density_error: float,
     ) -> None:
         self.mixtures, self.gains = mixtures.cpu(), torch.tensor(gains)
+        self.sample_rate = sample_rate
         self.log_density, self.density_error = log_density, density_error
         self.orders: list[Tensor] = []  # of blocks, (mixture, chain, draw, source)
         self.lp: list[Tensor] = []  # of blocks, (mixture, chain, draw)
@@ -83,7 +87,7 @@ class GroupedDraws:
         centres = [mean.pop("frame") for mean in means] if self.noisy else []
         weigh = partial(self._compare, keys, centres) if centres else None
         found = find_modes(groups, self.mixtures[i].numpy(), weigh, self.density_error)
-        return MixtureModes(lp, groups, means, chosen, found)
+        return MixtureModes(lp, groups, means, chosen, found, self.gains, self.sample_rate)
 
     def _compare(
         self, keys: Sequence[Key], centres: Sequence[Tensor], one: int, other: int
@@ -137,6 +141,8 @@ class MixtureModes(NamedTuple):
     means: list[dict[str, Tensor]]  # over the draws of each group, by name
     chosen: list[Tensor]  # of each group: which draws of its chain, (draw,)
     modes: Modes
+    gains: Tensor  # known a_k
+    sample_rate: int
 
     def of_draws(self) -> dict[str, Any]:
         """Mode and weight of every draw ``(chain, draw)``, and the probability of every mode."""
@@ -148,17 +154,30 @@ class MixtureModes(NamedTuple):
         return {"label": mode, "weight": weight, "probability": self.modes.probability}
 
     def mean(self, estimate: str) -> dict[str, Tensor]:
-        """Means over the draws that an estimate is of, by name."""
+        """Means over the draws that an estimate is of, by name.
+
+        Of several chains, contributions are shrunk, see :mod:`pyro_sep.trace.estimate`, and sources
+        are these over the mean gains.
+        """
         told = self.of_draws()
         lp = self.lp.numpy()
         drawn = chosen_draws(told["label"].numpy(), told["weight"].numpy(), lp, estimate)
         share = np.zeros(lp.shape)
         np.add.at(share, tuple(drawn.T), 1 / len(drawn))
         totals: dict[str, Tensor] = {}
+        chains: dict[int, Tensor] = {}  # contributions of each
         for group, same, mean in zip(self.groups, self.chosen, self.means, strict=True):
             own = float(share[group.chain, same.numpy()].sum())
             for name, value in mean.items() if own else ():
                 totals[name] = totals.get(name, 0.0) + own * value
+            if own:
+                part = own / share[group.chain].sum() * mean["contributions"]
+                chains[group.chain] = chains.get(group.chain, 0.0) + part
+        if len(chains) > 1:
+            found = shrunk_mean(torch.stack([*chains.values()]).float().numpy(), self.sample_rate)
+            totals["contributions"] = torch.from_numpy(found)
+            gains = totals.get("gains", self.gains)
+            totals["sources"] = totals["contributions"] / gains[:, None]
         return {name: total.float() for name, total in totals.items()}
 
 

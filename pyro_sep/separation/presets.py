@@ -4,6 +4,8 @@ from dataclasses import fields, replace
 from statistics import mean
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from pyro_sep.checks.arguments import choice, shown
 from pyro_sep.inference.annealing.schedules import start_level
 from pyro_sep.inference.annealing.settings import Annealing
@@ -15,7 +17,7 @@ Constraint = Literal["gaussian", "exact"]
 CONSTRAINTS = get_args(Constraint)  # how the sources are tied to their mixture
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
-FLOOR_SHARE = 0.45  # of the sources' RMS, where they are quiet: below it priors of music know less
+FLOOR_SHARE = 0.45  # of the sources' RMS, where that is less: below it priors of music know less
 FREEZE_NATS = 2_000.0  # evidence of a frame at which learned priors have chosen the modes, or
 FREEZE_SHARE = 0.7  # noise of this share of the sources' RMS, where that is less
 EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
@@ -68,6 +70,8 @@ def resolve_settings(
     estimate: Estimate | None = None,
     preset: Preset | None = None,
     settings: Annealing | None = None,
+    *,
+    loudness: float | None = None,
     **given: float | None,
 ) -> Annealing:
     """The settings of :func:`~pyro_sep.separate`, with every default filled in.
@@ -82,6 +86,7 @@ def resolve_settings(
         preset: see :data:`PRESETS`; ``"standard"`` for the estimate ``"mode"`` and ``"quick"`` for
             ``"mean"`` where None.
         settings: in place of the noise levels and the preset.
+        loudness: of the mixtures, see :func:`relative_loudness`; 1 where None.
         given: fields of :class:`~pyro_sep.inference.Annealing` that take precedence over all these
             unless they are None.
 
@@ -101,7 +106,8 @@ def resolve_settings(
     if settings is None:
         preset = DEFAULT_PRESET[estimate_name] if preset is None else preset
         budget = PRESETS[choice("preset", preset, tuple(PRESETS))][estimate_name]
-        own = default_ladder(priors, time, estimate_name == "mean") | budget | own
+        average, loudness = estimate_name == "mean", 1.0 if loudness is None else loudness
+        own = default_ladder(priors, time, average, loudness) | budget | own
         settings = Annealing(**own)  # type: ignore[arg-type]
     elif not isinstance(settings, Annealing):
         raise ValueError(f"settings: got {shown(settings)}, expected pyro_sep.inference.Annealing")
@@ -113,17 +119,44 @@ def resolve_settings(
     return settings
 
 
-def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str, float]:
+def relative_loudness(mixtures: Tensor, priors: Priors, mixing: Mixing) -> float:
+    r"""RMS of mixtures over the one of a mixture of sources as loud as the priors have heard them.
+
+    .. math:: \sqrt{\overline{m^2}} \Big/ \sqrt{\textstyle\sum_k a_k^2 r_k^2}
+
+    with r_k the RMS of the prior of source k.
+
+    Args:
+        mixtures: ``(..., time)``.
+        priors: of the sources, by name.
+        mixing: a_k.
+
+    >>> from pyro_sep.priors.io import load_priors
+    >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
+    >>> import torch
+    >>> half = torch.full((1, 9), sine["sine"].rms / 2)
+    >>> round(relative_loudness(half, sine, Mixing((1.0,))), 3)
+    0.5
+    """
+    expected = sum((a * p.rms) ** 2 for a, p in zip(mixing.gains, priors.values(), strict=True))
+    return float(mixtures.double().square().mean() / expected) ** 0.5
+
+
+def default_ladder(
+    priors: Priors, time: int, average: bool = False, loudness: float = 1.0
+) -> dict[str, float]:
     """Noise levels and sections of a search, by the frame's length and the priors.
 
     A learned prior tells sources apart only once the evidence of a frame is far above a few nats,
     so its ladder starts lower. An exact prior decides within these few nats, so its ladder is slow
-    from before them until after.
+    from before them until after. Where a frame holds many decisions, none is of the whole: levels
+    follow that of the sources, and priors of music have heard them loud and quiet.
 
     Args:
         priors: of the sources.
         time: audio samples of the mixtures.
         average: whether the estimate is the mean, of frames that hold many decisions.
+        loudness: of the mixtures, see :func:`relative_loudness`.
     """
     low = max(prior.sigmas[0] for prior in priors.values())
     high = min(prior.sigmas[1] for prior in priors.values())
@@ -133,6 +166,8 @@ def default_ladder(priors: Priors, time: int, average: bool = False) -> dict[str
     start = start_level(length, level)
     freeze = min(FREEZE_SHARE * level, start_level(length, level, FREEZE_NATS))
     if average:
+        # Between what lets all priors know the first level, and what lets them know the last.
+        level = max(min(loudness * level, high / SONG_START), low / FLOOR_SHARE)
         start, freeze = SONG_START * level, FREEZE_SHARE * level
     elif all(getattr(prior, "is_exact", False) for prior in priors.values()):
         start, freeze = (start_level(length, level, nats) for nats in EXACT_NATS)

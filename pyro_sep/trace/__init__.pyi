@@ -1,10 +1,12 @@
 from .dataset import build_trace, load_trace, log_likelihood, save_trace, to_arviz
 from .draws import best_chain, estimate_draws, mode_draws, mode_probabilities, select_draws
+from .estimate import estimate_sources
 
 __all__ = [
     "best_chain",
     "build_trace",
     "estimate_draws",
+    "estimate_sources",
     "load_trace",
     "log_likelihood",
     "mode_draws",

@@ -40,6 +40,7 @@ from pyro_sep.trace.draws import (
     mode_probabilities,
     select_draws,
 )
+from pyro_sep.trace.estimate import estimate_sources
 from pyro_sep.viz.agreement import plot_agreement
 from pyro_sep.viz.png import encode
 from pyro_sep.viz.signals import (
@@ -99,11 +100,11 @@ def write_report(
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
-    An estimate is the mean of its draws, :func:`pyro_sep.trace.estimate_draws`. Its intervals hold
-    90 % of these draws. With a calibration there are also intervals that hold the truth in 90 % of
-    the mixtures of its kind. Where the posterior has other explanations, their sounds can be chosen
-    by buttons. Sounds have 16 bits; where one of them is beyond full scale all are turned down
-    alike. One trace gives one page, byte for byte.
+    Estimates are :func:`pyro_sep.trace.estimate_sources`, and intervals hold 90 % of the draws that
+    an estimate is made from. With a calibration there are also intervals that hold the truth in
+    90 % of the mixtures of its kind. Where the posterior has other explanations, their sounds can
+    be chosen by buttons. Sounds have 16 bits; where one of them is beyond full scale all are turned
+    down alike. One trace gives one page, byte for byte.
 
     Args:
         tree: a trace of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.
@@ -225,9 +226,9 @@ def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
         if [c] != chains and not others
     }
     excerpt, rows = slice(*_excerpt(len(mixture), rate)), []
+    estimates = estimate_sources(tree).values
     for k, name in enumerate(posterior["source"].values.tolist()):
-        draws = source_draws(tree, k)
-        estimate = draws.mean(0)
+        draws, estimate = source_draws(tree, k), estimates[k]
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
         spectrogram = plot_spectrogram(estimate, rate, draws)

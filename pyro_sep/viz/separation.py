@@ -10,6 +10,7 @@ from matplotlib.mlab import psd
 from numpy.typing import NDArray
 
 from pyro_sep.checks.names import literal
+from pyro_sep.trace.estimate import estimate_sources
 from pyro_sep.viz.signals import (
     FLOOR_DB,
     TAILS,
@@ -41,8 +42,8 @@ def plot_separation(tree: xr.DataTree, spectrograms: bool | None = None) -> Figu
     whole waveform, then the mean level of the draws, then the standard deviation of their level,
     both in dB, see :func:`pyro_sep.viz.plot_spectrogram`.
 
-    An estimate is the mean of its draws, :func:`pyro_sep.trace.estimate_draws`. Titles give its
-    SI-SDR where the true source is known and not silent.
+    Estimates are :func:`pyro_sep.trace.estimate_sources`. Titles give their SI-SDR where the true
+    source is known and not silent.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
@@ -65,6 +66,7 @@ def _waveform_figure(tree: xr.DataTree, rate: int) -> Figure:
     names = tree["posterior"].to_dataset()["source"].values.tolist()
     mixture = tree["observed_data"].to_dataset()["mixture"].values
     window = zoom_window(zoom_start(tree), len(mixture), rate)
+    estimates = estimate_sources(tree).values
     figure = Figure(figsize=(11, 1.2 + 2.5 * (1 + len(names))), layout="constrained")
     heights = [2.0, *[3.0, 1.4] * len(names)]  # below each waveform the deviation of its draws
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
@@ -79,9 +81,10 @@ def _waveform_figure(tree: xr.DataTree, rate: int) -> Figure:
         below = figure.add_subplot(grid[rows.start + 1, 0], sharex=left)
         beside = figure.add_subplot(grid[rows, 1], sharex=right)
         draws, reference = source_draws(tree, k), _truth(tree, k)
-        title = literal(name) + _score(draws.mean(0), reference)
+        title = literal(name) + _score(estimates[k], reference)
         above.set_title(title, loc="left", weight="bold", color=f"C{k}")
-        _source_panels((above, below, beside), f"C{k}", rate, window, draws, reference)
+        axes = above, below, beside
+        _source_panels(axes, f"C{k}", rate, window, estimates[k], draws, reference)
     for ax in figure.axes[:-2]:
         ax.tick_params(labelbottom=False)
     left.set_xlim(*_milliseconds(window, rate)[[0, -1]])
@@ -95,12 +98,13 @@ def _source_panels(
     color: str,
     rate: int,
     window: slice,
+    estimate: NDArray[Any],
     draws: NDArray[Any],
     reference: NDArray[Any] | None,
 ) -> None:
     """Waveform and band of a source; the same less the estimate, magnified; and its spectrum."""
     above, below, beside = axes
-    estimate, x = draws.mean(0), _milliseconds(window, rate)
+    x = _milliseconds(window, rate)
     curves: list[Curve] = [(estimate, color, "estimate", 1.3)]
     if reference is not None:
         curves.insert(0, (reference, "0.75", "true", 3.5))  # wide: seen behind the estimate
@@ -119,7 +123,7 @@ def _source_panels(
 def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
     names = tree["posterior"].to_dataset()["source"].values.tolist()
     mixture = tree["observed_data"].to_dataset()["mixture"].values
-    time = len(mixture)
+    time, estimates = len(mixture), estimate_sources(tree).values
     figure = Figure(figsize=(13, 1.4 + 2.1 * (1 + len(names))), layout="constrained")
     axes = figure.subplots(1 + len(names), 3, sharex=True, squeeze=False)
     draw_envelope(axes[0, 0], rate, mixture, mixture, "0.3")
@@ -128,7 +132,7 @@ def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
     axes[0, 0].set_title("Mixture", loc="left", weight="bold")
     for k, name in enumerate(names):
         draws, color = source_draws(tree, k), f"C{k}"
-        estimate = draws.mean(0)
+        estimate = estimates[k]
         low, high = np.quantile(draws, TAILS, axis=0)
         draw_envelope(axes[k + 1, 0], rate, low, high, color, alpha=0.35)
         draw_envelope(axes[k + 1, 0], rate, estimate, estimate, color)

@@ -31,12 +31,15 @@ from pyro_sep.separation.api import Separation, separate_batch, separation_from_
 from pyro_sep.separation.inputs import MIN_TIME, check_mixtures
 from pyro_sep.separation.presets import (
     PRESETS,
+    SONG_START,
     default_constraint,
     default_ladder,
+    relative_loudness,
     resolve_settings,
 )
 from pyro_sep.separation.recorder import DrawRecorder
 from pyro_sep.trace.dataset import save_trace, to_arviz
+from pyro_sep.trace.estimate import estimate_sources
 
 TIME = 300
 BUDGET = {"levels": 6, "candidates": 2, "tries": 1, "swaps": 0, "replicas": 2, "chains": 2}
@@ -135,9 +138,9 @@ def test_the_mean_over_all_chains_leaves_out_one_that_diverged(
     from pyro_sep.separation import api as separation
 
     both = separate(tones().mean(0), PRIORS, estimate="mean", **BUDGET)
-    means = torch.from_numpy(both.trace["posterior"]["sources"].values.mean((0, 1)))
+    drawn = torch.from_numpy(estimate_sources(both.trace).values)
     bound = default_ladder(PRIORS, TIME)["sigma_min"] / math.sqrt(BUDGET["draws"])
-    assert (both.sources - means).square().mean().sqrt() < bound
+    assert (both.sources - drawn).square().mean().sqrt() < bound
     assert torch.allclose(both.contributions, both.sources / 2, atol=1e-7)
     assert both.trace.attrs["estimate"] == "mean"
 
@@ -352,6 +355,44 @@ def test_the_ladder_follows_the_frame_and_the_priors() -> None:
     narrow = PRIORS | {"flute": make_prior("flute", sigma_min=0.08, sigma_max=1.1)}
     ladder = default_ladder(narrow, 10**6)
     assert (ladder["sigma_max"], ladder["sigma_min"]) == (1.1, 0.08)
+
+
+def test_the_ladder_of_music_follows_the_loudness_of_the_mixture() -> None:
+    levels = ("sigma_max", "sigma_freeze", "sigma_min")
+    usual = default_ladder(PRIORS, TIME, True)
+    quiet = default_ladder(PRIORS, TIME, True, loudness=0.1)
+    for name in levels:
+        assert quiet[name] < usual[name]
+    assert quiet["sigma_max"] == pytest.approx(0.1 * SONG_START * 0.4)  # of the mean level
+    low, high = (f({p.sigmas[i] for p in PRIORS.values()}) for f, i in ((max, 0), (min, 1)))
+    for loudness in (1e-9, 1e9):  # beyond what the priors know
+        ladder = default_ladder(PRIORS, TIME, True, loudness)
+        assert low <= ladder["sigma_min"] < ladder["sigma_freeze"] < ladder["sigma_max"] <= high
+    assert default_ladder(PRIORS, TIME, loudness=0.1) == default_ladder(PRIORS, TIME)  # of tones
+
+
+@pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (2.0, -0.1)])
+def test_a_mixture_of_sources_as_loud_as_their_priors_has_loudness_1(
+    gains: tuple[float, float],
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 2, 100_000, generator=generator)
+    rms = torch.tensor([prior.rms for prior in PRIORS.values()])[:, None]
+    mixing = Mixing(gains)
+    assert relative_loudness(mixing.mix(rms * noise), PRIORS, mixing) == pytest.approx(1, rel=0.01)
+
+
+def test_levels_of_music_are_those_of_its_loudness() -> None:
+    mixture = tones().mean(0)
+    options = {"estimate": "mean", "levels": 6, "cooling": 2, "warmup": 1, "draws": 1}
+    found = []
+    for scale in (1.0, 0.5):
+        trace = separate(scale * mixture, PRIORS, **options).trace
+        found.append(json.loads(trace.attrs["settings"]))
+        loudness = relative_loudness(scale * mixture, PRIORS, Mixing.mean(len(PRIORS)))
+        ladder = default_ladder(PRIORS, TIME, True, loudness)
+        assert found[-1].items() >= ladder.items()
+    assert found[1]["sigma_max"] < found[0]["sigma_max"]
 
 
 def test_settings_are_the_ladder_the_preset_and_what_is_given() -> None:
