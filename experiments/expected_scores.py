@@ -2,6 +2,7 @@
 
     python experiments/expected_scores.py                              # tones, toy priors
     python experiments/expected_scores.py --priors music --musdb ROOT  # stems of musdb18
+    python experiments/expected_scores.py --priors music --musdb ROOT --mixes RECORDS/mixes
 
 Mixtures of two, three and four of a set's sources in turn are separated as ``pyro_sep.separate``
 does it by default. From the first ones :mod:`pyro_sep.diagnostics.score_intervals` learns what the
@@ -9,7 +10,8 @@ draws or the chains tell of the SI-SDR of a stem. Intervals of 80 % are then jud
 
 Tones have 0.128 or 0.512 s. Those to learn from are the test mixtures from index 0 on, and those to
 judge by are the ones from 1000 on. Music has 1 or 5 s, cut from test tracks at moments when all its
-stems sound: every second track is for learning, and the others are for judging.
+stems sound: every second track is for learning, and the others are for judging. With --mixes, test
+tracks of musdb18 and mixtures that records.py made come two and two in turn.
 
 OUT/expected_scores.json is what ships beside the weights of the set (pyro_sep/weights). Printed and
 in OUT/summary.json are the share of stems whose SI-SDR is in its interval, by the number of
@@ -31,7 +33,7 @@ from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import musdb_tracks
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
-from pyro_sep.data.tracks import Track, stem_frames
+from pyro_sep.data.tracks import Track, stem_frames, stems_folder
 from pyro_sep.diagnostics.score_intervals import (
     FILE,
     PROBABILITY,
@@ -56,6 +58,9 @@ Draw = Callable[[int, tuple[str, ...], int], tuple[Tensor, str]]
 def main(
     priors: PriorSet = "toy",
     musdb: MusdbRoot = None,
+    mixes: Annotated[
+        Path | None, typer.Option(help="Folder of TRACK/STEM files, beside musdb18's.")
+    ] = None,
     learn: Annotated[int, typer.Option(min=6, help="Mixtures to learn from.")] = 24,
     judge: Annotated[int, typer.Option(min=2, help="Mixtures to judge by.")] = 12,
     out: Out = Path("results/expected_scores"),
@@ -63,12 +68,14 @@ def main(
     """Separate mixtures, learn from the first ones, judge by the others."""
     results = Results(out)
     chosen = load_set(priors, mixing="mean" if musdb is None else "sum")
-    tracks = [] if musdb is None else [t for t in musdb_tracks(musdb) if t.subset == "test"]
     draws: dict[str, Draw] = {"learn": partial(tones, 0), "judge": partial(tones, JUDGED_TONES)}
     if musdb is not None:
+        tracks = chosen_tracks(musdb, mixes)
         draws = {"learn": partial(excerpt, tracks[::2]), "judge": partial(excerpt, tracks[1::2])}
     lengths = TONES if musdb is None else MUSIC
-    settings = {"priors": priors, "musdb": None if musdb is None else musdb.resolve().name}
+    folders = {"musdb": musdb} | ({} if mixes is None else {"mixes": mixes})
+    names = {key: None if path is None else path.resolve().name for key, path in folders.items()}
+    settings = {"priors": priors} | names
     rows = {}
     for part, many in (("learn", learn), ("judge", judge)):
         figures = partial(measure, chosen, lengths, draws[part])
@@ -85,6 +92,16 @@ def main(
     print(f"{content['inside']:.0%} inside intervals of {PROBABILITY:.0%}", end=" ")
     print(f"(standard error {content['error']:.0%}), {content['width_db']:.1f} dB wide.")
     results.done()
+
+
+def chosen_tracks(musdb: Path, mixes: Path | None) -> list[Track]:
+    """Test tracks, and mixtures of a folder two and two in turn with them, as many of each."""
+    test = [track for track in musdb_tracks(musdb) if track.subset == "test"]
+    if mixes is None:
+        return test
+    others = stems_folder(mixes)
+    pairs = range(0, min(len(test), len(others)) - 1, 2)
+    return [track for i in pairs for part in (test, others) for track in part[i : i + 2]]
 
 
 def measure(
@@ -121,6 +138,8 @@ def excerpt(
     """
     for k in range(len(tracks)):
         track = tracks[(i + k) % len(tracks)]
+        if not set(names) <= set(track.stems):
+            continue
         for frame in stem_frames(track, names, SAMPLE_RATE, time, seed=i):
             if all(len(active_frames(stem, time)) for stem in frame):
                 return frame, track.name

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from music import write_tracks
 from scripts import load
 
+from pyro_sep.audio import save_audio
 from pyro_sep.cli.program import run
 from pyro_sep.diagnostics.score_intervals import ScoreErrors
 from pyro_sep.separation.api import separate
@@ -80,3 +82,12 @@ def test_excerpts_are_moments_at_which_all_stems_sound(experiment: Any, tmp_path
     silent = [track for track in tracks if track.name == "b"]
     with pytest.raises(ValueError, match=r"^musdb: got no test track with bass, drums at once"):
         experiment.excerpt(silent, 0, ("bass", "drums"), 1_600)
+
+
+def test_mixtures_and_test_tracks_come_two_and_two_in_turn(experiment: Any, tmp_path: Path) -> None:
+    for name in ("test/a", "test/b", "test/c", "mixes/v", "mixes/w", "mixes/x", "mixes/y"):
+        (tmp_path / name).mkdir(parents=True)
+        save_audio(tmp_path / name / "bass.wav", torch.zeros(441), 44_100)
+    tracks = experiment.chosen_tracks(tmp_path, tmp_path / "mixes")
+    assert [track.name for track in tracks] == ["a", "b", "v", "w"]
+    assert [track.name for track in experiment.chosen_tracks(tmp_path, None)] == ["a", "b", "c"]
