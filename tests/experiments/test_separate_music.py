@@ -71,10 +71,9 @@ def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The experiment, whose NMF learns from a few seconds, and batches of two."""
+    """The experiment, whose NMF learns from a few seconds."""
     module = load("separate_music")
     monkeypatch.setattr(module, "TRAINING_SECONDS", 4)
-    monkeypatch.setattr(module, "BATCH", 2)
     return module
 
 
@@ -157,28 +156,28 @@ def test_of_several_chains_the_best_one_has_a_row_too(
 def test_a_run_that_was_cut_off_goes_on(
     run: Callable[..., None], module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[int] = []
     learned: list[int] = []
 
-    def separate_batch(mixtures: torch.Tensor, *inputs: Any, **options: Any) -> Any:
-        calls.append((len(mixtures), options["seed"]))
-        return real_batch(mixtures, *inputs, **options)
+    def separate(*inputs: Any, **options: Any) -> Any:
+        calls.append(options["seed"])
+        return real_separate(*inputs, **options)
 
     def learn(*inputs: Any) -> Any:
         learned.append(1)
         return real_learn(*inputs)
 
-    real_batch, real_learn = module.separate_batch, module.learn
-    monkeypatch.setattr(module, "separate_batch", separate_batch)
+    real_separate, real_learn = module.separate, module.learn
+    monkeypatch.setattr(module, "separate", separate)
     monkeypatch.setattr(module, "learn", learn)
     options = {"excerpts": 5, "methods": "mixture,nmf,posterior", "seed": 3}
     run(**options)
-    assert (calls, len(learned)) == ([(2, 3), (2, 5), (1, 7)], 1)
+    assert (calls, len(learned)) == ([3, 4, 5, 6, 7], 1)
     path = tmp_path / "out" / "posterior.json"
     whole = json.loads(path.read_text())
     path.write_text(json.dumps(whole | {"mixtures": whole["mixtures"][:2]}))
     run(**options)
-    assert (calls[3:], len(learned)) == ([(2, 5), (1, 7)], 1)
+    assert (calls[5:], len(learned)) == ([5, 6, 7], 1)
     again = json.loads(path.read_text())
     assert again["settings"] == whole["settings"]
     for a, b in zip(whole["mixtures"], again["mixtures"], strict=True):
@@ -191,7 +190,21 @@ def test_a_run_that_was_cut_off_goes_on(
     )
     with pytest.raises(ValueError, match=r"nmf.json: got figures of .*give another --out"):
         run(**options | {"seed": 4})
-    assert len(calls) == 5
+    assert len(calls) == 8
+
+
+def test_excerpts_are_turned_up_or_down_and_their_noise_levels_with_them(
+    run: Callable[..., None], tmp_path: Path
+) -> None:
+    found = []
+    for gain_db in (0.0, -12.0):
+        run(excerpts=1, methods="posterior", gain_db=gain_db, out=tmp_path / f"{gain_db}")
+        trace = load_trace(tmp_path / f"{gain_db}" / "c" / "trace.nc")
+        level = float(np.std(trace["observed_data/mixture"].values))
+        found.append((level, json.loads(trace.attrs["settings"])["sigma_max"]))
+    (loud, first), (quiet, last) = found
+    assert quiet / loud == pytest.approx(10 ** (-12 / 20), rel=1e-3)
+    assert last < first
 
 
 def test_excerpts_are_where_all_stems_are_heard(module: ModuleType, root: Path) -> None:
