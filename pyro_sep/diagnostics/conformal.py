@@ -298,16 +298,13 @@ def kind_of(trace: xr.DataTree) -> dict[str, object]:
         ) from None
     if run["estimate"] == "mean":  # noise levels are those of the mixture's loudness
         settings = {name: value for name, value in settings.items() if "sigma" not in name}
-    return (
-        run
-        | settings
-        | {
-            "sources": sources,
-            "gains": "infer" if "gains" in posterior else gains.round(6).tolist(),
-            "samples": posterior.sizes["time"],
-            "sample_rate": int(constant["sample_rate"]),
-        }
-    )
+    run |= settings
+    return run | {
+        "sources": sources,
+        "gains": "infer" if "gains" in posterior else gains.round(6).tolist(),
+        "samples": posterior.sizes["time"],
+        "sample_rate": int(constant["sample_rate"]),
+    }
 
 
 def _settings(text: Any) -> dict[str, object]:

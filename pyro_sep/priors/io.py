@@ -41,6 +41,7 @@ from pyro_sep.storage.files import atomic_write_bytes, save_json
 
 SHIPPED = Path(__file__).parent.parent / "weights"
 ORACLE = "toy/oracle"
+JOIN = "+"  # of several sets
 FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors calls them
 SET_FILE = "priors.json"
 SET_LOCK = ".pyro-sep-priors.lock"
@@ -261,24 +262,43 @@ def load_priors(
     :func:`pyro_sep.separate`.
 
     Args:
-        name_or_folder: a set that ships, or a folder. ``"toy"`` holds for each source the prior
-            that is best by measurement, ``"toy/wavenet"`` and ``"toy/flow"`` those of one family,
-            ``"toy/oracle"`` the true ones, :class:`~pyro_sep.priors.WaveformPrior`.
+        name_or_folder: a set that ships, or a folder; several of them joined by ``+``, such as
+            ``"music+MINE"``. ``"toy"`` holds for each source the prior that is best by measurement,
+            ``"toy/wavenet"`` and ``"toy/flow"`` those of one family, ``"toy/oracle"`` the true
+            ones, :class:`~pyro_sep.priors.WaveformPrior`.
         device: where the networks go.
 
     Raises:
-        ValueError: no such set or folder, a file that is not a prior, differing sample rates.
+        ValueError: no such set or folder, a file that is not a prior, a source that two of the sets
+            have, differing sample rates.
 
     >>> list(load_priors("toy"))
     ['sine', 'saw', 'square', 'triangle']
     """
-    name = str(name_or_folder).rstrip("/") or str(name_or_folder)
+    whole = str(name_or_folder)
+    parts = [whole] if Path(whole).is_dir() else whole.split(JOIN)
+    sets = [_load_set(part, device) for part in parts]
+    priors = {name: prior for known in sets for name, prior in known.items()}
+    if len(priors) < sum(map(len, sets)):
+        twice = next(name for name in priors if sum(name in known for known in sets) > 1)
+        raise ValueError(
+            f"priors: got two of the source {twice!r} in {whole!r}, expected one of each"
+        )
+    rates = {prior.sample_rate for prior in priors.values()}
+    if len(rates) > 1:
+        raise ValueError(f"{whole}: priors of differing sample rates {sorted(rates)}; expected one")
+    return priors
+
+
+def _load_set(name_or_folder: str, device: torch.device | str) -> dict[str, NetworkPrior]:
+    """The priors of one set or folder."""
+    name = name_or_folder.rstrip("/") or name_or_folder
     if name == ORACLE:
         return {name: WaveformPrior.of(name).to(device) for name in WAVEFORMS}
     folder = _shipped().get(name, Path(name))  # by name: "." is the working folder
     if not name or not folder.is_dir():
         raise ValueError(
-            f"priors: got {str(name_or_folder)!r}, "
+            f"priors: got {name_or_folder!r}, "
             f"expected a shipped set ({', '.join(shipped_sets())}) or a folder"
         )
     content = _read_set(folder)
@@ -294,11 +314,6 @@ def load_priors(
     priors = {name: load_prior(path, device) for name, path in paths.items()}
     for prior in priors.values():
         prior.mixing, prior.estimate = content.mixing, content.estimate
-    rates = {prior.sample_rate for prior in priors.values()}
-    if len(rates) > 1:
-        raise ValueError(
-            f"{folder}: priors of differing sample rates {sorted(rates)}; expected one"
-        )
     return priors
 
 

@@ -91,7 +91,7 @@ def shrunk_mean(contributions: NDArray[np.floating], rate: int) -> NDArray[np.fl
     True
     """
     count, _, time = contributions.shape
-    size = 2 ** round(math.log2(FRAME * rate))
+    size = 2 ** max(2, round(math.log2(FRAME * rate)))
     transform = ShortTimeFFT(hann(size, sym=False), size // 4, rate)
     # A transform needs some audio: what is shorter goes on in silence.
     audio = np.pad(contributions, ((0, 0), (0, 0), (0, max(0, size - time))))

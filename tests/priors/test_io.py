@@ -143,6 +143,18 @@ def test_a_dot_is_the_working_folder(folder: Path, monkeypatch: pytest.MonkeyPat
     assert list(load_priors("..")) == ["bassoon", "oboe", "violin"]
 
 
+def test_sets_are_joined_by_a_plus(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "a+b"  # a folder of this name is one set
+    other.mkdir()
+    save_prior(make_prior("harp"), other / "harp.safetensors")
+    assert list(load_priors(other)) == ["harp"]
+    other = other.rename(tmp_path / "plucked")
+    assert list(load_priors(f"{other}+{folder}")) == ["harp", "bassoon", "oboe", "violin"]
+    one_line(lambda: load_priors(f"{other}+none"), "got 'none', expected a shipped set", Path("none"))
+    save_prior(make_prior("oboe"), other / "oboe.safetensors")
+    one_line(lambda: load_priors(f"{other}+{folder}"), "got two of the source 'oboe' in", other)
+
+
 @pytest.mark.parametrize("name", ["strings", "/none/such"])
 def test_an_unknown_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brass" / "horn").mkdir(parents=True)

@@ -47,8 +47,9 @@ def test_what_chains_agree_on_is_not_changed() -> None:
     assert shrunk_mean(np.stack([one] * 3), RATE) == pytest.approx(one, abs=1e-5)
 
 
-def test_silence_stays_silence() -> None:
-    assert not shrunk_mean(np.zeros((2, 3, TIME), np.float32), RATE).any()
+@pytest.mark.parametrize("rate", [1, RATE, 10**6])
+def test_silence_stays_silence(rate: int) -> None:
+    assert not shrunk_mean(np.zeros((2, 3, TIME), np.float32), rate).any()
 
 
 def test_a_tone_of_which_two_chains_give_a_half_and_all_to_a_source() -> None:
