@@ -150,7 +150,9 @@ def test_sets_are_joined_by_a_plus(folder: Path, tmp_path: Path) -> None:
     assert list(load_priors(other)) == ["harp"]
     other = other.rename(tmp_path / "plucked")
     assert list(load_priors(f"{other}+{folder}")) == ["harp", "bassoon", "oboe", "violin"]
-    one_line(lambda: load_priors(f"{other}+none"), "got 'none', expected a shipped set", Path("none"))
+    one_line(
+        lambda: load_priors(f"{other}+none"), "got 'none', expected a shipped set", Path("none")
+    )
     save_prior(make_prior("oboe"), other / "oboe.safetensors")
     one_line(lambda: load_priors(f"{other}+{folder}"), "got two of the source 'oboe' in", other)
 
