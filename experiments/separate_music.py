@@ -3,7 +3,6 @@
     python experiments/separate_music.py --musdb ROOT
     python experiments/separate_music.py --musdb ROOT --stems bass,drums,vocals,other
     python experiments/separate_music.py --musdb ROOT --methods mixture,hpss,nmf,mask
-    python experiments/separate_music.py --musdb ROOT --gain-db -15  # the same, quieter
 
 From each of the first test tracks it takes one excerpt in which all stems are above -60 dB re full
 scale: the first such frame of the 150 that ``pyro_sep.data.tracks`` draws by the track's name,
@@ -109,9 +108,6 @@ def main(
     ),
     excerpts: Annotated[int, typer.Option(min=1, help="At most, one per test track.")] = 20,
     seconds: Seconds = 2.0,
-    gain_db: Annotated[
-        float, typer.Option(help="By which the excerpts are turned up, in dB.")
-    ] = 0.0,
     methods: Annotated[
         str | None, typer.Option(help=f"Of {', '.join(METHODS)}; by default all that apply.")
     ] = None,
@@ -129,7 +125,6 @@ def main(
     names, time = chosen_stems(stems), round(seconds * SAMPLE_RATE)
     # The folder's name, not its path: these files are published.
     settings = {"musdb": musdb.resolve().name, "stems": stems, "seconds": seconds}
-    settings |= {"gain_db": gain_db}
     further: dict[str, Any] = {"nmf": {"seed": seed}}
     learned = cache(partial(learn, musdb, names, seed))
     runs: dict[str, Measure[Excerpt]] = {
@@ -146,9 +141,7 @@ def main(
         further["posterior"] = {"priors": priors, "seed": seed} | settled
         shown = workers is None and sys.stderr.isatty()
         runs["posterior"] = partial(posterior, loaded, seed, budget, out, shown)
-    gain = 10 ** (gain_db / 20)
-    found = find_excerpts(musdb, names, time, excerpts)
-    items = [Excerpt(item.track, gain * item.sources) for item in found]
+    items = find_excerpts(musdb, names, time, excerpts)
     tracks = [item.track for item in items]
     print(f"{len(items)} excerpts of {seconds:g} s, each of another test track", flush=True)
     table, verdicts = {}, {}

@@ -25,8 +25,8 @@ SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: non
 SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
 
 SONG: dict[str, float] = {
-    **{"candidates": 2, "levels": 8, "swaps": 0, "cooling": 18},
-    **{"warmup": 4, "draws": 4, "thin": 1, "step_size": 1.0},
+    **{"candidates": 3, "levels": 8, "swaps": 0},
+    **{"warmup": 6, "draws": 4, "thin": 1, "step_size": 1.0},
 }
 
 #: Budgets by name, for frames of few decisions (``estimate="mode"``) and of many (``"mean"``):
@@ -34,12 +34,12 @@ SONG: dict[str, float] = {
 PRESETS: dict[str, dict[str, dict[str, float]]] = {
     "quick": {
         "mode": {"levels": 36, "replicas": 3, "warmup": 4},
-        "mean": SONG | {"chains": 2},
+        "mean": SONG | {"candidates": 2, "cooling": 18, "warmup": 4, "chains": 2},
     },
-    "standard": {"mode": {}, "mean": SONG | {"chains": 5}},
+    "standard": {"mode": {}, "mean": SONG | {"cooling": 36, "chains": 3}},
     "thorough": {
         "mode": {"candidates": 8, "tries": 6, "replicas": 16, "chains": 2, "draws": 50},
-        "mean": SONG | {"candidates": 4, "cooling": 60, "warmup": 6, "chains": 8},
+        "mean": SONG | {"candidates": 4, "cooling": 60, "chains": 8},
     },
 }
 

@@ -99,7 +99,7 @@ def shrunk_mean(contributions: NDArray[np.floating], rate: int) -> NDArray[np.fl
     centre, power = cells.mean(0), np.square(np.abs(cells)).mean(0)
     agreed = np.square(np.abs(centre))
     variance = (power - agreed) / (count - 1)  # of the mean, from the chains' spread about it
-    weight = (1 - SHRINKAGE * variance / np.maximum(agreed, TINY)).clip(0, 1)
+    weight = (agreed - SHRINKAGE * variance).clip(0, agreed) / np.maximum(agreed, TINY)
     level, total = np.sqrt(power), centre.sum(0)
     share = level / np.maximum(level.sum(0), TINY)
     shrunk = weight * centre + (1 - weight) * share * total
