@@ -12,7 +12,7 @@ from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME
 
 
 def audit(
-    priors: Annotated[str, typer.Option(help="A set that ships, or a folder of priors.")] = "toy",
+    priors: Annotated[str, typer.Option(help="Sets that ship or folders, joined by +.")] = "toy",
     source: Annotated[
         list[str] | None,
         typer.Option(

@@ -28,7 +28,7 @@ def separate(
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its OUT/TRACK.")],
     priors: Annotated[
-        str | None, typer.Option(help="A set that ships, such as music or toy, or a folder.")
+        str | None, typer.Option(help="Sets that ship or folders, joined by +, as music+MINE.")
     ] = None,
     stems: Annotated[
         str | None, typer.Option(help="Sources of the set that are in the mixture, by commas.")
