@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_sep.audio.resampling import resample
+from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.cli.options import Device as Device
 from pyro_sep.cli.options import MusdbRoot as MusdbRoot
 from pyro_sep.data.toy import WAVEFORMS, ToyMixture
@@ -27,10 +29,10 @@ from pyro_sep.diagnostics.score_intervals import expected_scores
 from pyro_sep.diagnostics.verdict import Verdict, diagnose
 from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS
-from pyro_sep.priors.base import MixingRule, stated
+from pyro_sep.priors.base import MixingRule, Priors, stated
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.priors.networks import NetworkPrior
-from pyro_sep.separation.api import Separation
+from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
@@ -223,6 +225,37 @@ def load_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
     if made != settings:
         raise ValueError(f"{path}: got figures of {made}, expected {settings}; give another --out")
     return list(content["mixtures"])
+
+
+def separate_at(
+    mixture: Tensor, sources: Tensor, rate: int, priors: Priors, **options: Any
+) -> tuple[Separation, Tensor]:
+    """A separation at the priors' rate, and its stems at that of the mixture.
+
+    Args:
+        mixture: ``(time,)``.
+        sources: the true ones, ``(source, time)``.
+        rate: of both, in Hz.
+        priors: of the sources; where theirs is another rate, stems are those that ``pyro-sep
+            separate`` would write.
+        options: of :func:`pyro_sep.separate`.
+
+    Returns:
+        The separation, and contributions ``(source, time)``.
+    """
+    own = next(iter(priors.values())).sample_rate
+    observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
+    result = separate(observed, priors, true_sources=true, **options)
+    return result, upmixed(result.contributions, observed, own, mixture, rate)
+
+
+def upmixed(
+    contributions: Tensor, observed: Tensor, own: int, mixture: Tensor, rate: int
+) -> Tensor:
+    """Contributions ``(source, time)`` at the rate ``own``, at that of the mixture."""
+    if own == rate:
+        return contributions
+    return wiener_upmix(contributions, observed, own, mixture[None], rate)[:, 0]
 
 
 def stacked(items: Sequence[ToyMixture]) -> tuple[Tensor, Tensor]:

@@ -21,10 +21,24 @@ from typing import Annotated
 import numpy as np
 import pandas as pd
 import typer
-from _common import Out, Preset, PriorSet, Results, Row, Seconds, Seed, decibels, resume, score
-from separate_music import SAMPLE_RATE, Excerpt, chosen_priors, find_excerpts
+from _common import (
+    Out,
+    Preset,
+    PriorSet,
+    Results,
+    Row,
+    Seconds,
+    Seed,
+    decibels,
+    load_set,
+    resume,
+    score,
+    upmixed,
+)
+from separate_music import SAMPLE_RATE, Excerpt, find_excerpts
 from torch import Tensor
 
+from pyro_sep.audio.resampling import resample
 from pyro_sep.cli.program import run
 from pyro_sep.inference.annealing.sections import join, split
 from pyro_sep.mixing.known import frame_time
@@ -48,18 +62,19 @@ def main(
 ) -> None:
     """Separate excerpts as a whole and in sections, and print the table."""
     results, time = Results(out), round(seconds * SAMPLE_RATE)
-    chosen = chosen_priors(priors, stems)
+    chosen = load_set(priors, stems, "sum")
+    rate = next(iter(chosen.values())).sample_rate
     settings = {"musdb": musdb.resolve().name, "priors": priors, "stems": stems}
     settings |= {"seconds": seconds, "section_seconds": section, "seed": seed}
     settings |= {"preset": preset}
     methods: dict[str, Callable[[Tensor], Tensor]] = {
         "whole": partial(whole, chosen, preset, seed),
         "again": partial(whole, chosen, preset, seed + 1),
-        "sections": partial(in_sections, chosen, preset, seed, round(section * SAMPLE_RATE)),
+        "sections": partial(in_sections, chosen, preset, seed, round(section * rate)),
     }
     items, table = find_excerpts(musdb, list(chosen), time, excerpts), {}
     for name, method in methods.items():
-        figures = partial(measure, method)
+        figures = partial(measure, method, rate)
         rows = list(resume(out / f"{name}.json", settings, items, figures, 1))
         gain = decibels(rows, "improvement")
         spent = float(np.mean([row["seconds"] for row in rows]))
@@ -72,12 +87,16 @@ def main(
     results.done()
 
 
-def measure(method: Callable[[Tensor], Tensor], start: int, items: Sequence[Excerpt]) -> list[Row]:
-    """Figures of the stems that a method gives for excerpts."""
-    return [
-        {"track": item.track} | score(method(item.mixture), item.sources, item.mixture)
-        for item in items
-    ]
+def measure(
+    method: Callable[[Tensor], Tensor], rate: int, start: int, items: Sequence[Excerpt]
+) -> list[Row]:
+    """Figures of the stems that a method gives for excerpts, at the priors' rate."""
+    rows = []
+    for item in items:
+        observed = resample(item.mixture, SAMPLE_RATE, rate)
+        stems = upmixed(method(observed), observed, rate, item.mixture, SAMPLE_RATE)
+        rows.append({"track": item.track} | score(stems, item.sources, item.mixture))
+    return rows
 
 
 def whole(priors: Priors, preset: PresetName | None, seed: int, mixture: Tensor) -> Tensor:

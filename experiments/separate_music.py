@@ -17,7 +17,8 @@ the sum of its stems.
     posterior   ``pyro_sep.separate``: the mean of all chains, and of several chains also the one of
                 the highest log posterior
 
-All but the last are ``baselines``. Printed are improvements of SI-SDR over the mixture in dB: the
+All but the last are ``baselines``. Stems of priors of another rate are brought to 16 kHz as
+``pyro-sep separate`` does. Printed are improvements of SI-SDR over the mixture in dB: the
 median of each stem, median and mean of all, and the share above 5 dB; the median SI-SDR; and the
 median CPU seconds, without the time in which an NMF learns. OUT/METHOD.json has the figures of
 every excerpt, and a run that was cut off continues. OUT/TRACK has stems, trace and picture of the
@@ -58,7 +59,9 @@ from _common import (
     load_set,
     resume,
     score,
+    separate_at,
     summarise_verdicts,
+    upmixed,
 )
 from baselines import (
     applies,
@@ -77,7 +80,7 @@ from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
-from pyro_sep.separation.api import Separation, separate
+from pyro_sep.separation.api import Separation
 from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.draws import best_chain
 
@@ -132,10 +135,11 @@ def main(
         for method in chosen_methods(methods, names)
     }
     if "posterior" in runs:
-        loaded = chosen_priors(priors, stems)
+        loaded = load_set(priors, stems, "sum")
+        rate = next(iter(loaded.values())).sample_rate
         fields = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
         budget: dict[str, Any] = {"preset": preset} | fields
-        plan = resolve_settings(loaded, time, **budget)
+        plan = resolve_settings(loaded, round(seconds * rate), **budget)
         # Noise levels are those of each excerpt's loudness.
         settled = {name: value for name, value in asdict(plan).items() if "sigma" not in name}
         further["posterior"] = {"priors": priors, "seed": seed} | settled
@@ -182,15 +186,6 @@ def chosen_methods(methods: str | None, names: Sequence[str]) -> list[str]:
     for method in chosen:
         check_stems(method, names)
     return chosen
-
-
-def chosen_priors(priors: str, stems: str) -> Priors:
-    """The priors of the stems, which must have the excerpts' sample rate."""
-    loaded = load_set(priors, stems, "sum")
-    rate = next(iter(loaded.values())).sample_rate
-    if rate != SAMPLE_RATE:
-        raise ValueError(f"priors: got {rate} Hz, expected {SAMPLE_RATE} Hz; train them anew")
-    return loaded
 
 
 def find_excerpts(root: Path, names: Sequence[str], time: int, count: int) -> list[Excerpt]:
@@ -271,26 +266,22 @@ def posterior(
     """Figures of ``pyro_sep.separate``; the results of the first excerpt are written."""
     rows = []
     for i, item in enumerate(items, start):
-        result = separate(
-            item.mixture,
-            priors,
-            seed=seed + i,
-            true_sources=item.sources,
-            progress=shown,
-            **budget,
-        )
+        options = {"seed": seed + i, "progress": shown} | {**budget}
+        result, stems = separate_at(item.mixture, item.sources, SAMPLE_RATE, priors, **options)
         if i == 0:
             write_separation(result, out / item.track)
-        found = score(result.contributions, item.sources, item.mixture)
-        best = score(best_chains_mean(result), item.sources, item.mixture)
+        found = score(stems, item.sources, item.mixture)
+        best = score(best_chains_stems(result, item.mixture), item.sources, item.mixture)
         rows.append({"track": item.track} | found | {"best_chain": best} | judge(result))
     return rows
 
 
-def best_chains_mean(result: Separation) -> Tensor:
+def best_chains_stems(result: Separation, mixture: Tensor) -> Tensor:
     """Mean of the draws of the chain of the highest mean log posterior, ``(stem, time)``."""
     sources = result.trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(result.trace))
-    return torch.from_numpy(sources.mean("draw").values)
+    mean = torch.from_numpy(sources.mean("draw").values)
+    observed = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
+    return upmixed(mean, observed, result.sample_rate, mixture, SAMPLE_RATE)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
     python experiments/separate_records.py --tracks RECORDS --priors guitar --start 60
 
 --tracks is a folder with TRACK/STEM.wav of records, or a .stem.mp4. Of each track an excerpt is
-separated into the stems that both the track and the set of priors have, mono at the priors' rate.
+separated into the stems that both the track and the set of priors have, mono at 16 kHz; priors of
+another rate separate at theirs, and stems are brought to 16 kHz as ``pyro-sep separate`` does it.
 The mixture is the track's own where it has one.
 
     mixture     the mixture itself, in place of every stem
@@ -48,6 +49,8 @@ from _common import (
     load_set,
     resume,
     score,
+    separate_at,
+    upmixed,
 )
 from baselines import applies, hpss, ideal_ratio_mask, learn_dictionary, nmf
 from frontier import isdm
@@ -63,11 +66,11 @@ from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.evaluation.tracks import evaluate
 from pyro_sep.priors.base import Priors
 from pyro_sep.results.writer import write_separation
-from pyro_sep.separation.api import separate
 from pyro_sep.trace.dataset import level_db
 
 METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "true-start")
 SLOW = ("nmf", "isdm", "true-start")  # not made unless they are named
+RATE = 16_000  # Hz, of the excerpts
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 ISDM_STEPS = 75  # about what our default preset takes
 SILENT = -60.0  # dB of full scale, of stems that a track is taken not to have
@@ -105,10 +108,8 @@ def main(
     """Separate the excerpts by every method and print the table."""
     results = Results(out)
     loaded = load_set(priors, mixing="sum")
-    rate = next(iter(loaded.values())).sample_rate
     items = [
-        excerpt(track, tuple(loaded), start, seconds, rate)
-        for track in chosen(tracks, only)[:count]
+        excerpt(track, tuple(loaded), start, seconds) for track in chosen(tracks, only)[:count]
     ]
     named = {item.track: item for item in items if len(item.stems) > 1}
     if not named:
@@ -158,13 +159,13 @@ def chosen_methods(
     return names
 
 
-def excerpt(track: Track, known: Sequence[str], start: float, seconds: float, rate: int) -> Excerpt:
+def excerpt(track: Track, known: Sequence[str], start: float, seconds: float) -> Excerpt:
     """The part of a track that is separated, and the stems that are heard in it."""
 
     def mono(stem: str | None) -> Tensor:
         samples, own = track.mixture() if stem is None else track.read(stem)
         samples = samples[:, round(start * own) : round((start + seconds) * own)]
-        return resample(samples.mean(0), own, rate)
+        return resample(samples.mean(0), own, RATE)
 
     stems = {name: mono(name) for name in known if name in track.stems}
     heard = {name: audio for name, audio in stems.items() if level_db(audio.numpy()) > SILENT}
@@ -190,24 +191,20 @@ def measure(
         own = {name: priors[name] for name in item.stems}
         further: Row = {}
         if method in ("posterior", "true-start"):
-            result = separate(
-                item.mixture,
-                own,
-                seed=seed,
-                preset=preset,
-                chains=chains,
-                true_sources=item.sources,
-                initial=item.sources if method == "true-start" else None,
-            )
+            options: dict[str, Any] = {"seed": seed, "preset": preset, "chains": chains}
+            if method == "true-start":
+                rate = next(iter(own.values())).sample_rate
+                options["initial"] = resample(item.sources, RATE, rate)
+            result, estimate = separate_at(item.mixture, item.sources, RATE, own, **options)
             write_separation(result, out / item.track / method)
-            estimate, found = result.contributions, diagnose(result.trace)
+            found = diagnose(result.trace)
             further = judge(result) | {
                 "misfit": {row.name: row.misfit for row in found.sources},
                 "agreement": {row.name: row.agreement for row in found.sources},
                 "log_prior": mean_log_prior(result.trace),
             }
         elif method == "nmf":
-            estimate = nmf(item.mixture, learned(training, item.stems, seed, own))
+            estimate = nmf(item.mixture, learned(training, item.stems, seed))
         else:
             estimate = baseline(method, item, own, seed)
         scores = score(estimate, item.sources, item.mixture)
@@ -216,7 +213,7 @@ def measure(
                 "track": item.track,
                 "stems": list(item.stems),
                 "level_db": [round(float(level_db(s)), 1) for s in item.sources.numpy()],
-                "sdr": museval_sdr(estimate, item, own),
+                "sdr": museval_sdr(estimate, item),
             }
             | scores
             | further
@@ -232,50 +229,48 @@ def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:
 
 def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
     """Stems ``(stem, time)`` by another method."""
-    rate = next(iter(priors.values())).sample_rate
+    own = next(iter(priors.values())).sample_rate
     count = len(item.stems)
 
     def dirac() -> Tensor:  # of a mixture that is a mean
-        toy = ToyMixture(item.mixture / count, item.sources, torch.zeros(count))
-        return isdm([toy], priors, seed, steps=ISDM_STEPS).sources[0]
+        observed, true = (resample(audio, RATE, own) for audio in (item.mixture, item.sources))
+        toy = ToyMixture(observed / count, true, torch.zeros(count))
+        found = isdm([toy], priors, seed, steps=ISDM_STEPS).sources[0]
+        return upmixed(found, observed, own, item.mixture, RATE)
 
     ways: dict[str, Callable[[], Tensor]] = {
         "mixture": lambda: item.mixture.expand(count, -1),
-        "hpss": lambda: hpss(item.mixture, item.stems, rate),
+        "hpss": lambda: hpss(item.mixture, item.stems, RATE),
         "mask": lambda: ideal_ratio_mask(item.mixture, item.sources),
         "isdm": dirac,
     }
     return ways[method]()
 
 
-def learned(
-    training: Path | None, stems: Sequence[str], seed: int, priors: Priors
-) -> dict[str, Any]:
+def learned(training: Path | None, stems: Sequence[str], seed: int) -> dict[str, Any]:
     """A dictionary of each stem."""
-    rate = next(iter(priors.values())).sample_rate
     dictionaries = {}
     for stem in stems:
-        audio = RecordingFolder(Path(str(training)), rate, rate, stem)
-        frames = audio.draw(TRAINING_SECONDS, rate, torch.Generator().manual_seed(seed))
+        audio = RecordingFolder(Path(str(training)), RATE, RATE, stem)
+        frames = audio.draw(TRAINING_SECONDS, RATE, torch.Generator().manual_seed(seed))
         dictionaries[stem] = learn_dictionary(frames, seed=seed)
     return dictionaries
 
 
-def museval_sdr(estimate: Tensor, item: Excerpt, priors: Priors) -> list[float]:
+def museval_sdr(estimate: Tensor, item: Excerpt) -> list[float]:
     """BSS Eval v4's SDR of each stem: medians over seconds."""
-    rate = next(iter(priors.values())).sample_rate
 
     def track(stems: Tensor) -> Track:
         pairs = zip(item.stems, stems, strict=True)
-        readers = {name: partial(_given, stem, rate) for name, stem in pairs}
-        return Track(item.track, "", readers | {MIXTURE: partial(_given, item.mixture, rate)})
+        readers = {name: partial(_given, stem) for name, stem in pairs}
+        return Track(item.track, "", readers | {MIXTURE: partial(_given, item.mixture)})
 
     (found,) = evaluate([track(estimate)], [track(item.sources)], bss_eval=True)
     return [float(value) for value in found.table["SDR"]]
 
 
-def _given(samples: Tensor, rate: int) -> tuple[Tensor, int]:
-    return samples[None], rate
+def _given(samples: Tensor) -> tuple[Tensor, int]:
+    return samples[None], RATE
 
 
 def line(rows: Sequence[Row]) -> dict[str, float]:

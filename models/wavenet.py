@@ -134,6 +134,17 @@ CONFIGS = {
         sigma_min=0.002,
         sigma_max=0.4,
     ),
+    "music-4k": WaveNetConfig(  # of audio at 4 kHz: windows of 64 and 256 ms
+        width=96,
+        layers=7,
+        past=64,
+        spectra=(256, 1024),
+        head_past=32,
+        relative=True,
+        sigma_data=0.06,
+        sigma_min=0.002,
+        sigma_max=0.25,
+    ),
     "paper": WaveNetConfig(
         width=256,
         blocks=3,

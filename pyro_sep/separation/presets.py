@@ -22,6 +22,7 @@ FREEZE_NATS = 2_000.0  # evidence of a frame at which learned priors have chosen
 FREEZE_SHARE = 0.7  # noise of this share of the sources' RMS, where that is less
 EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
 SONG_START = 2.0  # of the sources' RMS, where a frame holds many decisions: none is of the whole
+SONG_RATE = 16_000  # Hz, at which this and FLOOR_SHARE are those of music
 SECTION, SONG_SECTION = 2_048, 160_000  # audio samples that are searched at once
 
 SONG: dict[str, float] = {
@@ -166,8 +167,10 @@ def default_ladder(
     start = start_level(length, level)
     freeze = min(FREEZE_SHARE * level, start_level(length, level, FREEZE_NATS))
     if average:
+        # What music is told apart by is the noise's power per hertz, whatever the rate.
+        level *= loudness * (next(iter(priors.values())).sample_rate / SONG_RATE) ** 0.5
         # Between what lets all priors know the first level, and what lets them know the last.
-        level = max(min(loudness * level, high / SONG_START), low / FLOOR_SHARE)
+        level = max(min(level, high / SONG_START), low / FLOOR_SHARE)
         start, freeze = SONG_START * level, FREEZE_SHARE * level
     elif all(getattr(prior, "is_exact", False) for prior in priors.values()):
         start, freeze = (start_level(length, level, nats) for nats in EXACT_NATS)

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from _common import choose, decibels, resume, summarise
+import torch
+from _common import choose, decibels, resume, separate_at, summarise
+
+from pyro_sep.audio.resampling import resample
+from pyro_sep.models.wavenet import WaveNet, WaveNetConfig
+from pyro_sep.priors.networks import WaveNetPrior
 
 
 def test_rows_are_measured_once(tmp_path: Path) -> None:
@@ -55,6 +60,26 @@ def test_lists_are_checked() -> None:
     assert choose("only", "b, a", "abc") == ["b", "a"]
     with pytest.raises(ValueError, match="only: got 'd', expected some of a, b"):
         choose("only", "a,d", ["a", "b"])
+
+
+def test_stems_are_judged_at_the_rate_of_the_mixture() -> None:
+    config = WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=2, sigma_data=0.1)
+    network, rate, low = WaveNet(config), 16_000, 4_000
+    law: Any = {"mixing": "sum", "estimate": "mean"}
+    priors = {n: WaveNetPrior(network, name=n, sample_rate=low, **law) for n in ("bass", "drums")}
+    t = torch.arange(rate) / rate
+    sources = 0.1 * torch.stack([(2 * np.pi * hz * t).sin() for hz in (440.0, 5_000.0)])
+    options = {"levels": 6, "candidates": 1, "cooling": 2, "warmup": 1, "draws": 2, "chains": 1}
+    result, stems = separate_at(sources.sum(0), sources, rate, priors, **options)
+    assert (result.sample_rate, result.sources.shape) == (low, (2, low))
+    assert stems.shape == sources.shape
+    assert torch.allclose(stems.sum(0), sources.sum(0), atol=1e-3)  # with the treble, 5 kHz
+    inner = slice(low // 8, -low // 8)
+    below = resample(stems, rate, low)
+    known = resample(resample(result.contributions, low, rate), rate, low)
+    assert torch.allclose(below[:, inner], known[:, inner], atol=1e-3)
+    true = result.trace["constant_data"]["true_sources"].values
+    assert np.abs(true[1]).max() < 0.01 < np.abs(true[0]).max()  # those of the priors' band
 
 
 def test_a_summary_is_over_all_sources() -> None:

@@ -167,8 +167,8 @@ def test_a_run_that_was_cut_off_goes_on(
         learned.append(1)
         return real_learn(*inputs)
 
-    real_separate, real_learn = module.separate, module.learn
-    monkeypatch.setattr(module, "separate", separate)
+    real_separate, real_learn = module.separate_at, module.learn
+    monkeypatch.setattr(module, "separate_at", separate)
     monkeypatch.setattr(module, "learn", learn)
     options = {"excerpts": 5, "methods": "mixture,nmf,posterior", "seed": 3}
     run(**options)

@@ -79,7 +79,7 @@ def test_a_table_of_records(
 
 def test_stems_that_are_silent_are_left_out(tracks: Path) -> None:
     (track,) = script.chosen(tracks, "b")
-    item = script.excerpt(track, ("bass", "drums", "other"), 0.0, 2.0, RATE)
+    item = script.excerpt(track, ("bass", "drums", "other"), 0.0, 2.0)
     assert item.stems == ("bass", "other")
     whole, _ = track.mixture()
     assert torch.allclose(item.mixture, whole[0])  # its own, with what is no stem of ours

@@ -31,6 +31,7 @@ from pyro_sep.separation.api import Separation, separate_batch, separation_from_
 from pyro_sep.separation.inputs import MIN_TIME, check_mixtures
 from pyro_sep.separation.presets import (
     PRESETS,
+    SONG_RATE,
     SONG_START,
     default_constraint,
     default_ladder,
@@ -363,12 +364,23 @@ def test_the_ladder_of_music_follows_the_loudness_of_the_mixture() -> None:
     quiet = default_ladder(PRIORS, TIME, True, loudness=0.1)
     for name in levels:
         assert quiet[name] < usual[name]
-    assert quiet["sigma_max"] == pytest.approx(0.1 * SONG_START * 0.4)  # of the mean level
+    share = (8_000 / SONG_RATE) ** 0.5  # noise of this rate has the same power per hertz
+    assert quiet["sigma_max"] == pytest.approx(0.1 * SONG_START * share * 0.4)  # of the mean level
     low, high = (f({p.sigmas[i] for p in PRIORS.values()}) for f, i in ((max, 0), (min, 1)))
     for loudness in (1e-9, 1e9):  # beyond what the priors know
         ladder = default_ladder(PRIORS, TIME, True, loudness)
         assert low <= ladder["sigma_min"] < ladder["sigma_freeze"] < ladder["sigma_max"] <= high
     assert default_ladder(PRIORS, TIME, loudness=0.1) == default_ladder(PRIORS, TIME)  # of tones
+
+
+def test_the_ladder_of_music_has_the_same_power_per_hertz_at_every_rate() -> None:
+    usual = default_ladder(PRIORS, TIME, True, loudness=0.2)
+    slow = {name: make_prior(name) for name in PRIORS}
+    for prior in slow.values():
+        prior.sample_rate = 2_000
+    ladder = default_ladder(slow, TIME, True, loudness=0.2)
+    for name in ("sigma_max", "sigma_freeze", "sigma_min"):  # sigma^2 / rate stays
+        assert ladder[name] == pytest.approx(usual[name] / 2)
 
 
 @pytest.mark.parametrize("gains", [(1.0, 1.0), (0.5, 0.5), (2.0, -0.1)])
