@@ -32,7 +32,7 @@ from torch import Tensor
 from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import musdb_tracks
-from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
+from pyro_sep.data.toy import toy_mixture
 from pyro_sep.data.tracks import Track, stem_frames, stems_folder
 from pyro_sep.diagnostics.score_intervals import (
     FILE,
@@ -68,10 +68,12 @@ def main(
     """Separate mixtures, learn from the first ones, judge by the others."""
     results = Results(out)
     chosen = load_set(priors, mixing="mean" if musdb is None else "sum")
+    rate = next(iter(chosen.values())).sample_rate
     draws: dict[str, Draw] = {"learn": partial(tones, 0), "judge": partial(tones, JUDGED_TONES)}
     if musdb is not None:
         tracks = chosen_tracks(musdb, mixes)
-        draws = {"learn": partial(excerpt, tracks[::2]), "judge": partial(excerpt, tracks[1::2])}
+        parts = {"learn": tracks[::2], "judge": tracks[1::2]}
+        draws = {part: partial(excerpt, own, rate) for part, own in parts.items()}
     lengths = TONES if musdb is None else MUSIC
     folders = {"musdb": musdb} | ({} if mixes is None else {"mixes": mixes})
     names = {key: None if path is None else path.resolve().name for key, path in folders.items()}
@@ -113,7 +115,8 @@ def measure(
         step = i // len(COUNTS)
         sets = list(combinations(priors, COUNTS[i % len(COUNTS)]))
         names, seconds = sets[step % len(sets)], lengths[(i + step) % len(lengths)]
-        sources, label = draw(i, names, round(seconds * SAMPLE_RATE))
+        rate = priors[names[0]].sample_rate
+        sources, label = draw(i, names, round(seconds * rate))
         chosen = {name: priors[name] for name in names}
         mixture = sources.sum(0) if stated(chosen, "mixing", "") == "sum" else sources.mean(0)
         result = separate(mixture, chosen, seed=i)
@@ -129,9 +132,9 @@ def tones(first: int, i: int, names: tuple[str, ...], time: int) -> tuple[Tensor
 
 
 def excerpt(
-    tracks: Sequence[Track], i: int, names: tuple[str, ...], time: int
+    tracks: Sequence[Track], rate: int, i: int, names: tuple[str, ...], time: int
 ) -> tuple[Tensor, str]:
-    """Stems of a moment of a track at which all of them sound.
+    """Stems of a moment of a track at which all of them sound, at this rate.
 
     Raises:
         ValueError: no track has such a moment.
@@ -140,7 +143,7 @@ def excerpt(
         track = tracks[(i + k) % len(tracks)]
         if not set(names) <= set(track.stems):
             continue
-        for frame in stem_frames(track, names, SAMPLE_RATE, time, seed=i):
+        for frame in stem_frames(track, names, rate, time, seed=i):
             if all(len(active_frames(stem, time)) for stem in frame):
                 return frame, track.name
     raise ValueError(f"musdb: got no test track with {', '.join(names)} at once, expected some")

@@ -321,7 +321,7 @@ def shipped_sets() -> list[str]:
     """Names of the sets that ship.
 
     >>> shipped_sets()
-    ['music', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
+    ['music', 'music-4k', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
     """
     return [*_shipped(), ORACLE]
 

@@ -78,8 +78,8 @@ def train_prior(
         init: set whose prior of this source the training begins from, one that ships or a folder;
             ``"SET:NAME"`` for another one of it. By default random weights.
         family: of the network; by default a WaveNet, or that of ``init``.
-        size: of the network: ``"toy"``, ``"toy-deep"``, ``"music"`` or ``"paper"``, as far as the
-            family has it; by default ``"toy"``, or that of ``init``.
+        size: of the network: ``"toy"``, ``"toy-deep"``, ``"music"``, ``"music-4k"`` or ``"paper"``,
+            as far as the family has it; by default ``"toy"``, or that of ``init``.
         recipe: ``"conditional"``, one network for all noise levels; or ``"serial"``, the paper's,
             one network for each of its noise levels, in ``OUT/sigma-SIGMA``.
         steps: see :class:`~pyro_sep.models.TrainConfig`, like the other settings up to ``seed``.

@@ -248,7 +248,7 @@ def test_hours_of_work_are_asked_for_in_a_terminal(
 
 def test_priors_have_no_default(call, stereo: Path, tmp_path: Path) -> None:
     outcome = call("separate", stereo, "--out", tmp_path / "out")
-    refused(outcome, "priors: got none, expected a shipped set (music, toy, toy/")
+    refused(outcome, "priors: got none, expected a shipped set (music, music-4k, toy, ")
 
 
 @pytest.mark.parametrize(
@@ -890,7 +890,7 @@ def test_bad_priors(call, priors: Path, stereo: Path, tmp_path: Path, case: str)
 def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     to = ("--out", out)
-    message = "priors: got 'orchestra', expected a shipped set (music, toy, "
+    message = "priors: got 'orchestra', expected a shipped set (music, music-4k, toy, "
     refused(call("separate", stereo, "--priors", "orchestra", *to), message)
     (tmp_path / "empty").mkdir()
     message = "empty: no *.safetensors in it; train priors with `pyro-sep train`"
@@ -900,7 +900,7 @@ def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None
     refused(call("separate", stereo, "--priors", priors, *to, *use), device)
     refused(call("audit", "--priors", priors, *to, *use), device)
     refused(call("train", "--source", "toy:sine", *to, *use), device)
-    message = "size: got 'huge', expected one of toy, music, paper"
+    message = "size: got 'huge', expected one of toy, music, music-4k, "
     refused(call("train", "--source", "toy:sine", *to, "--size", "huge"), message)
     refused(call("train", "--source", "toy:sine", *to, "--size", "paper-musdb18"), "size: got")
     message = "size: got 'huge', expected one of toy, toy-deep, paper"

@@ -76,12 +76,12 @@ def test_what_is_not_explained_is_left_out(experiment: Any) -> None:
 def test_excerpts_are_moments_at_which_all_stems_sound(experiment: Any, tmp_path: Path) -> None:
     write_tracks(tmp_path)
     tracks = experiment.musdb_tracks(tmp_path)
-    sources, label = experiment.excerpt(tracks, 1, ("bass", "drums"), 1_600)
+    sources, label = experiment.excerpt(tracks, 16_000, 1, ("bass", "drums"), 1_600)
     assert sources.shape == (2, 1_600)
     assert "b" not in label  # whose bass is silent
     silent = [track for track in tracks if track.name == "b"]
     with pytest.raises(ValueError, match=r"^musdb: got no test track with bass, drums at once"):
-        experiment.excerpt(silent, 0, ("bass", "drums"), 1_600)
+        experiment.excerpt(silent, 16_000, 0, ("bass", "drums"), 1_600)
 
 
 def test_mixtures_and_test_tracks_come_two_and_two_in_turn(experiment: Any, tmp_path: Path) -> None:
