@@ -40,6 +40,7 @@ from pyro_sep.cli.options import torch_device
 from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.inference.posterior import CHUNK
+from pyro_sep.models.arithmetic import denormals_flushed
 from pyro_sep.models.registry import FAMILIES, build
 from pyro_sep.priors.base import Prior, Priors
 from pyro_sep.priors.io import load_priors
@@ -292,6 +293,7 @@ def measure_device(rounds: int, device: torch.device) -> dict[str, Any]:
     return {"time": TIME, "networks": figures, "seconds_per_second": songs}
 
 
+@denormals_flushed()
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Calls of each network, in turns.")] = 20,
     separations: Annotated[bool, typer.Option(help="Time whole separations too.")] = False,
@@ -301,7 +303,6 @@ def main(
     """Print the figures, and write them to OUT/summary.json."""
     results = Results(out)
     place = torch_device(device)
-    torch.set_flush_denormal(True)
     torch.manual_seed(0)
     is_cpu = place.type == "cpu"
     found = measure_networks(rounds) if is_cpu else measure_device(rounds, place)

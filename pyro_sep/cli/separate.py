@@ -78,7 +78,7 @@ def separate(
         typer.Option(help="infer: sources may be absent; the probability of each is printed."),
     ] = None,
     estimate: Annotated[
-        Literal["mean", "mode"] | None,
+        Literal["mode", "mean"] | None,
         typer.Option(help="Mean of all draws, or of the best explanation; by default the set's."),
     ] = None,
     page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,

@@ -32,7 +32,7 @@ def train(
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(help="Of the network: toy, toy-deep, music, music-4k, or paper; toy, or --init's."),
+        typer.Option(help="toy, toy-deep, music, music-4k or paper; by default toy, or --init's."),
     ] = None,
     recipe: Annotated[
         Literal["conditional", "serial"],
