@@ -43,8 +43,9 @@ def test_its_table_has_what_the_commands_wrote(label: str, monkeypatch: pytest.M
     assert f"| {' | '.join([label, *filled])} |\n" in README
 
 
-def test_what_it_says_of_records() -> None:
-    with (ROOT / "docs" / "results" / "records" / "ten" / "posterior.csv").open() as file:
+@pytest.mark.parametrize("folder", ["ten", "ten-4k"])
+def test_what_it_says_of_records(folder: str) -> None:
+    with (ROOT / "docs" / "results" / "records" / folder / "posterior.csv").open() as file:
         gains = [float(row["improvement"]) for row in csv.DictReader(file)]
     middle, least, most = median(gains), min(gains), max(gains)
     said = f"gain {middle:.0f} dB in the median, from {least:.0f} to {most:.0f} dB"
