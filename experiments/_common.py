@@ -228,7 +228,12 @@ def load_rows(path: Path, settings: Mapping[str, Any]) -> list[Row]:
 
 
 def separate_at(
-    mixture: Tensor, sources: Tensor, rate: int, priors: Priors, **options: Any
+    mixture: Tensor,
+    sources: Tensor,
+    rate: int,
+    priors: Priors,
+    from_truth: bool = False,
+    **options: Any,
 ) -> tuple[Separation, Tensor]:
     """A separation at the priors' rate, and its stems at that of the mixture.
 
@@ -238,6 +243,7 @@ def separate_at(
         rate: of both, in Hz.
         priors: of the sources; where theirs is another rate, stems are those that ``pyro-sep
             separate`` would write.
+        from_truth: whether chains begin at the true sources, without a search.
         options: of :func:`pyro_sep.separate`.
 
     Returns:
@@ -245,7 +251,8 @@ def separate_at(
     """
     own = next(iter(priors.values())).sample_rate
     observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
-    result = separate(observed, priors, true_sources=true, **options)
+    initial = true if from_truth else None
+    result = separate(observed, priors, true_sources=true, initial=initial, **options)
     return result, upmixed(result.contributions, observed, own, mixture, rate)
 
 

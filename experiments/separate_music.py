@@ -266,8 +266,15 @@ def posterior(
     """Figures of ``pyro_sep.separate``; the results of the first excerpt are written."""
     rows = []
     for i, item in enumerate(items, start):
-        options = {"seed": seed + i, "progress": shown} | {**budget}
-        result, stems = separate_at(item.mixture, item.sources, SAMPLE_RATE, priors, **options)
+        result, stems = separate_at(
+            item.mixture,
+            item.sources,
+            SAMPLE_RATE,
+            priors,
+            seed=seed + i,
+            progress=shown,
+            **budget,
+        )
         if i == 0:
             write_separation(result, out / item.track)
         found = score(stems, item.sources, item.mixture)

@@ -191,11 +191,16 @@ def measure(
         own = {name: priors[name] for name in item.stems}
         further: Row = {}
         if method in ("posterior", "true-start"):
-            options: dict[str, Any] = {"seed": seed, "preset": preset, "chains": chains}
-            if method == "true-start":
-                rate = next(iter(own.values())).sample_rate
-                options["initial"] = resample(item.sources, RATE, rate)
-            result, estimate = separate_at(item.mixture, item.sources, RATE, own, **options)
+            result, estimate = separate_at(
+                item.mixture,
+                item.sources,
+                RATE,
+                own,
+                from_truth=method == "true-start",
+                seed=seed,
+                preset=preset,
+                chains=chains,
+            )
             write_separation(result, out / item.track / method)
             found = diagnose(result.trace)
             further = judge(result) | {

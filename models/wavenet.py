@@ -26,7 +26,7 @@ Shapes: ``x (batch, time)``, ``sigma (batch,)``; tokens are hops, ``(batch, toke
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -120,31 +120,24 @@ class WaveNetConfig:
         return 1
 
 
+MUSIC = WaveNetConfig(
+    width=96,
+    hop=32,
+    past=64,
+    spectra=(512, 2048),
+    head_past=32,
+    relative=True,
+    sigma_data=0.06,
+    sigma_min=0.002,
+    sigma_max=0.4,
+)
+
 #: Sizes by name: what ships, and Table 2 of Frank & Ilse 2020 (arXiv 2011.01761).
 CONFIGS = {
     "toy": WaveNetConfig(),
-    "music": WaveNetConfig(
-        width=96,
-        hop=32,
-        past=64,
-        spectra=(512, 2048),
-        head_past=32,
-        relative=True,
-        sigma_data=0.06,
-        sigma_min=0.002,
-        sigma_max=0.4,
-    ),
-    "music-4k": WaveNetConfig(  # of audio at 4 kHz: windows of 64 and 256 ms
-        width=96,
-        layers=7,
-        past=64,
-        spectra=(256, 1024),
-        head_past=32,
-        relative=True,
-        sigma_data=0.06,
-        sigma_min=0.002,
-        sigma_max=0.25,
-    ),
+    "music": MUSIC,
+    # Of audio at 4 kHz: windows of 64 and 256 ms.
+    "music-4k": replace(MUSIC, hop=16, layers=7, spectra=(256, 1024), sigma_max=0.25),
     "paper": WaveNetConfig(
         width=256,
         blocks=3,

@@ -151,7 +151,8 @@ def default_ladder(
     A learned prior tells sources apart only once the evidence of a frame is far above a few nats,
     so its ladder starts lower. An exact prior decides within these few nats, so its ladder is slow
     from before them until after. Where a frame holds many decisions, none is of the whole: levels
-    follow that of the sources, and priors of music have heard them loud and quiet.
+    follow that of the sources, and priors of music have heard them loud and quiet; their noise has
+    the same power per hertz at every sample rate.
 
     Args:
         priors: of the sources.
