@@ -29,7 +29,7 @@ from pyro_sep.diagnostics.score_intervals import expected_scores
 from pyro_sep.diagnostics.verdict import Verdict, diagnose
 from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS
-from pyro_sep.priors.base import MixingRule, Priors, stated
+from pyro_sep.priors.base import MixingRule, Priors, sample_rate_of, stated
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.priors.networks import NetworkPrior
 from pyro_sep.separation.api import Separation, separate
@@ -249,7 +249,7 @@ def separate_at(
     Returns:
         The separation, and contributions ``(source, time)``.
     """
-    own = next(iter(priors.values())).sample_rate
+    own = sample_rate_of(priors)
     observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
     initial = true if from_truth else None
     result = separate(observed, priors, true_sources=true, initial=initial, **options)

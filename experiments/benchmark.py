@@ -42,7 +42,7 @@ from pyro_sep.data.toy import SAMPLE_RATE, toy_mixture
 from pyro_sep.inference.posterior import CHUNK
 from pyro_sep.models.arithmetic import denormals_flushed
 from pyro_sep.models.registry import FAMILIES, build
-from pyro_sep.priors.base import Prior, Priors
+from pyro_sep.priors.base import Prior, Priors, sample_rate_of
 from pyro_sep.priors.io import load_priors
 from pyro_sep.separation.api import separate_batch
 
@@ -242,7 +242,7 @@ def slope(values: Sequence[float], seconds: Sequence[float]) -> float:
 
 def song_times(priors: Priors, device: torch.device) -> dict[str, float]:
     """Seconds that a second of audio takes, by preset."""
-    rate = next(iter(priors.values())).sample_rate
+    rate = sample_rate_of(priors)
     generator = torch.Generator().manual_seed(0)
     levels = torch.tensor([prior.rms for prior in priors.values()])
     noise = torch.randn(1, round(SONG_SECONDS * rate), generator=generator)

@@ -43,7 +43,7 @@ from pyro_sep.diagnostics.score_intervals import (
     explains,
 )
 from pyro_sep.evaluation.metrics import si_sdr
-from pyro_sep.priors.base import Priors, stated
+from pyro_sep.priors.base import Priors, sample_rate_of, stated
 from pyro_sep.separation.api import separate
 
 COUNTS = (2, 3, 4)  # of sources
@@ -68,7 +68,7 @@ def main(
     """Separate mixtures, learn from the first ones, judge by the others."""
     results = Results(out)
     chosen = load_set(priors, mixing="mean" if musdb is None else "sum")
-    rate = next(iter(chosen.values())).sample_rate
+    rate = sample_rate_of(chosen)
     draws: dict[str, Draw] = {"learn": partial(tones, 0), "judge": partial(tones, JUDGED_TONES)}
     if musdb is not None:
         tracks = chosen_tracks(musdb, mixes)

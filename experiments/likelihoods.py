@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_sep.data.source import default_spec, open_source
 from pyro_sep.priors.auditing import audit, noise_entropy
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.priors.io import load_priors
 
 TWO_SETS = "toy/wavenet,toy/flow"  # both families that ship
@@ -37,7 +37,7 @@ def held_out_audio(
         ValueError: an unknown source, or one that is silent throughout.
     """
     priors = next(iter(sets.values()))
-    rate = next(iter(priors.values())).sample_rate
+    rate = sample_rate_of(priors)
     audio = {
         name: open_source(default_spec(name, musdb), rate, time, musdb).held_out(count, time)
         for name in priors

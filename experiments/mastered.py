@@ -34,7 +34,7 @@ from pyro_sep.audio.resampling import resample
 from pyro_sep.cli.program import run
 from pyro_sep.evaluation.metrics import si_sdr
 from pyro_sep.mixing.known import level_gain
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.separation.api import separate
 
 MODELS = ("sum", "level", "noise", "infer")
@@ -56,7 +56,7 @@ def main(
     results = Results(out)
     check_ffmpeg()
     loaded = load_set(priors, mixing="sum")
-    rate = next(iter(loaded.values())).sample_rate
+    rate = sample_rate_of(loaded)
     items = [excerpt(t, tuple(loaded), start, seconds, rate) for t in chosen(mixes, None)]
     items = [item for item in items if len(item.stems) > 1][:mixtures]
     settings = {"priors": priors, "start": start, "seconds": seconds, "seed": seed}
@@ -86,7 +86,7 @@ def measure(
     rows = []
     for item in items:
         own = {name: priors[name] for name in item.stems}
-        rate = next(iter(own.values())).sample_rate
+        rate = sample_rate_of(own)
         mixture = released(item.mixture, rate)
         result = separate(mixture, own, seed=seed, **options(model, mixture, own))
         scores = score(result.contributions, item.sources, mixture)

@@ -42,7 +42,7 @@ from pyro_sep.audio.resampling import resample
 from pyro_sep.cli.program import run
 from pyro_sep.inference.annealing.sections import join, split
 from pyro_sep.mixing.known import frame_time
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.separation.api import separate
 from pyro_sep.separation.presets import Preset as PresetName
 
@@ -63,7 +63,7 @@ def main(
     """Separate excerpts as a whole and in sections, and print the table."""
     results, time = Results(out), round(seconds * SAMPLE_RATE)
     chosen = load_set(priors, stems, "sum")
-    rate = next(iter(chosen.values())).sample_rate
+    rate = sample_rate_of(chosen)
     settings = {"musdb": musdb.resolve().name, "priors": priors, "stems": stems}
     settings |= {"seconds": seconds, "section_seconds": section, "seed": seed}
     settings |= {"preset": preset}

@@ -78,7 +78,7 @@ from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import Separation
 from pyro_sep.separation.presets import resolve_settings
@@ -136,7 +136,7 @@ def main(
     }
     if "posterior" in runs:
         loaded = load_set(priors, stems, "sum")
-        rate = next(iter(loaded.values())).sample_rate
+        rate = sample_rate_of(loaded)
         fields = {"chains": chains, "candidates": candidates, "levels": levels, "draws": draws}
         budget: dict[str, Any] = {"preset": preset} | fields
         plan = resolve_settings(loaded, round(seconds * rate), **budget)

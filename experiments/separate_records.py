@@ -64,7 +64,7 @@ from pyro_sep.data.toy import ToyMixture
 from pyro_sep.data.tracks import MIXTURE, Track, stems_folder
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.evaluation.tracks import evaluate
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.results.writer import write_separation
 from pyro_sep.trace.dataset import level_db
 
@@ -234,7 +234,7 @@ def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:
 
 def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
     """Stems ``(stem, time)`` by another method."""
-    own = next(iter(priors.values())).sample_rate
+    own = sample_rate_of(priors)
     count = len(item.stems)
 
     def dirac() -> Tensor:  # of a mixture that is a mean

@@ -9,6 +9,7 @@ import typer
 from pyro_sep.cli.options import Device, MusdbRoot, torch_device
 from pyro_sep.cli.program import say
 from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME
+from pyro_sep.priors.base import sample_rate_of
 
 
 def audit(
@@ -50,7 +51,7 @@ def audit(
         name, place = entry.split("=", 1)
         given.setdefault(name, []).append(place)
     specs = {name: [default_spec(name, musdb)] for name in loaded if name not in given} | given
-    rate = next(iter(loaded.values())).sample_rate
+    rate = sample_rate_of(loaded)
     audio = {
         name: open_sources(spec, rate, time, musdb).held_out(frames, time).to(device)
         for name, spec in specs.items()

@@ -11,6 +11,7 @@ from pyro_sep.cli.many import Scheduler, Workers, separate_by_workers
 from pyro_sep.cli.options import Device, mixing_options, torch_device
 from pyro_sep.cli.outcomes import BEFORE, confirm_long, say_outcome
 from pyro_sep.cli.program import Batch, say
+from pyro_sep.priors.base import sample_rate_of
 from pyro_sep.progress import resumable
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def separate(
         )
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
-    rate = next(iter(chosen.values())).sample_rate
+    rate = sample_rate_of(chosen)
     resolved = {name: options[name] for name in RESOLVED if name in options}
     drawn = resolve_settings(chosen, rate, **resolved).draws
     if write_draws > drawn:

@@ -116,6 +116,11 @@ def device_of(priors: Priors) -> torch.device | None:
     return next(filter(None, map(_device, priors.values())), None)
 
 
+def sample_rate_of(priors: Priors) -> int:
+    """The one sample rate of the audio of priors, in Hz."""
+    return next(iter(priors.values())).sample_rate
+
+
 def _device(prior: Prior) -> torch.device | None:
     sigma = getattr(prior, "sigma", None)
     return sigma.device if isinstance(sigma, Tensor) else None

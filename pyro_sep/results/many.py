@@ -21,7 +21,7 @@ from pyro_sep.checks.errors import one_line
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE
 from pyro_sep.mixing.latent import Gains, Infer
-from pyro_sep.priors.base import Estimate, Priors, device_of
+from pyro_sep.priors.base import Estimate, Priors, device_of, sample_rate_of
 from pyro_sep.progress import Progress
 from pyro_sep.results.plan import Job, Outcome, Plan, failure
 from pyro_sep.results.sections import jobs_of, with_tracks
@@ -118,7 +118,7 @@ def separate_many(
     }
     if noise_scale == NOISE_SCALE:  # what is not said is not a part of a run's identity
         del chosen["noise_scale"]
-    rate = next(iter(priors.values())).sample_rate
+    rate = sample_rate_of(priors)
     resolve_settings(priors, rate, estimate, preset, settings, **fields)
     plan = Plan(
         priors=priors,

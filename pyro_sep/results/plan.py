@@ -16,7 +16,7 @@ from pyro_sep.data.tracks import MIXTURE
 from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
 from pyro_sep.diagnostics.verdict import diagnose, format_verdict
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.results.preview import excerpts, format_preview, preview
 from pyro_sep.results.recordings import (
     check_disk,
@@ -146,7 +146,7 @@ class Plan:
 
     def load(self, job: Job) -> Recording:
         """The recording, or the section of it, at the priors' rate."""
-        rate = next(iter(self.priors.values())).sample_rate
+        rate = sample_rate_of(self.priors)
         return load_audio(job.path, rate, job.start, job.duration, self.channel)
 
     def own_options(self, job: Job, recording: Recording) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing, check_count, frame_time
 from pyro_sep.mixing.latent import Gains, Infer, known_mixing, start_mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
-from pyro_sep.priors.base import Estimate, Prior, Priors, check_priors, device_of, misfit
+from pyro_sep.priors.base import (
+    Estimate,
+    Prior,
+    Priors,
+    check_priors,
+    device_of,
+    misfit,
+    sample_rate_of,
+)
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.separation.groups import GroupedDraws
 from pyro_sep.separation.initial import COST, Initial, checked_initial, prepare
@@ -283,7 +291,7 @@ def separate_batch(  # noqa: D417
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
     laws: Sequence[Prior] = silenced or tuple(priors.values())
-    rate = next(iter(priors.values())).sample_rate
+    rate = sample_rate_of(priors)
     known: dict[str, Any] = {
         "gains": mixing.gains,
         "source_names": tuple(priors),
@@ -423,7 +431,7 @@ def separation_from_draws(
         for part in target.draw_clean(batch, evaluation, sigma, generator)
     )
     lp = evaluation.log_density.reshape(noisy.shape[:2]).cpu()
-    rate = next(iter(priors.values())).sample_rate
+    rate = sample_rate_of(priors)
     trace = build_trace(
         sources=clean,
         lp=lp,

@@ -10,7 +10,7 @@ from pyro_sep.checks.arguments import choice, shown
 from pyro_sep.inference.annealing.schedules import start_level
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing
-from pyro_sep.priors.base import Estimate, Priors, stated
+from pyro_sep.priors.base import Estimate, Priors, sample_rate_of, stated
 
 Preset = Literal["quick", "standard", "thorough"]
 Constraint = Literal["gaussian", "exact"]
@@ -169,7 +169,7 @@ def default_ladder(
     freeze = min(FREEZE_SHARE * level, start_level(length, level, FREEZE_NATS))
     if average:
         # What music is told apart by is the noise's power per hertz, whatever the rate.
-        level *= loudness * (next(iter(priors.values())).sample_rate / SONG_RATE) ** 0.5
+        level *= loudness * (sample_rate_of(priors) / SONG_RATE) ** 0.5
         # Between what lets all priors know the first level, and what lets them know the last.
         level = max(min(level, high / SONG_START), low / FLOOR_SHARE)
         start, freeze = SONG_START * level, FREEZE_SHARE * level
