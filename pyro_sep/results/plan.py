@@ -231,7 +231,8 @@ class Plan:
         if self.page and not (result is None and (folder / REPORT).exists()):
             trace, page = folder / TRACE, folder / REPORT
             check_output(page, report.REPORT_MARK, [trace])
-            report.write_report(load_trace(trace), page)
+            original = (recording.original, recording.original_rate)
+            report.write_report(load_trace(trace), page, recording=original)
             written = [*written, REPORT]
         outcome = Outcome(job.path, folder, tuple(written), recording.notes)
         if result is None:

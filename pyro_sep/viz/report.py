@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain as joined
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
@@ -42,6 +42,7 @@ from pyro_sep.trace.draws import (
 )
 from pyro_sep.trace.estimate import estimate_sources
 from pyro_sep.viz.agreement import plot_agreement
+from pyro_sep.viz.listening import Listener, listener
 from pyro_sep.viz.png import encode
 from pyro_sep.viz.signals import (
     SPREAD_RANGE_DB,
@@ -52,6 +53,9 @@ from pyro_sep.viz.signals import (
     source_draws,
     zoom_start,
 )
+
+if TYPE_CHECKING:  # a trace is shown without torch
+    from pyro_sep.data.tracks import Audio
 
 REPORT_MARK = "pyro_sep</title>"  # by which a page is known
 DRAWS = 3  # heard of each source, as far apart as the chain has them
@@ -96,7 +100,10 @@ class Row:
 
 
 def write_report(
-    tree: xr.DataTree, path: str | PathLike[str], calibration: ConformalCalibration | None = None
+    tree: xr.DataTree,
+    path: str | PathLike[str],
+    calibration: ConformalCalibration | None = None,
+    recording: "Audio | None" = None,
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
@@ -110,6 +117,8 @@ def write_report(
         tree: a trace of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.
         path: where to; ``.html`` is the usual suffix.
         calibration: of mixtures of this kind, where there is one.
+        recording: ``(channel, time)`` and its rate, of which the mixture was made: with it sounds
+            have more than the band of the priors, see :mod:`pyro_sep.viz.listening`.
 
     Raises:
         ValueError: a tree that lacks what such a trace holds, or is of another kind.
@@ -124,12 +133,16 @@ def write_report(
     >>> with TemporaryDirectory() as folder:
     ...     write_report(tree, f"{folder}/report.html")
     """
-    page = render_report(tree, calibration)
+    page = render_report(tree, calibration, recording)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = None) -> str:
+def render_report(
+    tree: xr.DataTree,
+    calibration: ConformalCalibration | None = None,
+    recording: "Audio | None" = None,
+) -> str:
     """The page of :func:`write_report`, as HTML.
 
     >>> import torch
@@ -143,7 +156,8 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
     diagnosis, moved = diagnose(tree), compare_initial(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
-    rows = [_mixture_row(tree, rate, start), *_source_rows(tree, rate, start)]
+    ear = listener(tree, recording)
+    rows = [_mixture_row(tree, ear, start), *_source_rows(tree, ear, start)]
     scores = expected_scores(tree)
     for name, bounds in (scores or {}).items():
         row = next(row for row in rows[1:] if row.name == name)
@@ -162,12 +176,13 @@ def render_report(tree: xr.DataTree, calibration: ConformalCalibration | None = 
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters["flac"] = lambda sound: _flac(scale * sound, rate)
+    environment.filters["flac"] = lambda sound: _flac(scale * sound, ear.rate)
     environment.filters["png"] = _png
     return environment.get_template("report.html").render(
         title=str(tree.attrs.get("mixture", "Separation")),
         rows=rows,
         rate=rate,
+        heard_rate=ear.rate,
         seconds=sizes["time"] / rate,
         sizes=sizes,
         heard=[chain + 1 for chain in np.unique(estimate_draws(tree)[:, 0]).tolist()],
@@ -206,16 +221,16 @@ def _agreement(tree: xr.DataTree, seconds: float) -> Figure | None:
     return plot_agreement(tree)
 
 
-def _mixture_row(tree: xr.DataTree, rate: int, start: int) -> Row:
+def _mixture_row(tree: xr.DataTree, ear: Listener, start: int) -> Row:
     mixture = tree["observed_data"].to_dataset()["mixture"].values
-    waveform = plot_waveform(mixture, rate, start, "gray")
-    return Row(
-        "mixture", to_hex("gray"), waveform, plot_spectrogram(mixture, rate), {"recording": mixture}
-    )
+    waveform = plot_waveform(mixture, ear.own, start, "gray")
+    spectrogram = plot_spectrogram(mixture, ear.own)
+    return Row("mixture", to_hex("gray"), waveform, spectrogram, {"recording": ear.mixture})
 
 
-def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
+def _source_rows(tree: xr.DataTree, ear: Listener, start: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
+    rate = ear.own
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     mixture, chosen = tree["observed_data"].to_dataset()["mixture"].values, estimate_draws(tree)
     chains, count = np.unique(chosen[:, 0]).tolist(), posterior.sizes["draw"]
@@ -225,24 +240,26 @@ def _source_rows(tree: xr.DataTree, rate: int, start: int) -> list[Row]:
         for c in range(posterior.sizes["chain"])
         if [c] != chains and not others
     }
-    excerpt, rows = slice(*_excerpt(len(mixture), rate)), []
+    (first, last), rows = _excerpt(len(mixture), rate), []
     estimates = estimate_sources(tree).values
     for k, name in enumerate(posterior["source"].values.tolist()):
         draws, estimate = source_draws(tree, k), estimates[k]
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
         spectrogram = plot_spectrogram(estimate, rate, draws)
-        sounds = {"estimate": estimate}
-        versions = {label: source_draws(tree, k, draws).mean(0) for label, draws in others.items()}
-        if "initial" in constant:
-            sounds["initial stem"] = constant["initial"].values[k] / constant["gains"].values[k]
-        if truth is not None:
-            sounds["true source"] = truth
-        apart = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
-        heard = {f"draw {i + 1}": draws[i, excerpt] for i in apart}
-        heard |= {
-            label: source_draws(tree, k, own).mean(0)[excerpt] for label, own in means.items()
+        sounds = {"estimate": ear.hear(estimate, k)}
+        versions = {
+            label: ear.hear(source_draws(tree, k, own).mean(0), k) for label, own in others.items()
         }
+        if "initial" in constant:
+            initial = constant["initial"].values[k] / constant["gains"].values[k]
+            sounds["initial stem"] = ear.hear(initial)
+        if truth is not None:
+            sounds["true source"] = ear.hear(truth)
+        apart = np.unique(np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)).tolist()
+        heard = {f"draw {i + 1}": draws[i] for i in apart}
+        heard |= {label: source_draws(tree, k, own).mean(0) for label, own in means.items()}
+        heard = {label: ear.hear(sound[first:last], k, first) for label, sound in heard.items()}
         facts = _scores(estimate, draws, truth, mixture)
         scalars = posterior[[name for name in SCALARS if name in posterior]].isel(source=k)
         facts |= _scalars(select_draws(scalars, chosen))

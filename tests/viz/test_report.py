@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from PIL import Image
 
+from pyro_sep.audio.resampling import resample
 from pyro_sep.cli.app import main
 from pyro_sep.diagnostics.verdict import Verdict
 from pyro_sep.evaluation.metrics import si_sdr
@@ -230,6 +231,41 @@ def test_all_chains_of_a_mean_are_heard_together() -> None:
             expected["estimate"], expected["estimate"]
         )
         np.testing.assert_allclose(heard, scale * signal, atol=1e-4)
+
+
+def test_sounds_have_the_band_of_the_recording() -> None:
+    noise = 0.1 * np.random.default_rng(1).normal(size=(CHAINS, DRAWS, 1, TIME))
+    truth = make_trace()["constant_data/true_sources"].values
+    exact = truth + noise * np.array([[1], [-1]])  # the draws of the sources add up to the mixture
+    tree = make_trace(true_sources=None, sources=exact)
+    mixture = torch.from_numpy(tree["observed_data/mixture"].values)
+    seconds = torch.arange(2 * TIME) / (2 * RATE)
+    whole = resample(mixture, RATE, 2 * RATE) + 0.2 * torch.sin(2 * torch.pi * 6_000 * seconds)
+    recording = torch.stack([1.5 * whole, 0.5 * whole]).float()
+    page = Page(render_report(tree, recording=(recording, 2 * RATE)))
+    assert "Sounds have a band of 8 kHz. The draws know that below 4 kHz" in page.text
+    sounds = {label: sound for label, (sound, rate) in page.sounds().items() if rate == 2 * RATE}
+    assert len(sounds) == len(page.sounds())
+    heard, tones = sounds["mixture, recording"], whole.numpy()
+    scale = np.vdot(heard, tones) / np.vdot(tones, tones)
+    np.testing.assert_allclose(heard, scale * tones, atol=1e-3)
+    high = 0.0
+    for k, name in enumerate(NAMES):
+        estimate = torch.from_numpy(estimate_sources(tree).values[k]).float()
+        above = sounds[f"{name}, estimate"] - scale * resample(estimate, RATE, 2 * RATE).numpy()
+        drawn = torch.from_numpy(tree["posterior/sources"].values[1, 0, k]).float()
+        expected = scale * resample(drawn, RATE, 2 * RATE).numpy() + above
+        np.testing.assert_allclose(sounds[f"{name}, draw 1"], expected, atol=1e-3)
+        high = high + 0.5 * above
+    tone = scale * 0.2 * np.sin(2 * np.pi * 6_000 * seconds.numpy())
+    middle = slice(TIME // 2, -TIME // 2)  # a window of the filter reaches over the ends
+    missing = high[middle] - tone[middle]
+    assert np.square(missing).mean() < 0.05 * np.square(tone).mean()
+
+
+def test_a_recording_without_a_wider_band_changes_nothing(tree: xr.DataTree, html: str) -> None:
+    narrow = torch.zeros(2, TIME // 2)
+    assert render_report(tree, recording=(narrow, RATE // 2)) == html
 
 
 def test_a_chain_that_diverged_is_silent() -> None:
