@@ -47,6 +47,10 @@ BATCH = 5  # mixtures separated at once
 ALL_WAVEFORMS = ",".join(WAVEFORMS)
 
 PriorSet = Annotated[str, typer.Option(help="A set that ships, or a folder.")]
+CoarsePriors = Annotated[
+    str | None,
+    typer.Option(help="Priors at a lower rate, of whose stems chains begin without a search."),
+]
 PriorSets = Annotated[str, typer.Option(help="Sets that ship, or folders, comma-separated.")]
 Sources = Annotated[str, typer.Option(help="Waveforms, comma-separated.")]
 Mixtures = Annotated[int, typer.Option(min=1, help="Number of test mixtures.")]
@@ -233,6 +237,7 @@ def separate_at(
     rate: int,
     priors: Priors,
     from_truth: bool = False,
+    coarse: Priors | None = None,
     **options: Any,
 ) -> tuple[Separation, Tensor]:
     """A separation at the priors' rate, and its stems at that of the mixture.
@@ -244,6 +249,8 @@ def separate_at(
         priors: of the sources; where theirs is another rate, stems are those that ``pyro-sep
             separate`` would write.
         from_truth: whether chains begin at the true sources, without a search.
+        coarse: priors at a lower rate, from whose stems chains begin, without a search of their
+            own; the sources that ``priors`` has are taken of them.
         options: of :func:`pyro_sep.separate`.
 
     Returns:
@@ -252,6 +259,10 @@ def separate_at(
     own = sample_rate_of(priors)
     observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
     initial = true if from_truth else None
+    if coarse is not None:
+        chosen = {name: coarse[name] for name in priors}
+        stems = separate_at(mixture, sources, rate, chosen, **options)[1]
+        initial = resample(stems, rate, own)
     result = separate(observed, priors, true_sources=true, initial=initial, **options)
     return result, upmixed(result.contributions, observed, own, mixture, rate)
 

@@ -7,7 +7,8 @@
 --tracks is a folder with TRACK/STEM.wav of records, or a .stem.mp4. Of each track an excerpt is
 separated into the stems that both the track and the set of priors have, mono at 16 kHz; priors of
 another rate separate at theirs, and stems are brought to 16 kHz as ``pyro-sep separate`` does it.
-The mixture is the track's own where it has one.
+The mixture is the track's own where it has one. With --coarse chains of the posterior begin from
+the stems of priors at a lower rate.
 
     mixture     the mixture itself, in place of every stem
     hpss        harmonic-percussive separation; needs drums
@@ -38,6 +39,7 @@ import typer
 import xarray as xr
 from _common import (
     Chains,
+    CoarsePriors,
     Out,
     Preset,
     PriorSet,
@@ -89,6 +91,7 @@ class Excerpt:
 def main(
     tracks: Annotated[Path, typer.Option(help="Folder of TRACK/STEM files, or a .stem.mp4.")],
     priors: PriorSet = "music",
+    coarse: CoarsePriors = None,
     only: Annotated[
         str | None, typer.Option(help="Tracks whose names begin so, comma-separated.")
     ] = None,
@@ -108,6 +111,7 @@ def main(
     """Separate the excerpts by every method and print the table."""
     results = Results(out)
     loaded = load_set(priors, mixing="sum")
+    below = None if coarse is None else load_set(coarse, ",".join(loaded), "sum")
     items = [
         excerpt(track, tuple(loaded), start, seconds) for track in chosen(tracks, only)[:count]
     ]
@@ -122,7 +126,9 @@ def main(
         known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
         if method in ("posterior", "true-start"):
             known |= {"preset": preset, "chains": chains}
-        figures = partial(measure, method, loaded, seed, preset, chains, training, out)
+        if method == "posterior" and coarse is not None:
+            known |= {"coarse": coarse}
+        figures = partial(measure, method, loaded, below, seed, preset, chains, training, out)
         rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
         if [row["track"] for row in rows] != [*named]:
             raise ValueError(f"{out}: got figures of other tracks; give another --out")
@@ -177,6 +183,7 @@ def excerpt(track: Track, known: Sequence[str], start: float, seconds: float) ->
 def measure(
     method: str,
     priors: Priors,
+    coarse: Priors | None,
     seed: int,
     preset: Any,
     chains: int | None,
@@ -197,6 +204,7 @@ def measure(
                 RATE,
                 own,
                 from_truth=method == "true-start",
+                coarse=coarse if method == "posterior" else None,
                 seed=seed,
                 preset=preset,
                 chains=chains,

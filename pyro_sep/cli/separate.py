@@ -60,7 +60,7 @@ def separate(
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     preset: Annotated[
         Literal["quick", "standard", "thorough"] | None,
-        typer.Option(help="How much is computed; by default quick, for toy tones standard."),
+        typer.Option(help="How much is computed; by default quick, of tones or at 4 kHz standard."),
     ] = None,
     chains: Annotated[
         int | None, typer.Option(min=1, help="Independent chains; else the preset's.")

@@ -229,8 +229,8 @@ def separate_batch(  # noqa: D417
             all chains is nearer the truth than any of them. See :mod:`pyro_sep.separation.modes`
             and :mod:`pyro_sep.trace.estimate`.
         preset: ``"quick"``, ``"standard"`` or ``"thorough"``, the budget, see
-            :data:`~pyro_sep.separation.PRESETS`; by default ``"standard"`` for the estimate
-            ``"mode"``, ``"quick"`` for ``"mean"``. :func:`pyro_sep.estimate_cost` predicts the
+            :data:`~pyro_sep.separation.PRESETS`; by default that of
+            :func:`~pyro_sep.separation.default_preset`. :func:`pyro_sep.estimate_cost` predicts the
             time.
         seed: of all randomness.
         initial: stems of another separator ``(mixture, source, time)``, contributions a_k s_k, from

@@ -82,6 +82,26 @@ def test_stems_are_judged_at_the_rate_of_the_mixture() -> None:
     assert np.abs(true[1]).max() < 0.01 < np.abs(true[0]).max()  # those of the priors' band
 
 
+def test_chains_begin_from_the_stems_of_coarser_priors() -> None:
+    config = WaveNetConfig(width=8, layers=2, hop=16, spectra=(32,), components=2, sigma_data=0.1)
+    law: Any = {"mixing": "sum", "estimate": "mean"}
+    fine, coarse = (
+        {n: WaveNetPrior(WaveNet(config), name=n, sample_rate=rate, **law) for n in names}
+        for rate, names in ((16_000, ("bass", "drums")), (4_000, ("drums", "vocals", "bass")))
+    )
+    t = torch.arange(8_000) / 16_000
+    sources = 0.1 * torch.stack([(2 * np.pi * hz * t).sin() for hz in (440.0, 5_000.0)])
+    options = {"cooling": 2, "warmup": 1, "draws": 2, "chains": 1, "seed": 3}
+    job = (sources.sum(0), sources, 16_000)
+    result, stems = separate_at(*job, fine, coarse=coarse, **options)
+    assert result.names == ("bass", "drums")
+    assert stems.shape == sources.shape
+    initial = torch.from_numpy(result.trace["constant_data"]["initial"].values)
+    own = {name: coarse[name] for name in fine}
+    expected = separate_at(*job, own, **options)[1]
+    torch.testing.assert_close(initial, expected, atol=1e-5, rtol=0)
+
+
 def test_a_summary_is_over_all_sources() -> None:
     rows = [
         {"improvement": [1.0, None], "si_sdr": [25.0, None], "seconds": 1.0},

@@ -16,6 +16,7 @@ import separate_records as script
 from pyro_sep.models import WaveNetConfig
 from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors import WaveNetPrior, save_priors
+from pyro_sep.trace import load_trace
 
 RATE = 16_000
 
@@ -41,11 +42,14 @@ def tracks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def priors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small untrained priors of three stems."""
-    folder = tmp_path_factory.mktemp("priors")
+    return _untrained(tmp_path_factory.mktemp("priors"), RATE)
+
+
+def _untrained(folder: Path, rate: int) -> Path:
     config = WaveNetConfig(width=8, layers=2, hop=32, components=2, sigma_data=0.06, sigma_min=0.01)
     torch.manual_seed(0)
     made = {
-        name: WaveNetPrior(WaveNet(config), name=name, sample_rate=RATE)
+        name: WaveNetPrior(WaveNet(config), name=name, sample_rate=rate)
         for name in ("bass", "drums", "other")
     }
     save_priors(made, folder)
@@ -75,6 +79,20 @@ def test_a_table_of_records(
     script.main(**options, methods=methods, out=tmp_path, count=1)
     assert (tmp_path / "posterior.json").read_text() == before
     assert "isdm      a: bass" in capsys.readouterr().out
+
+
+def test_chains_begin_from_the_stems_of_coarser_priors(
+    tracks: Path, priors: Path, tmp_path: Path
+) -> None:
+    coarse = str(_untrained(tmp_path / "coarse", RATE // 4))
+    options = {"tracks": tracks, "priors": str(priors), "seconds": 1.0, "count": 1, "chains": 1}
+    script.main(**options, methods="posterior", coarse=coarse, out=tmp_path / "out")
+    known = json.loads((tmp_path / "out" / "posterior.json").read_text())["settings"]
+    assert known["coarse"] == coarse
+    trace = load_trace(tmp_path / "out" / "a" / "posterior" / "trace.nc")
+    assert trace["constant_data"]["initial"].shape == (3, RATE)
+    with pytest.raises(ValueError, match="got figures of"):
+        script.main(**options, methods="posterior", out=tmp_path / "out")
 
 
 def test_stems_that_are_silent_are_left_out(tracks: Path) -> None:

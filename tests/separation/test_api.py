@@ -423,6 +423,11 @@ def test_the_estimate_and_its_preset_are_those_of_the_priors() -> None:
     for prior in recordings.values():
         prior.mixing, prior.estimate = "sum", "mean"
     assert resolve_settings(recordings, TIME) == resolve_settings(PRIORS, TIME, "mean", "quick")
+    for prior in recordings.values():
+        prior.sample_rate = 4_000  # where a larger budget takes no longer
+    chosen = resolve_settings(recordings, TIME)
+    assert chosen == resolve_settings(recordings, TIME, preset="standard")
+    assert chosen.chains == PRESETS["standard"]["mean"]["chains"]
     result = separate(WAVE, recordings, **TINY)
     assert result.trace.attrs["estimate"] == "mean"
     assert result.trace["constant_data"]["gains"].values.tolist() == [1.0, 1.0]
