@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyro_sep.trace.estimate import estimate_sources
 
 if TYPE_CHECKING:  # a trace is shown without torch
-    from pyro_sep.data.tracks import Audio
+    import torch
 
 RATE = 16_000  # Hz, of what is heard, at most
 
@@ -62,7 +62,7 @@ class Listener:
         return heard if source is None else heard + self.above[source, first : first + time]
 
 
-def listener(tree: xr.DataTree, recording: "Audio | None" = None) -> Listener:
+def listener(tree: xr.DataTree, recording: "tuple[torch.Tensor, int] | None" = None) -> Listener:
     """The listener of a trace.
 
     Args:

@@ -55,7 +55,7 @@ from pyro_sep.viz.signals import (
 )
 
 if TYPE_CHECKING:  # a trace is shown without torch
-    from pyro_sep.data.tracks import Audio
+    import torch
 
 REPORT_MARK = "pyro_sep</title>"  # by which a page is known
 DRAWS = 3  # heard of each source, as far apart as the chain has them
@@ -103,7 +103,7 @@ def write_report(
     tree: xr.DataTree,
     path: str | PathLike[str],
     calibration: ConformalCalibration | None = None,
-    recording: "Audio | None" = None,
+    recording: "tuple[torch.Tensor, int] | None" = None,
 ) -> None:
     """Write the page of a separation, whole or not at all.
 
@@ -141,7 +141,7 @@ def write_report(
 def render_report(
     tree: xr.DataTree,
     calibration: ConformalCalibration | None = None,
-    recording: "Audio | None" = None,
+    recording: "tuple[torch.Tensor, int] | None" = None,
 ) -> str:
     """The page of :func:`write_report`, as HTML.
 
