@@ -9,7 +9,6 @@ import typer
 from pyro_sep.cli.options import Device, MusdbRoot, torch_device
 from pyro_sep.cli.program import say
 from pyro_sep.models.settings import AUDIT_FRAMES, AUDIT_TIME
-from pyro_sep.priors.base import sample_rate_of
 
 
 def audit(
@@ -33,6 +32,7 @@ def audit(
     """Say whether priors may be used: every prior on every source at every noise level."""
     from pyro_sep.data.source import default_spec, open_sources
     from pyro_sep.priors import auditing
+    from pyro_sep.priors.base import sample_rate_of
     from pyro_sep.priors.io import load_priors
     from pyro_sep.storage.files import check_output, only_run
     from pyro_sep.viz.plots import plot_audit

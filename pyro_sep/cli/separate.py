@@ -11,7 +11,6 @@ from pyro_sep.cli.many import Scheduler, Workers, separate_by_workers
 from pyro_sep.cli.options import Device, mixing_options, torch_device
 from pyro_sep.cli.outcomes import BEFORE, confirm_long, say_outcome
 from pyro_sep.cli.program import Batch, say
-from pyro_sep.priors.base import sample_rate_of
 from pyro_sep.progress import resumable
 
 if TYPE_CHECKING:
@@ -115,6 +114,7 @@ def separate(
     cut off goes on from its checkpoint when it is started again; finished recordings are skipped.
     Only files of a former run are overwritten. A file that fails does not stop the others.
     """
+    from pyro_sep.priors.base import sample_rate_of
     from pyro_sep.priors.io import choose_priors, load_priors, shipped_sets
     from pyro_sep.results.plan import Plan
     from pyro_sep.results.sections import jobs_of

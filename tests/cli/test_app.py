@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -288,10 +288,10 @@ def test_a_report_that_cannot_be_written_keeps_no_file_from_its_turn(
         soundfile.write(path, 0.4 * np.sin(np.arange(300) / 5), 16_000)
     write = report.write_report
 
-    def fails(tree: xr.DataTree, path: Path) -> None:
+    def fails(tree: xr.DataTree, path: Path, **options: Any) -> None:
         if path.parent.name == "a":
             raise OSError(f"{path}: could not be written")
-        write(tree, path)
+        write(tree, path, **options)
 
     monkeypatch.setattr(report, "write_report", fails)
     use = ("--priors", priors, "--out", out, "--report", *QUICK)

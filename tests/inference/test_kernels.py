@@ -88,7 +88,7 @@ def expected_variance(kernel: MCMCKernel) -> float:
 def test_a_conjugate_posterior(make: Make) -> None:
     kernel = make(conjugate_model)
     # Draws of NUTS hardly correlate, and cost several gradients each.
-    mcmc = run(kernel, *((400, 100) if isinstance(kernel, NUTS) else (800, 400)))
+    mcmc = run(kernel, *((400, 100) if isinstance(kernel, NUTS) else (1200, 400)))
     draws = mcmc.get_samples()["mean"].double()
     squares = (draws - MEAN).square().mean(1)
     for name, values, expected in (
