@@ -49,7 +49,7 @@ ALL_WAVEFORMS = ",".join(WAVEFORMS)
 PriorSet = Annotated[str, typer.Option(help="A set that ships, or a folder.")]
 CoarsePriors = Annotated[
     str | None,
-    typer.Option(help="Priors at a lower rate, of whose stems chains begin without a search."),
+    typer.Option(help="Priors at a lower rate; chains begin from the stems that they find."),
 ]
 PriorSets = Annotated[str, typer.Option(help="Sets that ship, or folders, comma-separated.")]
 Sources = Annotated[str, typer.Option(help="Waveforms, comma-separated.")]

@@ -115,8 +115,7 @@ def measure(
         step = i // len(COUNTS)
         sets = list(combinations(priors, COUNTS[i % len(COUNTS)]))
         names, seconds = sets[step % len(sets)], lengths[(i + step) % len(lengths)]
-        rate = priors[names[0]].sample_rate
-        sources, label = draw(i, names, round(seconds * rate))
+        sources, label = draw(i, names, round(seconds * sample_rate_of(priors)))
         chosen = {name: priors[name] for name in names}
         mixture = sources.sum(0) if stated(chosen, "mixing", "") == "sum" else sources.mean(0)
         result = separate(mixture, chosen, seed=i)

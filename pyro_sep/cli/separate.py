@@ -59,7 +59,9 @@ def separate(
     seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
     preset: Annotated[
         Literal["quick", "standard", "thorough"] | None,
-        typer.Option(help="How much is computed; by default quick, of tones or at 4 kHz standard."),
+        typer.Option(
+            help="How much is computed; by default quick, or standard for tones and at 4 kHz."
+        ),
     ] = None,
     chains: Annotated[
         int | None, typer.Option(min=1, help="Independent chains; else the preset's.")

@@ -12,8 +12,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from pyro_sep.trace.estimate import estimate_sources
-
 if TYPE_CHECKING:  # a trace is shown without torch
     import torch
 
@@ -62,11 +60,14 @@ class Listener:
         return heard if source is None else heard + self.above[source, first : first + time]
 
 
-def listener(tree: xr.DataTree, recording: "tuple[torch.Tensor, int] | None" = None) -> Listener:
+def listener(
+    tree: xr.DataTree, estimates: Sound, recording: "tuple[torch.Tensor, int] | None" = None
+) -> Listener:
     """The listener of a trace.
 
     Args:
         tree: of :func:`pyro_sep.separate` or :func:`pyro_sep.trace.load_trace`.
+        estimates: of its sources, ``(source, time)``.
         recording: what was mixed down and resampled to the mixture of the trace; sounds are heard
             as they are in the trace where None.
     """
@@ -85,7 +86,7 @@ def listener(tree: xr.DataTree, recording: "tuple[torch.Tensor, int] | None" = N
     posterior, known = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     gains = posterior["gains"].mean(("chain", "draw")) if "gains" in posterior else known["gains"]
     weights = torch.from_numpy(gains.values)[:, None].to(whole)
-    contributions = weights * torch.from_numpy(estimate_sources(tree).values)
+    contributions = weights * torch.from_numpy(estimates)
     stems = wiener_upmix(contributions, torch.from_numpy(mixture), own, whole[None], rate)[:, 0]
     above = (stems - resample(contributions, own, rate, len(whole))) / weights
     return Listener(own, rate, whole.numpy(), above.nan_to_num(0, 0, 0).numpy())

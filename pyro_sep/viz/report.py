@@ -156,8 +156,9 @@ def render_report(
     diagnosis, moved = diagnose(tree), compare_initial(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
-    ear = listener(tree, recording)
-    rows = [_mixture_row(tree, ear, start), *_source_rows(tree, ear, start)]
+    estimates = estimate_sources(tree).values
+    ear = listener(tree, estimates, recording)
+    rows = [_mixture_row(tree, ear, start), *_source_rows(tree, estimates, ear, start)]
     scores = expected_scores(tree)
     for name, bounds in (scores or {}).items():
         row = next(row for row in rows[1:] if row.name == name)
@@ -228,7 +229,9 @@ def _mixture_row(tree: xr.DataTree, ear: Listener, start: int) -> Row:
     return Row("mixture", to_hex("gray"), waveform, spectrogram, {"recording": ear.mixture})
 
 
-def _source_rows(tree: xr.DataTree, ear: Listener, start: int) -> list[Row]:
+def _source_rows(
+    tree: xr.DataTree, estimates: NDArray[Any], ear: Listener, start: int
+) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
     rate = ear.own
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
@@ -241,7 +244,6 @@ def _source_rows(tree: xr.DataTree, ear: Listener, start: int) -> list[Row]:
         if [c] != chains and not others
     }
     (first, last), rows = _excerpt(len(mixture), rate), []
-    estimates = estimate_sources(tree).values
     for k, name in enumerate(posterior["source"].values.tolist()):
         draws, estimate = source_draws(tree, k), estimates[k]
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None

@@ -243,7 +243,7 @@ def test_sounds_have_the_band_of_the_recording() -> None:
     whole = resample(mixture, RATE, 2 * RATE) + 0.2 * torch.sin(2 * torch.pi * 6_000 * seconds)
     recording = torch.stack([1.5 * whole, 0.5 * whole]).float()
     page = Page(render_report(tree, recording=(recording, 2 * RATE)))
-    assert "Sounds have a band of 8 kHz. The draws know that below 4 kHz" in page.text
+    assert "Sounds reach up to 8 kHz, the priors and the pictures up to 4 kHz." in page.text
     sounds = {label: sound for label, (sound, rate) in page.sounds().items() if rate == 2 * RATE}
     assert len(sounds) == len(page.sounds())
     heard, tones = sounds["mixture, recording"], whole.numpy()
