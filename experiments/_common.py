@@ -29,7 +29,7 @@ from pyro_sep.diagnostics.score_intervals import expected_scores
 from pyro_sep.diagnostics.verdict import Verdict, diagnose
 from pyro_sep.evaluation.metrics import residual_db, si_sdr, si_sdr_improvement
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS
-from pyro_sep.priors.base import MixingRule, Priors, sample_rate_of, stated
+from pyro_sep.priors.base import MixingRule, Priors, sample_rate_of, stated, treble
 from pyro_sep.priors.io import choose_priors, load_priors
 from pyro_sep.priors.networks import NetworkPrior
 from pyro_sep.separation.api import Separation, separate
@@ -264,16 +264,18 @@ def separate_at(
         stems = separate_at(mixture, sources, rate, chosen, **options)[1]
         initial = resample(stems, rate, own)
     result = separate(observed, priors, true_sources=true, initial=initial, **options)
-    return result, upmixed(result.contributions, observed, own, mixture, rate)
+    return result, upmixed(result.contributions, observed, priors, mixture, rate)
 
 
 def upmixed(
-    contributions: Tensor, observed: Tensor, own: int, mixture: Tensor, rate: int
+    contributions: Tensor, observed: Tensor, priors: Priors, mixture: Tensor, rate: int
 ) -> Tensor:
-    """Contributions ``(source, time)`` at the rate ``own``, at that of the mixture."""
+    """Contributions ``(source, time)`` at the priors' rate, at that of the mixture."""
+    own = sample_rate_of(priors)
     if own == rate:
         return contributions
-    return wiener_upmix(contributions, observed, own, mixture[None], rate)[:, 0]
+    above = [treble(prior) for prior in priors.values()]
+    return wiener_upmix(contributions, observed, own, mixture[None], rate, above)[:, 0]
 
 
 def stacked(items: Sequence[ToyMixture]) -> tuple[Tensor, Tensor]:

@@ -74,7 +74,7 @@ def main(
     }
     items, table = find_excerpts(musdb, list(chosen), time, excerpts), {}
     for name, method in methods.items():
-        figures = partial(measure, method, rate)
+        figures = partial(measure, method, chosen)
         rows = list(resume(out / f"{name}.json", settings, items, figures, 1))
         gain = decibels(rows, "improvement")
         spent = float(np.mean([row["seconds"] for row in rows]))
@@ -88,13 +88,13 @@ def main(
 
 
 def measure(
-    method: Callable[[Tensor], Tensor], rate: int, start: int, items: Sequence[Excerpt]
+    method: Callable[[Tensor], Tensor], priors: Priors, start: int, items: Sequence[Excerpt]
 ) -> list[Row]:
     """Figures of the stems that a method gives for excerpts, at the priors' rate."""
     rows = []
     for item in items:
-        observed = resample(item.mixture, SAMPLE_RATE, rate)
-        stems = upmixed(method(observed), observed, rate, item.mixture, SAMPLE_RATE)
+        observed = resample(item.mixture, SAMPLE_RATE, sample_rate_of(priors))
+        stems = upmixed(method(observed), observed, priors, item.mixture, SAMPLE_RATE)
         rows.append({"track": item.track} | score(stems, item.sources, item.mixture))
     return rows
 

@@ -287,17 +287,17 @@ def posterior(
         if i == 0:
             write_separation(result, out / item.track)
         found = score(stems, item.sources, item.mixture)
-        best = score(best_chains_stems(result, item.mixture), item.sources, item.mixture)
+        best = score(best_chains_stems(result, priors, item.mixture), item.sources, item.mixture)
         rows.append({"track": item.track} | found | {"best_chain": best} | judge(result))
     return rows
 
 
-def best_chains_stems(result: Separation, mixture: Tensor) -> Tensor:
+def best_chains_stems(result: Separation, priors: Priors, mixture: Tensor) -> Tensor:
     """Mean of the draws of the chain of the highest mean log posterior, ``(stem, time)``."""
     sources = result.trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(result.trace))
     mean = torch.from_numpy(sources.mean("draw").values)
     observed = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
-    return upmixed(mean, observed, result.sample_rate, mixture, SAMPLE_RATE)
+    return upmixed(mean, observed, priors, mixture, SAMPLE_RATE)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
         observed, true = (resample(audio, RATE, own) for audio in (item.mixture, item.sources))
         toy = ToyMixture(observed / count, true, torch.zeros(count))
         found = isdm([toy], priors, seed, steps=ISDM_STEPS).sources[0]
-        return upmixed(found, observed, own, item.mixture, RATE)
+        return upmixed(found, observed, priors, item.mixture, RATE)
 
     ways: dict[str, Callable[[], Tensor]] = {
         "mixture": lambda: item.mixture.expand(count, -1),

@@ -13,23 +13,27 @@ at the exponent 2. So stems that are mixed down again are the posterior itself, 
 and treble are the filter's; filtering the whole recording would give away the phases that the
 posterior knows.
 
-Above the band the posterior says nothing. There each frame's ratios are those of the energies in
-the topmost octave of the band: what is brightest below goes on above.
+Above the band the posterior says nothing. There each frame's powers are those in the topmost octave
+of the band, times what such a source has above it (:mod:`pyro_sep.audio.treble`): what is brightest
+below goes on above, cymbals further than a bass.
 """
 
-import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pyro_sep.audio.resampling import resample
-
-FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
-BAND = 0.95  # of the lower Nyquist frequency: above, resampling leaves little
+from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins
 
 
 def wiener_upmix(
-    contributions: Tensor, mixture: Tensor, rate: int, recording: Tensor, to_rate: int
+    contributions: Tensor,
+    mixture: Tensor,
+    rate: int,
+    recording: Tensor,
+    to_rate: int,
+    treble: Sequence[Sequence[float]] = (),
 ) -> Tensor:
     """Stems of every channel of a recording, by the equation above.
 
@@ -42,12 +46,14 @@ def wiener_upmix(
         rate: of contributions and mixture, in Hz.
         recording: ``(channel, recording time)``.
         to_rate: of the recording, in Hz.
+        treble: of each source, :func:`pyro_sep.audio.treble.ratios`; 1 everywhere where that of a
+            source is not known.
 
     Returns:
         ``(source, channel, recording time)``.
     """
     time = recording.shape[-1]
-    size = 2 ** round(math.log2(FRAME * to_rate))
+    size = frame_size(to_rate)
     window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)
 
     def transform(audio: Tensor) -> Tensor:
@@ -61,9 +67,12 @@ def wiener_upmix(
     )
     powers = [transform(part).abs().square() for part in parts]
     if rate != to_rate:
-        known = int(BAND * min(rate, to_rate) / to_rate * (size // 2))
+        known = known_bins(rate, to_rate)
         for power in powers:
             power[known:] = power[known // 2 : known].mean(0)
+    if rate < to_rate and treble and all(treble):
+        for power, own in zip(powers, treble, strict=False):  # what is left has none of its own
+            power[known:] *= expected_ratios(own, rate, to_rate)[known:, None].to(power)
     total = sum(powers[1:], powers[0]).clamp(min=torch.finfo(recording.dtype).tiny)
     rest = transform(recording - parts.sum(0))
     filtered = [

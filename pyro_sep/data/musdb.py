@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_sep.audio.io import active_frames
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.audio.streams import STEM_MP4, missing_program, read_stream
+from pyro_sep.audio.treble import HALVES, measure
 from pyro_sep.checks.names import printable
 from pyro_sep.checks.optional import import_optional
 from pyro_sep.data.tracks import (
@@ -27,6 +28,7 @@ from pyro_sep.data.tracks import (
     tracks_of,
 )
 
+MEASURED = 10  # tracks by which it is known what a stem has above the band
 STEMS = ("bass", "drums", "vocals", "other")
 
 
@@ -117,6 +119,16 @@ class MusdbSource:
         starts = torch.randint(frames.shape[-1] - time + 1, (count,), generator=generator)
         pairs = zip(which.tolist(), starts.tolist(), strict=True)
         return torch.stack([frames[frame, start : start + time] for frame, start in pairs])
+
+    @cached_property
+    def energies(self) -> Tensor:
+        """Mean of :func:`pyro_sep.audio.treble.measure` per second of the first training tracks."""
+        found, seconds = torch.zeros(2, HALVES, dtype=torch.float64), 0.0
+        for track in [track for track in self._tracks if track.subset == "train"][:MEASURED]:
+            samples, rate = track.read(self.name)
+            found += measure(samples.mean(0), rate, self.sample_rate)
+            seconds += samples.shape[-1] / rate
+        return found / max(seconds, 1.0)
 
     def held_out(self, count: int, time: int) -> Tensor:
         """At most ``count`` test frames ``(frame, time)``, from as many tracks as possible."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_sep.audio.io import active_frames, load_audio
 from pyro_sep.audio.scanning import audio_files
+from pyro_sep.audio.treble import HALVES, measure
 from pyro_sep.checks.names import printable
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
@@ -35,6 +36,10 @@ class SourceAudio(Protocol):
     sample_rate: int
     notes: tuple[str, ...]  # what is to be said of it, a line each
 
+    @property
+    def energies(self) -> Tensor:
+        """Mean of :func:`pyro_sep.audio.treble.measure` per second of what is trained on."""
+
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
         """Fresh training frames ``(count, time)``."""
 
@@ -54,6 +59,7 @@ class ToySource:
 
     sample_rate = toy.SAMPLE_RATE
     notes: tuple[str, ...] = ()
+    energies = torch.zeros(2, HALVES)  # nothing is above the band
 
     def __init__(self, name: str) -> None:
         toy.waveform(name, torch.zeros(1))
@@ -100,13 +106,18 @@ class RecordingFolder:
         paths = audio_files(folder)
         if stem is not None:
             paths, self.notes = _of_stem(folder, paths, stem)
-        recordings = []
+        recordings, seconds = [], 0.0
+        self.energies = torch.zeros(2, HALVES, dtype=torch.float64)
         for path in paths:
             recording = load_audio(path, sample_rate)
             recordings.append(recording.samples)
+            heard, _ = _split(recording.original.mean(0))
+            self.energies += measure(heard, recording.original_rate, sample_rate)
+            seconds += len(heard) / recording.original_rate
             self.notes += tuple(
                 f"{printable(path)}: {note}" for note in recording.notes if "cancel" in note
             )
+        self.energies /= max(seconds, 1.0)
         whole = _joined(recordings, time, lambda recording: _split(recording)[0])
         training, held_out = zip(*map(_split, whole), strict=True)
         self._training = _heard(training, time)
@@ -191,6 +202,8 @@ class MixedSource:
         self._parts = [audio for audio, _ in parts]
         self._weights = torch.tensor([weight for _, weight in parts])
         self.name, self.sample_rate = self._parts[0].name, self._parts[0].sample_rate
+        pairs = zip(self._parts, self._weights, strict=True)
+        self.energies = torch.stack([weight * audio.energies for audio, weight in pairs]).sum(0)
         rates = [audio.sample_rate for audio in self._parts]
         if len(set(rates)) > 1:
             raise ValueError(f"source: got audio of {rates} Hz, expected one rate; resample it")

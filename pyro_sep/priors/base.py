@@ -26,8 +26,8 @@ class Prior(Protocol):
     """What a separation needs of a prior. Every family of priors has it.
 
     A prior may also have the attributes ``mixing`` and ``estimate`` (see :func:`stated`),
-    ``is_exact`` (true where nothing of it is learned), ``gain_error`` (see :func:`gain_error`) and
-    the method ``misfit``.
+    ``is_exact`` (true where nothing of it is learned), ``gain_error`` (see :func:`gain_error`),
+    ``treble`` (see :mod:`pyro_sep.audio.treble`) and the method ``misfit``.
 
     >>> from pyro_sep.priors.waveform import WaveformPrior
     >>> prior: Prior = WaveformPrior.of("sine")
@@ -139,3 +139,12 @@ def gain_error(prior: Prior) -> float:
     """
     error: float = getattr(prior, "gain_error", 0.0)
     return error
+
+
+def treble(prior: Prior) -> tuple[float, ...]:
+    """What a prior says of its source above its band; nothing if unstated.
+
+    See :mod:`pyro_sep.audio.treble`.
+    """
+    ratios: tuple[float, ...] = getattr(prior, "treble", ())
+    return ratios

@@ -165,6 +165,7 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
         "name": prior.name,
         "sample_rate": str(prior.sample_rate),
         "config": json.dumps(dataclasses.asdict(config)),
+        "treble": json.dumps(prior.treble),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     atomic_write_bytes(path, _in_order(save(tensors, metadata)))
@@ -195,7 +196,7 @@ def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
         family = FORMATS.get(metadata.get("format", ""))
         if family is not None:
             with _foreign(path):
-                config, name, sample_rate = _header(family, metadata)
+                config, name, sample_rate, treble = _header(family, metadata)
                 _check_shapes(file, config)
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if family is None:
@@ -207,7 +208,7 @@ def load_prior(path: Path, device: torch.device | str = "cpu") -> NetworkPrior:
     with _foreign(path):
         network = build(config)
         network.load_state_dict(tensors)
-    return PRIORS[family](network.to(device), name=name, sample_rate=sample_rate)
+        return PRIORS[family](network.to(device), name=name, sample_rate=sample_rate, treble=treble)
 
 
 def _file(path: Path) -> Path:
@@ -216,8 +217,10 @@ def _file(path: Path) -> Path:
     return path
 
 
-def _header(family: str, metadata: Mapping[str, str]) -> tuple[NetworkConfig, str, int]:
-    """Config, name of the source and sample rate."""
+def _header(
+    family: str, metadata: Mapping[str, str]
+) -> tuple[NetworkConfig, str, int, list[float]]:
+    """Config, name of the source, sample rate and treble, none in files from before it was kept."""
     values = json.loads(metadata["config"])
     config = FAMILIES[family].config(**values)
     if absent := [part for part in ("sigma_data", "sigma_min", "sigma_max") if part not in values]:
@@ -225,7 +228,7 @@ def _header(family: str, metadata: Mapping[str, str]) -> tuple[NetworkConfig, st
     name, sample_rate = metadata["name"], int(metadata["sample_rate"])
     check_source_name(name)
     check_rate("sample_rate", sample_rate)
-    return config, name, sample_rate
+    return config, name, sample_rate, json.loads(metadata.get("treble", "[]"))
 
 
 def _check_shapes(file: Any, config: NetworkConfig) -> None:

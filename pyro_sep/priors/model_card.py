@@ -85,6 +85,8 @@ def save_with_card(
         rows = "".join(f"| {sigma:g} | {excess:.3f} |\n" for sigma, excess in pairs)
     places = ", ".join(f"`{source}`" for source in sources)
     parameters = sum(p.numel() for p in prior.network.parameters())
+    above = ", ".join(f"{ratio:.3g}" for ratio in prior.treble) or "not known"
+    above = f"above {prior.sample_rate // 2} Hz, by half octaves: {above}"
     text = f"""# Prior of {prior.name}
 
 - Model: {type(prior.network).__name__}, {parameters:,} parameters, `{prior.network.config}`
@@ -92,6 +94,7 @@ def save_with_card(
 - Command: `{command}`
 - Training: `{dict(settings)}`
 - Time: {duration(seconds)} of wall time, {torch.get_num_threads()} CPU threads
+- Treble: power per hertz {above}, times that of the octave below
 - Use: noise levels {prior.sigmas[0]:g} to {prior.sigmas[1]:g}, full scale 1
 
 Held-out audio ({len(held_out)} frames of {held_out.shape[-1]} samples), excess in nats per audio

@@ -11,7 +11,8 @@ from pyro.distributions import Normal, TorchDistribution, TransformedDistributio
 from torch import Size, Tensor
 from torch.distributions.transforms import Transform
 
-from pyro_sep.checks.arguments import choice, shown, whole
+from pyro_sep.audio.treble import HALVES
+from pyro_sep.checks.arguments import choice, numbers, shown, whole
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.registry import Network
@@ -40,6 +41,8 @@ class NetworkPrior(TorchDistribution):
         mixing: whether a mixture of such sources is their ``"sum"`` or their ``"mean"``.
         estimate: which estimate suits their mixtures, ``"mode"`` or ``"mean"``; see
             :func:`pyro_sep.separate`.
+        treble: what the source has above the band, see :mod:`pyro_sep.audio.treble`; none where it
+            is not known.
 
     Raises:
         ValueError: sigma that is no number or outside the range that the network was trained for,
@@ -65,6 +68,7 @@ class NetworkPrior(TorchDistribution):
         sigma: float | Tensor | None = None,
         mixing: MixingRule = "sum",
         estimate: Estimate = "mean",
+        treble: Sequence[float] = (),
         validate_args: bool | None = None,
     ) -> None:
         if not isinstance(name, str) or not name:
@@ -72,6 +76,10 @@ class NetworkPrior(TorchDistribution):
         self.name = name
         self.mixing = choice("mixing", mixing, get_args(MixingRule))
         self.estimate = choice("estimate", estimate, get_args(Estimate))
+        expected = f"at most {HALVES} numbers of 0 or more, one for a half octave above the band"
+        self.treble = numbers("treble", treble, expected)
+        if len(self.treble) > HALVES or any(value < 0 for value in self.treble):
+            raise ValueError(f"treble: got {shown(treble)}, expected {expected}")
         self.sample_rate = whole("sample_rate", sample_rate, "a rate in Hz, at least 1", 1)
         with torch.inference_mode(False):  # what is made in it never takes part in a gradient
             self.network = _usable(network).requires_grad_(False).eval()
@@ -216,6 +224,7 @@ class NetworkPrior(TorchDistribution):
             "sigma": self.sigma,
             "mixing": self.mixing,
             "estimate": self.estimate,
+            "treble": self.treble,
             "validate_args": self._validate_args,
         }
         return type(self)(

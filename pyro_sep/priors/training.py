@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from pyro_sep.audio.resampling import check_rate
+from pyro_sep.audio.treble import ratios
 from pyro_sep.checks.arguments import choice
 from pyro_sep.checks.names import printable
 from pyro_sep.data.source import fingerprint, open_sources, training_rms
@@ -201,6 +202,7 @@ def train_prior(
             sample_rate=sample_rate,
             mixing=law[0],
             estimate=law[1],
+            treble=ratios(audio.energies),
         )
         for network in networks
     ]

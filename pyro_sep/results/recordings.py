@@ -18,7 +18,7 @@ from pyro_sep.audio.io import Recording
 from pyro_sep.audio.streams import STEM_MP4
 from pyro_sep.data.tracks import INSIDE, MIXTURE
 from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.priors.base import UNSTATED, Priors
+from pyro_sep.priors.base import UNSTATED, Priors, treble
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import (
     PICTURE,
@@ -149,6 +149,7 @@ def describe_run(
         "options": {key: value for key, value in options.items() if key != "progress"},
         "files": asdict(files),
         "sources": list(priors),
+        "treble": [treble(prior) for prior in priors.values()],
         "stated": [[getattr(p, *default) for default in UNSTATED.items()] for p in priors.values()],
     } | fingerprints(priors, recording.samples[None].to(device))
     plain: dict[str, Any] = json.loads(json.dumps(run, default=_identified))

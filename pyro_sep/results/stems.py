@@ -25,7 +25,7 @@ from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.dataset import level_db
+from pyro_sep.trace.dataset import level_db, treble_of
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
@@ -174,11 +174,12 @@ def _stems(
 ) -> Iterator[tuple[str, Tensor]]:
     """Names of files and what goes into each, ``(channel, time)``."""
     original = mixture[None] if recording is None else recording[0]
+    treble = treble_of(result.trace)
 
     def as_recorded(contributions: Tensor) -> Tensor:
         if recording is None:
             return contributions[:, None]
-        return wiener_upmix(contributions, mixture, result.sample_rate, *recording)
+        return wiener_upmix(contributions, mixture, result.sample_rate, *recording, treble)
 
     stems = as_recorded(result.contributions)
     if not heard_windows(result).all():

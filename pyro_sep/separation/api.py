@@ -26,6 +26,7 @@ from pyro_sep.priors.base import (
     device_of,
     misfit,
     sample_rate_of,
+    treble,
 )
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.separation.groups import GroupedDraws
@@ -56,7 +57,7 @@ from pyro_sep.separation.presets import (
     resolve_settings,
 )
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
-from pyro_sep.trace.dataset import build_trace
+from pyro_sep.trace.dataset import TREBLE, build_trace
 from pyro_sep.trace.draws import best_chain
 
 #: Standard error of a learned prior's log density, nats per audio sample, at the last level: two
@@ -363,7 +364,9 @@ def separate_batch(  # noqa: D417
         None if begun is None else begun.sources,
     )
     gradients = descent.gradients + (0 if begun is None else round(COST))
-    about = {"estimate": estimate_name, "settings": asdict(plan), "gradients": gradients}
+    about: dict[str, Any] = {"estimate": estimate_name, "settings": asdict(plan)}
+    about["gradients"] = gradients
+    about[TREBLE] = {name: treble(prior) for name, prior in priors.items()}
     search = {"noise_level": plan.search_sigmas}
     results = []
     for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
@@ -444,7 +447,12 @@ def separation_from_draws(
         source_names=tuple(priors),
         sample_rate=rate,
         true_sources=true_sources,
-        attrs={"noise_scale": mixing.noise_scale, "constraint": "gaussian"} | dict(attrs or {}),
+        attrs={
+            "noise_scale": mixing.noise_scale,
+            "constraint": "gaussian",
+            TREBLE: {name: treble(prior) for name, prior in priors.items()},
+        }
+        | dict(attrs or {}),
     )
     estimate = means[best_chain(trace)].mean(0)
     contributions = mixing.weights(estimate) * estimate

@@ -15,14 +15,14 @@ from pyro_sep.data.tracks import check_source_name
 from pyro_sep.mixing.known import frame_time
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors, check_priors, device_of
-from pyro_sep.trace.dataset import FINGERPRINT, plain_attrs
+from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, plain_attrs
 
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 SILENT = 1e-6  # a peak below it is silence
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
-    *("search_tries", "search_found", "modes_weighed"),
+    *("search_tries", "search_found", "modes_weighed", TREBLE),
 )
 FINGERPRINT_TIME = 512  # audio samples
 CPU = torch.device("cpu")

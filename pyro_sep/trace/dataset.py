@@ -5,8 +5,10 @@ no time of day is written.
 """
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -32,6 +34,7 @@ FORMAT = "trace.1"  # of a netCDF file
 NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attributes
 NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
+TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
@@ -196,6 +199,21 @@ def build_trace(
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
+
+
+def treble_of(tree: xr.DataTree) -> list[tuple[float, ...]]:
+    """What each source of a trace has above the band, by :mod:`pyro_sep.audio.treble`.
+
+    Empty of a source whose prior does not say it, and where what the trace says is nothing of this
+    kind.
+    """
+    names = tree["posterior"].to_dataset()["source"].values.tolist()
+    with suppress(ValueError, TypeError, AttributeError, RecursionError):
+        known = json.loads(tree.attrs.get(TREBLE, "{}"))
+        found = [tuple(map(float, known.get(name, ()))) for name in names]
+        if all(0 <= ratio < math.inf for ratios in found for ratio in ratios):
+            return found
+    return [()] * len(names)
 
 
 def save_trace(tree: xr.DataTree, path: str | PathLike[str]) -> None:

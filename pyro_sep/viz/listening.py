@@ -12,6 +12,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyro_sep.trace.dataset import treble_of
+
 if TYPE_CHECKING:  # a trace is shown without torch
     import torch
 
@@ -87,6 +89,7 @@ def listener(
     gains = posterior["gains"].mean(("chain", "draw")) if "gains" in posterior else known["gains"]
     weights = torch.from_numpy(gains.values)[:, None].to(whole)
     contributions = weights * torch.from_numpy(estimates)
-    stems = wiener_upmix(contributions, torch.from_numpy(mixture), own, whole[None], rate)[:, 0]
+    heard, treble = torch.from_numpy(mixture), treble_of(tree)
+    stems = wiener_upmix(contributions, heard, own, whole[None], rate, treble)[:, 0]
     above = (stems - resample(contributions, own, rate, len(whole))) / weights
     return Listener(own, rate, whole.numpy(), above.nan_to_num(0, 0, 0).numpy())

@@ -32,7 +32,7 @@ from pyro_sep.diagnostics.verdict import (
     diagnose,
 )
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import FINGERPRINT
+from pyro_sep.trace.dataset import FINGERPRINT, TREBLE
 from pyro_sep.trace.draws import (
     alternative_modes,
     estimate_draws,
@@ -324,7 +324,7 @@ def _made(tree: xr.DataTree) -> dict[str, str]:
     """The attributes of a trace for a reader; the settings, a mapping, have an entry for each."""
     made: dict[str, str] = {}
     for key, value in tree.attrs.items():
-        if str(key).startswith(FINGERPRINT):
+        if str(key).startswith(FINGERPRINT) or key == TREBLE:
             continue
         try:
             content = json.loads(value)

@@ -77,6 +77,7 @@ def one_line(call: Callable[[], object], match: str, path: Path) -> None:
 def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
     config = CONFIGS[kind]
     prior = make_prior("oboe", 8_000, config)
+    prior.treble = (0.5, 0.25)
     save_prior(prior, tmp_path / "a.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     torch.manual_seed(99)
@@ -84,6 +85,7 @@ def test_round_trip_is_exact(tmp_path: Path, kind: str) -> None:
     assert type(loaded) is type(prior)
     assert loaded.network.config == config
     assert (loaded.name, loaded.sample_rate) == ("oboe", 8_000)
+    assert loaded.frame(20).condition(0.1).treble == (0.5, 0.25)
     before, after = prior.network.state_dict(), loaded.network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -307,6 +309,11 @@ def config(**changes: object) -> dict[str, object]:
         {"sample_rate": "1000000000000"},
         {"sample_rate": "1e4"},
         {"sample_rate": "9" * 5_000},
+        {"treble": "[-0.1]"},
+        {"treble": "[NaN]"},
+        {"treble": json.dumps([1.0] * 100_000)},
+        {"treble": '{"0": 1.0}'},
+        {"treble": '["1"]'},
         {"name": "residual"},
         {"name": "Mixture"},
         {"name": "../sine"},

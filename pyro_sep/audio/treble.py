@@ -1,0 +1,99 @@
+r"""How much a source sounds above the band that its prior hears.
+
+A prior at rate r hears up to r / 2. Its source goes on above: cymbals far, a bass hardly. From
+recordings of that source alone, for each half octave j above r / 2,
+
+.. math:: \rho_j = \overline{P_j} \Big/ \overline{P_{\mathrm{top}}}
+
+with P the power per hertz in that half octave and in the topmost octave of the band, which ends 5 %
+below r / 2 where resampling leaves little, averaged over all recordings and moments. By these
+ratios :mod:`pyro_sep.audio.wiener` expects the power of a stem above the band from what it has in
+the topmost octave.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
+BAND = 0.95  # of a Nyquist frequency: above, resampling leaves little
+HALVES = 8  # half octaves at most: 32 kHz above a band of 2 kHz
+
+
+def frame_size(rate: int) -> int:
+    """Audio samples of a transform at a rate in Hz."""
+    return 2 ** round(math.log2(FRAME * rate))
+
+
+def known_bins(rate: int, to_rate: int) -> int:
+    """Bins of a transform at ``to_rate`` that priors at ``rate`` hear."""
+    return int(BAND * min(rate, to_rate) / to_rate * (frame_size(to_rate) // 2))
+
+
+def half_octaves(rate: int, to_rate: int) -> Tensor:
+    """The half octave above ``rate / 2`` in which each bin lies of a transform at ``to_rate``.
+
+    Those at the edge of the band belong to the first.
+
+    >>> half_octaves(4_000, 16_000)[[0, 256, 512, 1024]]
+    tensor([0, 0, 2, 4])
+    """
+    frequency = torch.fft.rfftfreq(frame_size(to_rate), 1 / to_rate)
+    return (2 * torch.log2(2 * frequency.clamp(min=rate / 2) / rate) + 1e-6).long()
+
+
+def measure(samples: Tensor, rate: int, band_rate: int) -> Tensor:
+    """Energies of a recording, from which :func:`ratios` follow; those of several add up.
+
+    Args:
+        samples: ``(time,)``.
+        rate: of them, in Hz.
+        band_rate: of the prior, in Hz.
+
+    Returns:
+        ``(2, half octave)`` in double precision: the energy per bin in each half octave, and that
+        in the topmost octave of the band; zeros where the recording does not have all of the half
+        octave.
+    """
+    found = torch.zeros(2, HALVES, dtype=torch.float64)
+    size, known = frame_size(rate), known_bins(band_rate, rate)
+    whole = int(2 * math.log2(max(BAND * rate / band_rate, 1.0)))  # half octaves that it has
+    if not whole or not known:
+        return found
+    window = torch.hann_window(size, dtype=samples.dtype)
+    cells = torch.stft(
+        samples, size, size // 4, window=window, pad_mode="constant", return_complex=True
+    )
+    energy = cells.abs().square().double().sum(-1)
+    place = half_octaves(band_rate, rate)
+    for half in range(min(whole, HALVES)):
+        inside = place == half
+        inside[:known] = False
+        found[:, half] = torch.stack([energy[inside].mean(), energy[known // 2 : known].mean()])
+    return found
+
+
+def ratios(energies: Tensor) -> tuple[float, ...]:
+    r"""The :math:`\rho_j` of half octaves that were heard, from the lowest on.
+
+    >>> ratios(torch.tensor([[2.0, 1.0, 0.0], [4.0, 4.0, 0.0]]))
+    (0.5, 0.25)
+    """
+    heard = int((energies[1] > 0).long().cumprod(0).sum())
+    values = energies[0, :heard] / energies[1, :heard]
+    return tuple(round(value, 4) for value in values.tolist())
+
+
+def expected_ratios(treble: Sequence[float], rate: int, to_rate: int) -> Tensor:
+    """What each bin of a transform at ``to_rate`` has of the power of the topmost octave.
+
+    Above the half octaves that are known the last one goes on.
+
+    Args:
+        treble: :func:`ratios` of the source.
+        rate: of its prior, in Hz.
+        to_rate: in Hz.
+    """
+    return torch.tensor(treble)[half_octaves(rate, to_rate).clamp(max=len(treble) - 1)]
