@@ -15,7 +15,8 @@ the sum of its stems.
     nmf         non-negative matrix factorisation, from the same training stems as the priors
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
     posterior   ``pyro_sep.separate``: the mean of all chains, and of several chains also the one of
-                the highest log posterior
+                the highest log posterior; of priors at a lower rate also the estimate whose treble
+                is divided as if all sources had as much of it
 
 All but the last are ``baselines``. Stems of priors of another rate are brought to 16 kHz as
 ``pyro-sep separate`` does. With --coarse chains begin from the stems of priors at a lower rate.
@@ -77,6 +78,7 @@ from baselines import (
 from torch import Tensor
 
 from pyro_sep.audio.io import active_frames
+from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
@@ -168,6 +170,8 @@ def main(
             verdicts = summarise_verdicts(rows, RIGHT_DB)
         if method == "posterior" and plan.chains > 1:
             table["best chain"] = line([row | row["best_chain"] for row in rows], names)
+        if method == "posterior" and rate < SAMPLE_RATE:
+            table["flat treble"] = line([row | row["flat_treble"] for row in rows], names)
     frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("method").reset_index()
     results.csv(frame, "summary", index=False)
     content = settings | further.get("posterior", {}) | verdicts | {"tracks": tracks}
@@ -287,17 +291,28 @@ def posterior(
         if i == 0:
             write_separation(result, out / item.track)
         found = score(stems, item.sources, item.mixture)
-        best = score(best_chains_stems(result, priors, item.mixture), item.sources, item.mixture)
-        rows.append({"track": item.track} | found | {"best_chain": best} | judge(result))
+        others = {
+            name: score(other, item.sources, item.mixture)
+            for name, other in other_stems(result, priors, item.mixture).items()
+        }
+        rows.append({"track": item.track} | found | others | judge(result))
     return rows
 
 
-def best_chains_stems(result: Separation, priors: Priors, mixture: Tensor) -> Tensor:
-    """Mean of the draws of the chain of the highest mean log posterior, ``(stem, time)``."""
+def other_stems(result: Separation, priors: Priors, mixture: Tensor) -> dict[str, Tensor]:
+    """Other estimates than ours, ``(stem, time)``.
+
+    The mean of the draws of the chain of the highest mean log posterior, and of priors at a lower
+    rate the estimate without what they say of the treble.
+    """
     sources = result.trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(result.trace))
     mean = torch.from_numpy(sources.mean("draw").values)
     observed = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
-    return upmixed(mean, observed, priors, mixture, SAMPLE_RATE)
+    found = {"best_chain": upmixed(mean, observed, priors, mixture, SAMPLE_RATE)}
+    if (own := result.sample_rate) < SAMPLE_RATE:
+        heard = (result.contributions, observed, own, mixture[None], SAMPLE_RATE)
+        found["flat_treble"] = wiener_upmix(*heard)[:, 0]
+    return found
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def separate(
     ] = None,
     channel: Annotated[
         str | None,
-        typer.Option(help="Separate one channel, 1, 2, ..., or side, half of 1 less 2; else all."),
+        typer.Option(help="Separate channel 1, 2, ..., or side, half of 1 less 2; else their mean."),
     ] = None,
     initial: Annotated[
         Path | None,
@@ -56,7 +56,7 @@ def separate(
             "from these stems, and nothing is searched."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all randomness.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     preset: Annotated[
         Literal["quick", "standard", "thorough"] | None,
         typer.Option(
@@ -81,7 +81,7 @@ def separate(
     ] = None,
     estimate: Annotated[
         Literal["mode", "mean"] | None,
-        typer.Option(help="Mean of all draws, or of the best explanation; by default the set's."),
+        typer.Option(help="Mean of the best explanation, or of all draws; by default the set's."),
     ] = None,
     page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
     residual: Annotated[
@@ -94,7 +94,7 @@ def separate(
         bool, typer.Option("--native", help="Stems mono, at the priors' rate: as drawn.")
     ] = False,
     audio_format: Annotated[
-        Literal["wav", "flac"], typer.Option("--format", help="Of the stems.")
+        Literal["wav", "flac"], typer.Option("--format", help="Format of the stems.")
     ] = "wav",
     segment: Annotated[
         float | None,

@@ -20,7 +20,7 @@ from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
 from pyro_sep.evaluation.metrics import si_sdr, si_sdr_improvement
 from pyro_sep.models.registry import build
-from pyro_sep.priors.io import save_prior
+from pyro_sep.priors.io import load_prior, save_prior
 from pyro_sep.priors.networks import WaveNetPrior
 from pyro_sep.trace.dataset import load_trace
 
@@ -151,6 +151,21 @@ def test_of_several_chains_the_best_one_has_a_row_too(
     best = table.loc["best chain", ["bass", "drums"]].to_numpy(float)
     assert min(np.abs(best - one).max() for one in found) < 1e-3
     assert table.loc["posterior", "all"] != pytest.approx(table.loc["best chain", "all"], abs=0.1)
+
+
+def test_priors_at_a_lower_rate_are_judged_without_their_treble_too(
+    run: Callable[..., None], root: Path, priors: Path, tmp_path: Path
+) -> None:
+    low = tmp_path / "low"
+    for name, treble in (("bass", (0.0,)), ("drums", (1.0, 2.0))):
+        network = load_prior(priors / f"{name}.safetensors").network
+        prior = WaveNetPrior(network, name=name, sample_rate=4_000, treble=treble)
+        low.mkdir(exist_ok=True)
+        save_prior(prior, low / f"{name}.safetensors")
+    run(excerpts=1, methods="posterior", priors=str(low), seconds=0.256)
+    table = pd.read_csv(tmp_path / "out" / "summary.csv", index_col="method")
+    assert table.index.tolist() == ["posterior", "flat treble"]
+    assert table.loc["posterior", "all"] != pytest.approx(table.loc["flat treble", "all"], abs=0.1)
 
 
 def test_a_run_that_was_cut_off_goes_on(
