@@ -19,6 +19,7 @@ from torch import Tensor
 
 FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
 BAND = 0.95  # of a Nyquist frequency: above, resampling leaves little
+BLOCK = 1 << 21  # audio samples that are transformed at once, to bound the memory
 HALVES = 8  # half octaves at most: 32 kHz above a band of 2 kHz
 
 
@@ -63,10 +64,12 @@ def measure(samples: Tensor, rate: int, band_rate: int) -> Tensor:
     if not whole or not known:
         return found
     window = torch.hann_window(size, dtype=samples.dtype)
-    cells = torch.stft(
-        samples, size, size // 4, window=window, pad_mode="constant", return_complex=True
-    )
-    energy = cells.abs().square().double().sum(-1)
+    energy = torch.zeros(size // 2 + 1, dtype=torch.float64)
+    for block in samples.split(BLOCK):
+        cells = torch.stft(
+            block, size, size // 4, window=window, pad_mode="constant", return_complex=True
+        )
+        energy += cells.abs().square().sum(-1, dtype=torch.float64)
     place = half_octaves(band_rate, rate)
     for half in range(min(whole, HALVES)):
         inside = place == half
