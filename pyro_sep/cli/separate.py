@@ -137,7 +137,7 @@ def separate(
     if priors is None:
         raise ValueError(
             f"priors: got none, expected a shipped set ({', '.join(shipped_sets())}) or a folder; "
-            "give --priors music for bass, drums, vocals and other"
+            "give --priors music-4k for bass, drums, vocals and other"
         )
     loaded = load_priors(priors, place)
     chosen = loaded if stems is None else choose_priors(loaded, stems)
