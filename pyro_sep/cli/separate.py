@@ -47,7 +47,7 @@ def separate(
     ] = None,
     channel: Annotated[
         str | None,
-        typer.Option(help="Separate channel 1, 2, ..., or side, half of 1 less 2; else their mean."),
+        typer.Option(help="Channel 1, 2, ..., or side, half of 1 less 2; by default their mean."),
     ] = None,
     initial: Annotated[
         Path | None,

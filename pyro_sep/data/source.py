@@ -202,12 +202,16 @@ class MixedSource:
         self._parts = [audio for audio, _ in parts]
         self._weights = torch.tensor([weight for _, weight in parts])
         self.name, self.sample_rate = self._parts[0].name, self._parts[0].sample_rate
-        pairs = zip(self._parts, self._weights, strict=True)
-        self.energies = torch.stack([weight * audio.energies for audio, weight in pairs]).sum(0)
         rates = [audio.sample_rate for audio in self._parts]
         if len(set(rates)) > 1:
             raise ValueError(f"source: got audio of {rates} Hz, expected one rate; resample it")
         self.notes = tuple(note for audio in self._parts for note in audio.notes)
+
+    @property
+    def energies(self) -> Tensor:
+        """Those of all places, by their weights."""
+        pairs = zip(self._parts, self._weights, strict=True)
+        return torch.stack([weight * audio.energies for audio, weight in pairs]).sum(0)
 
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
         """Fresh training frames ``(count, time)``, the place of each by lot."""
