@@ -274,7 +274,7 @@ def upmixed(
     own = sample_rate_of(priors)
     if own == rate:
         return contributions
-    above = [treble(prior) for prior in priors.values()]
+    above = [*treble(priors).values()]
     return wiener_upmix(contributions, observed, own, mixture[None], rate, above)[:, 0]
 
 

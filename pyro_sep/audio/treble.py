@@ -12,7 +12,7 @@ the topmost octave.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,18 @@ HALVES = 8  # half octaves at most: 32 kHz above a band of 2 kHz
 def frame_size(rate: int) -> int:
     """Audio samples of a transform at a rate in Hz."""
     return 2 ** round(math.log2(FRAME * rate))
+
+
+def transform(samples: Tensor, rate: int) -> Tensor:
+    """Short-time Fourier transform ``(..., frequency, frame)`` of ``(..., time)`` at a rate in Hz.
+
+    Audio is padded by silence: it may be shorter than a frame.
+    """
+    size = frame_size(rate)
+    window = torch.hann_window(size, dtype=samples.dtype, device=samples.device)
+    return torch.stft(
+        samples, size, size // 4, window=window, pad_mode="constant", return_complex=True
+    )
 
 
 def known_bins(rate: int, to_rate: int) -> int:
@@ -63,19 +75,29 @@ def measure(samples: Tensor, rate: int, band_rate: int) -> Tensor:
     whole = int(2 * math.log2(max(BAND * rate / band_rate, 1.0)))  # half octaves that it has
     if not whole or not known:
         return found
-    window = torch.hann_window(size, dtype=samples.dtype)
     energy = torch.zeros(size // 2 + 1, dtype=torch.float64)
     for block in samples.split(BLOCK):
-        cells = torch.stft(
-            block, size, size // 4, window=window, pad_mode="constant", return_complex=True
-        )
-        energy += cells.abs().square().sum(-1, dtype=torch.float64)
+        energy += transform(block, rate).abs().square().sum(-1, dtype=torch.float64)
     place = half_octaves(band_rate, rate)
     for half in range(min(whole, HALVES)):
         inside = place == half
         inside[:known] = False
         found[:, half] = torch.stack([energy[inside].mean(), energy[known // 2 : known].mean()])
     return found
+
+
+def mean_energies(recordings: Iterable[tuple[Tensor, int]], band_rate: int) -> Tensor:
+    """Mean of :func:`measure` per second of all recordings.
+
+    Args:
+        recordings: ``(time,)`` and its rate in Hz, of each.
+        band_rate: of the prior, in Hz.
+    """
+    found, seconds = torch.zeros(2, HALVES, dtype=torch.float64), 0.0
+    for samples, rate in recordings:
+        found += measure(samples, rate, band_rate)
+        seconds += len(samples) / rate
+    return found / max(seconds, 1.0)
 
 
 def ratios(energies: Tensor) -> tuple[float, ...]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_sep.audio.resampling import resample
-from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins
+from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins, transform
 
 
 def wiener_upmix(
@@ -55,17 +55,10 @@ def wiener_upmix(
     time = recording.shape[-1]
     size = frame_size(to_rate)
     window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)
-
-    def transform(audio: Tensor) -> Tensor:
-        # Padded by silence: a recording may be shorter than a window.
-        return torch.stft(
-            audio, size, size // 4, window=window, pad_mode="constant", return_complex=True
-        )
-
     parts = resample(
         torch.cat([contributions, (mixture - contributions.sum(0))[None]]), rate, to_rate, time
     )
-    powers = [transform(part).abs().square() for part in parts]
+    powers = [transform(part, to_rate).abs().square() for part in parts]
     if rate != to_rate:
         known = known_bins(rate, to_rate)
         for power in powers:
@@ -74,7 +67,7 @@ def wiener_upmix(
         for power, own in zip(powers, treble, strict=False):  # what is left has none of its own
             power[known:] *= expected_ratios(own, rate, to_rate)[known:, None].to(power)
     total = sum(powers[1:], powers[0]).clamp(min=torch.finfo(recording.dtype).tiny)
-    rest = transform(recording - parts.sum(0))
+    rest = transform(recording - parts.sum(0), to_rate)
     filtered = [
         torch.istft(power / total * rest, size, size // 4, window=window, length=time)
         for power in powers[:-1]

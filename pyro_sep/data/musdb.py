@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_sep.audio.io import active_frames
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.audio.streams import STEM_MP4, missing_program, read_stream
-from pyro_sep.audio.treble import HALVES, measure
+from pyro_sep.audio.treble import mean_energies
 from pyro_sep.checks.names import printable
 from pyro_sep.checks.optional import import_optional
 from pyro_sep.data.tracks import (
@@ -123,12 +123,9 @@ class MusdbSource:
     @cached_property
     def energies(self) -> Tensor:
         """Mean of :func:`pyro_sep.audio.treble.measure` per second of the first training tracks."""
-        found, seconds = torch.zeros(2, HALVES, dtype=torch.float64), 0.0
-        for track in [track for track in self._tracks if track.subset == "train"][:MEASURED]:
-            samples, rate = track.read(self.name)
-            found += measure(samples.mean(0), rate, self.sample_rate)
-            seconds += samples.shape[-1] / rate
-        return found / max(seconds, 1.0)
+        tracks = [track for track in self._tracks if track.subset == "train"][:MEASURED]
+        read = (track.read(self.name) for track in tracks)
+        return mean_energies(((samples.mean(0), rate) for samples, rate in read), self.sample_rate)
 
     def held_out(self, count: int, time: int) -> Tensor:
         """At most ``count`` test frames ``(frame, time)``, from as many tracks as possible."""

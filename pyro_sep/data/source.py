@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -10,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_sep.audio.io import active_frames, load_audio
+from pyro_sep.audio.io import active_frames, load_audio, read_audio
 from pyro_sep.audio.scanning import audio_files
-from pyro_sep.audio.treble import HALVES, measure
+from pyro_sep.audio.treble import mean_energies
 from pyro_sep.checks.names import printable
 from pyro_sep.data import toy
 from pyro_sep.data.musdb import MusdbSource
@@ -59,7 +60,7 @@ class ToySource:
 
     sample_rate = toy.SAMPLE_RATE
     notes: tuple[str, ...] = ()
-    energies = torch.zeros(2, HALVES)  # nothing is above the band
+    energies = mean_energies([], sample_rate)  # nothing is above the band
 
     def __init__(self, name: str) -> None:
         toy.waveform(name, torch.zeros(1))
@@ -106,18 +107,13 @@ class RecordingFolder:
         paths = audio_files(folder)
         if stem is not None:
             paths, self.notes = _of_stem(folder, paths, stem)
-        recordings, seconds = [], 0.0
-        self.energies = torch.zeros(2, HALVES, dtype=torch.float64)
+        self._paths, recordings = paths, []
         for path in paths:
             recording = load_audio(path, sample_rate)
             recordings.append(recording.samples)
-            heard, _ = _split(recording.original.mean(0))
-            self.energies += measure(heard, recording.original_rate, sample_rate)
-            seconds += len(heard) / recording.original_rate
             self.notes += tuple(
                 f"{printable(path)}: {note}" for note in recording.notes if "cancel" in note
             )
-        self.energies /= max(seconds, 1.0)
         whole = _joined(recordings, time, lambda recording: _split(recording)[0])
         training, held_out = zip(*map(_split, whole), strict=True)
         self._training = _heard(training, time)
@@ -134,6 +130,13 @@ class RecordingFolder:
                 f"silent, expected at least one frame of {time}; add recordings, or train on "
                 "shorter frames"
             )
+
+    @cached_property
+    def energies(self) -> Tensor:
+        """Mean of :func:`pyro_sep.audio.treble.measure` per second; files are read once more."""
+        read = map(read_audio, self._paths)
+        heard = ((_split(samples.mean(0))[0], rate) for samples, rate in read)
+        return mean_energies(heard, self.sample_rate)
 
     def draw(self, count: int, time: int, generator: torch.Generator) -> Tensor:
         """Random crops ``(count, time)``."""

@@ -141,10 +141,9 @@ def gain_error(prior: Prior) -> float:
     return error
 
 
-def treble(prior: Prior) -> tuple[float, ...]:
-    """What a prior says of its source above its band; nothing if unstated.
+def treble(priors: Priors) -> dict[str, tuple[float, ...]]:
+    """What priors say of their sources above the band, by name; nothing if unstated.
 
     See :mod:`pyro_sep.audio.treble`.
     """
-    ratios: tuple[float, ...] = getattr(prior, "treble", ())
-    return ratios
+    return {name: getattr(prior, "treble", ()) for name, prior in priors.items()}

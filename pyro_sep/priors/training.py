@@ -139,6 +139,7 @@ def train_prior(
         )
     for note in audio.notes if progress and ranks.first else ():
         tqdm.write(note, file=sys.stderr)
+    above = ratios(audio.energies)
     known = fingerprint(audio, time, seed)
     if init is None:
         kind, start = choice("family", family or "wavenet", FAMILIES), None
@@ -202,7 +203,7 @@ def train_prior(
             sample_rate=sample_rate,
             mixing=law[0],
             estimate=law[1],
-            treble=ratios(audio.energies),
+            treble=above,
         )
         for network in networks
     ]

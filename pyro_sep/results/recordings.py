@@ -149,7 +149,7 @@ def describe_run(
         "options": {key: value for key, value in options.items() if key != "progress"},
         "files": asdict(files),
         "sources": list(priors),
-        "treble": [treble(prior) for prior in priors.values()],
+        "treble": [*treble(priors).values()],
         "stated": [[getattr(p, *default) for default in UNSTATED.items()] for p in priors.values()],
     } | fingerprints(priors, recording.samples[None].to(device))
     plain: dict[str, Any] = json.loads(json.dumps(run, default=_identified))

@@ -366,7 +366,7 @@ def separate_batch(  # noqa: D417
     gradients = descent.gradients + (0 if begun is None else round(COST))
     about: dict[str, Any] = {"estimate": estimate_name, "settings": asdict(plan)}
     about["gradients"] = gradients
-    about[TREBLE] = {name: treble(prior) for name, prior in priors.items()}
+    about[TREBLE] = treble(priors)
     search = {"noise_level": plan.search_sigmas}
     results = []
     for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
@@ -450,7 +450,7 @@ def separation_from_draws(
         attrs={
             "noise_scale": mixing.noise_scale,
             "constraint": "gaussian",
-            TREBLE: {name: treble(prior) for name, prior in priors.items()},
+            TREBLE: treble(priors),
         }
         | dict(attrs or {}),
     )

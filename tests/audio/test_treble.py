@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from music import write_tracks
 from torch import Tensor
 
 from pyro_sep import load_priors, separate
@@ -105,6 +106,27 @@ def test_a_source_is_measured_where_it_is_read(tmp_path: Path) -> None:
     assert "- Treble: power per hertz above 2000 Hz" in (tmp_path / "out" / "a.md").read_text()
 
 
+def test_a_folder_is_not_measured_before_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as to read the recordings, and audits do not need it."""
+    save_audio(tmp_path / "x.wav", shaped(0.0, 1.0), RATE)
+    with monkeypatch.context() as patched:
+        patched.delattr("pyro_sep.audio.treble.measure")
+        source = open_source(str(tmp_path), LOW, 256)
+    assert len(ratios(source.energies)) == 6
+
+
+def test_a_stem_of_musdb_is_measured_on_training_tracks(tmp_path: Path) -> None:
+    write_tracks(tmp_path)
+    stems = [tmp_path / "train" / track / "drums.wav" for track in "ab"]
+    wanted = sum(measure(read_audio(path)[0].mean(0), RATE, LOW) for path in stems) / 3.0
+    found = open_source("musdb:drums", LOW, 256, tmp_path).energies
+    torch.testing.assert_close(found, wanted)
+    both = open_sources(["musdb:drums", f"{tmp_path / 'test' / 'c'}:0.5"], LOW, 256, tmp_path)
+    assert (both.energies > found)[:, :6].all()
+
+
 def test_tones_have_no_treble() -> None:
     assert ratios(open_source("toy:saw", 16_000, 256).energies) == ()
     assert all(prior.treble == () for prior in load_priors("toy").values())
@@ -135,4 +157,5 @@ def test_stems_have_the_treble_of_their_priors(tmp_path: Path) -> None:
     for strange in ("[]", "{", '{"bass": [-1]}', '{"bass": 3}', '{"bass": ["x"]}', "null"):
         result.trace.attrs[TREBLE] = strange
         assert treble_of(result.trace) == [(), ()]
-    assert HALVES == 8
+    with pytest.raises(ValueError, match="expected at most 8 numbers of 0 or more"):
+        WaveNetPrior(network, name="bass", sample_rate=LOW, treble=[1.0] * (HALVES + 1))
