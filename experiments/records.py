@@ -21,8 +21,9 @@ No audio is downloaded: the folders are named, and parts that are not wanted are
 
 OUT/train/TRACK/STEM.flac is mono at 44.1 kHz; ``pyro-sep train --source OUT/train:bass`` takes a
 stem of all tracks. Every track is there twice, once processed in pieces of 30 s as records are:
-equaliser, compressor, echo, codec (--dry leaves these out). OUT/test/TRACK has the stems and their
-sum, mixture.flac; OUT/mixes/MIX the same of held-out parts, the last tenth of each track.
+equaliser, compressor, echo, codec (--dry leaves these out). Of the metal songs, as there are few,
+OUT/speeds has copies that are a semitone or two higher or lower. OUT/test/TRACK has the stems and
+their sum, mixture.flac; OUT/mixes/MIX the same of held-out parts, the last tenth of each track.
 OUT/LICENCES.md says whose each is. The same arguments give the same audio; a run that was cut off
 continues. It needs ffmpeg; kits needs fluidsynth and ``pip install 'pyro-sep[music]'``.
 """
@@ -39,7 +40,7 @@ import soundfile
 import typer
 from _common import List, Only, Out, Seed, choose
 from render_music import Plan, in_turn, plan, synthesise
-from rendering.ffmpeg import RATE, check_ffmpeg, decode, processed
+from rendering.ffmpeg import RATE, check_ffmpeg, decode, processed, transposed
 from rendering.levels import BLOCK, PEAK, Array, active_level, decibel
 from rendering.parts import STEMS
 from rendering.sampler import Instrument, drum_kits, pitched, play
@@ -62,6 +63,7 @@ SILENT = -60.0  # dB, of a stem that is left out
 TRACKS, TEST_TRACKS = 150, 50  # of the rendered music whose training songs are played
 METAL = "usr/share/games/fretsonfire/data/songs/muldjord"
 METAL_TEST = "mutilated_mime"
+SEMITONES = (-2, -1, 1, 2)  # by which copies of the metal songs are higher
 LOOPS = "usr/share/sonic-pi/samples"
 AVL = "usr/share/sounds/sf2/*_4_LV2.sf2"
 WITHHELD = ("Lithium", "Rubidium")  # songs of which tests have excerpts
@@ -170,7 +172,7 @@ def make(job: Job, out: Path, seed: int, copies: bool) -> None:
                 stem: in_pieces(samples, generator(seed, job.name, stem))
                 for stem, samples in stems.items()
             }
-        elif job.subset != "train":
+        elif job.subset in ("test", "mixes"):
             audio = stems | {MIXTURE: np.sum([*stems.values()], axis=0)}
         write(audio, folder)
 
@@ -223,7 +225,15 @@ def metal(folders: Folders) -> Iterator[Job]:
     for guitar in found:
         song = guitar.parent.name
         paths = {"guitar": [guitar], "rest": [guitar.parent / "song.ogg"]}
-        yield Job("test" if song == METAL_TEST else "train", f"metal {song}", _summed(paths))
+        stems, test = _summed(paths), song == METAL_TEST
+        yield Job("test" if test else "train", f"metal {song}", stems)
+        for semitones in () if test else SEMITONES:
+            copy = partial(_transposed, stems, semitones)
+            yield Job("speeds", f"metal {song} {semitones:+}", copy)
+
+
+def _transposed(stems: Callable[[], dict[str, Array]], semitones: int) -> dict[str, Array]:
+    return {stem: transposed(audio, semitones) for stem, audio in stems().items()}
 
 
 def _summed(paths: Mapping[str, list[Path]]) -> Callable[[], dict[str, Array]]:

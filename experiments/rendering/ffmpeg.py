@@ -59,6 +59,12 @@ def _as_long(samples: Array, time: int) -> Array:
     return np.pad(samples[:time], (0, max(0, time - len(samples))))
 
 
+def transposed(samples: Array, semitones: int) -> Array:
+    """Audio ``(time,)`` played faster, and so higher by some semitones; below 0, slower."""
+    rate = round(RATE * 2 ** (semitones / 12))
+    return _filtered(samples, f"asetrate={rate},aresample={RATE}")
+
+
 def processed(samples: Array, rng: np.random.Generator) -> Array:
     """Audio ``(time,)`` as it might stand in a record, at the level that it had.
 

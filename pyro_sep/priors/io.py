@@ -324,7 +324,7 @@ def shipped_sets() -> list[str]:
     """Names of the sets that ship.
 
     >>> shipped_sets()
-    ['music', 'music-4k', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
+    ['guitar', 'music', 'music-4k', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
     """
     return [*_shipped(), ORACLE]
 

@@ -148,7 +148,10 @@ def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path
         ),
         (("--first", "1500"), "index: got 1500, expected 0 to 1499 for test"),
         (("--device", "abacus"), "device: got 'abacus', expected cpu or one that is here ("),
-        (("--priors", "none"), "priors: got 'none', expected a shipped set (music, music-4k, "),
+        (
+            ("--priors", "none"),
+            "priors: got 'none', expected a shipped set (guitar, music, music-4k, ",
+        ),
     ],
 )
 def test_separate_toy_refuses_in_a_line(

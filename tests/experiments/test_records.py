@@ -152,6 +152,15 @@ def test_a_master_begins_with_its_sum_and_is_limited() -> None:
 
 
 @needs_ffmpeg
+@pytest.mark.parametrize("semitones", [-2, 1])
+def test_transposed_audio_is_faster_by_as_much(semitones: int) -> None:
+    heard, speed = ffmpeg.transposed(tone(440.0, 2.0), semitones), 2 ** (semitones / 12)
+    assert len(heard) == pytest.approx(2 * RATE / speed, abs=2)
+    spectrum = np.abs(np.fft.rfft(heard[:RATE]))
+    assert np.argmax(spectrum) == pytest.approx(440 * speed, abs=1)
+
+
+@needs_ffmpeg
 def test_broken_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_text("no audio")
     with pytest.raises(ValueError, match=r"a\.wav: ffmpeg failed"):
@@ -194,6 +203,9 @@ def test_folders_of_sources(material: Path, capsys: pytest.CaptureFixture[str]) 
     tracks = {track.path: sorted(track.stems) for track in stems_folder(out)}
     assert tracks["train/metal a"] == tracks["train/metal a (processed)"] == ["guitar", "rest"]
     assert tracks["test/metal mutilated_mime"] == ["guitar", "rest"]
+    assert tracks["speeds/metal a -2"] == tracks["speeds/metal c +1"] == ["guitar", "rest"]
+    assert not [path for path in tracks if path.startswith("speeds/metal mutilated")]
+    assert not [*out.glob("speeds/*/mixture.flac")]
     assert tracks["train/remixed Helium"] == ["drums", "vocals"]
     assert tracks["train/loops bass"] == ["bass"]
     assert tracks["mixes/remixed Helium"] == ["drums", "vocals"]
