@@ -268,13 +268,21 @@ def separate_at(
 
 
 def upmixed(
-    contributions: Tensor, observed: Tensor, priors: Priors, mixture: Tensor, rate: int
+    contributions: Tensor,
+    observed: Tensor,
+    priors: Priors,
+    mixture: Tensor,
+    rate: int,
+    flat: bool = False,
 ) -> Tensor:
-    """Contributions ``(source, time)`` at the priors' rate, at that of the mixture."""
+    """Contributions ``(source, time)`` at the priors' rate, at that of the mixture.
+
+    ``flat`` divides the treble as if all sources had as much of it.
+    """
     own = sample_rate_of(priors)
     if own == rate:
         return contributions
-    above = [*treble(priors).values()]
+    above = [] if flat else [*treble(priors).values()]
     return wiener_upmix(contributions, observed, own, mixture[None], rate, above)[:, 0]
 
 

@@ -78,7 +78,6 @@ from baselines import (
 from torch import Tensor
 
 from pyro_sep.audio.io import active_frames
-from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
 from pyro_sep.data.tracks import stem_frames
@@ -308,10 +307,10 @@ def other_stems(result: Separation, priors: Priors, mixture: Tensor) -> dict[str
     sources = result.trace["posterior"].to_dataset()["sources"].isel(chain=best_chain(result.trace))
     mean = torch.from_numpy(sources.mean("draw").values)
     observed = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
-    found = {"best_chain": upmixed(mean, observed, priors, mixture, SAMPLE_RATE)}
-    if (own := result.sample_rate) < SAMPLE_RATE:
-        heard = (result.contributions, observed, own, mixture[None], SAMPLE_RATE)
-        found["flat_treble"] = wiener_upmix(*heard)[:, 0]
+    heard = (observed, priors, mixture, SAMPLE_RATE)
+    found = {"best_chain": upmixed(mean, *heard)}
+    if result.sample_rate < SAMPLE_RATE:
+        found["flat_treble"] = upmixed(result.contributions, *heard, flat=True)
     return found
 
 
