@@ -105,11 +105,15 @@ class Folders(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A track to be made: a function that gives its stems ``(time,)``, all of one length."""
+    """A track to be made: a function that gives its stems ``(time,)``, all of one length.
+
+    Copies that are so many ``semitones`` higher are made too.
+    """
 
     subset: str
     name: str
     stems: Callable[[], dict[str, Array]]
+    semitones: tuple[int, ...] = ()
 
 
 def main(
@@ -154,25 +158,29 @@ def main(
 
 
 def make(job: Job, out: Path, seed: int, copies: bool) -> None:
-    """Write a track, and its processed copy, where they are not there yet."""
-    folders = {False: out / job.subset / job.name}
+    """Write a track and its copies, those that are not there yet."""
+
+    def as_on_records(stem: str, samples: Array) -> Array:
+        return in_pieces(samples, generator(seed, job.name, stem))
+
+    changes: dict[Path, Callable[[str, Array], Array] | None] = {out / job.subset / job.name: None}
     if copies:
-        folders[True] = out / job.subset / f"{job.name} (processed)"
-    folders = {changed: folder for changed, folder in folders.items() if not folder.exists()}
-    if not folders:
+        changes[out / job.subset / f"{job.name} (processed)"] = as_on_records
+    for semitones in job.semitones:
+        folder = out / "speeds" / f"{job.name} {semitones:+}"
+        changes[folder] = lambda _, samples, by=semitones: transposed(samples, by)
+    changes = {folder: change for folder, change in changes.items() if not folder.exists()}
+    if not changes:
         return
     stems = {stem: audio for stem, audio in job.stems().items() if decibel(audio) > SILENT}
     if not stems:
         tqdm.write(f"{job.name}: silent; left out")
         return
-    for changed, folder in folders.items():
+    for folder, change in changes.items():
         audio = stems
-        if changed:
-            audio = {
-                stem: in_pieces(samples, generator(seed, job.name, stem))
-                for stem, samples in stems.items()
-            }
-        elif job.subset in ("test", "mixes"):
+        if change is not None:
+            audio = {stem: change(stem, samples) for stem, samples in stems.items()}
+        elif job.subset != "train":
             audio = stems | {MIXTURE: np.sum([*stems.values()], axis=0)}
         write(audio, folder)
 
@@ -225,15 +233,10 @@ def metal(folders: Folders) -> Iterator[Job]:
     for guitar in found:
         song = guitar.parent.name
         paths = {"guitar": [guitar], "rest": [guitar.parent / "song.ogg"]}
-        stems, test = _summed(paths), song == METAL_TEST
-        yield Job("test" if test else "train", f"metal {song}", stems)
-        for semitones in () if test else SEMITONES:
-            copy = partial(_transposed, stems, semitones)
-            yield Job("speeds", f"metal {song} {semitones:+}", copy)
-
-
-def _transposed(stems: Callable[[], dict[str, Array]], semitones: int) -> dict[str, Array]:
-    return {stem: transposed(audio, semitones) for stem, audio in stems().items()}
+        if song == METAL_TEST:
+            yield Job("test", f"metal {song}", _summed(paths))
+        else:
+            yield Job("train", f"metal {song}", _summed(paths), SEMITONES)
 
 
 def _summed(paths: Mapping[str, list[Path]]) -> Callable[[], dict[str, Array]]:
