@@ -36,6 +36,7 @@ from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
+from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.draws import mode_probabilities
 from pyro_sep.viz.png import save_figure
 from pyro_sep.workers import local_cluster, spread
@@ -243,7 +244,8 @@ def separate_at(
     """A separation at the priors' rate, and its stems at that of the mixture.
 
     Args:
-        mixture: ``(time,)``.
+        mixture: ``(time,)``; or, as the stems, with a channel axis before the time, where the
+            priors are of two channels.
         sources: the true ones, ``(source, time)``.
         rate: of both, in Hz.
         priors: of the sources; where theirs is another rate, stems are those that ``pyro-sep
@@ -264,7 +266,9 @@ def separate_at(
         stems = separate_at(mixture, sources, rate, chosen, **options)[1]
         initial = resample(stems, rate, own)
     result = separate(observed, priors, true_sources=true, initial=initial, **options)
-    return result, upmixed(result.contributions, observed, priors, mixture, rate)
+    channels = in_channels(result.contributions, result.side)
+    stems = torch.stack(channels, 1) if len(channels) > 1 else result.contributions
+    return result, upmixed(stems, observed, priors, mixture, rate)
 
 
 def upmixed(
@@ -277,13 +281,15 @@ def upmixed(
 ) -> Tensor:
     """Contributions ``(source, time)`` at the priors' rate, at that of the mixture.
 
-    ``flat`` divides the treble as if all sources had as much of it.
+    There may be a channel axis before the time. ``flat`` divides the treble as if all sources had
+    as much of it.
     """
     own = sample_rate_of(priors)
     if own == rate:
         return contributions
     above = [] if flat else [*treble(priors).values()]
-    return wiener_upmix(contributions, observed, own, mixture[None], rate, above)[:, 0]
+    stems = wiener_upmix(contributions, observed, own, torch.atleast_2d(mixture), rate, above)
+    return stems if contributions.ndim == 3 else stems[:, 0]
 
 
 def stacked(items: Sequence[ToyMixture]) -> tuple[Tensor, Tensor]:

@@ -22,10 +22,11 @@ No audio is downloaded: the folders are named, and parts that are not wanted are
 OUT/train/TRACK/STEM.flac is mono at 44.1 kHz; ``pyro-sep train --source OUT/train:bass`` takes a
 stem of all tracks. Every track is there twice, once processed in pieces of 30 s as records are:
 equaliser, compressor, echo, codec (--dry leaves these out). Of the metal songs, as there are few,
-OUT/speeds has copies that are a semitone or two higher or lower. OUT/test/TRACK has the stems and
-their sum, mixture.flac; OUT/mixes/MIX the same of held-out parts, the last tenth of each track.
-OUT/LICENCES.md says whose each is. The same arguments give the same audio; a run that was cut off
-continues. It needs ffmpeg; kits needs fluidsynth and ``pip install 'pyro-sep[music]'``.
+OUT/speeds has copies that are a semitone or two higher or lower. OUT/test/TRACK has the stems, with
+both channels, and their sum, mixture.flac; OUT/mixes/MIX mono ones of held-out parts, the last
+tenth of each track. OUT/LICENCES.md says whose each is. The same arguments give the same audio; a
+run that was cut off continues. It needs ffmpeg; kits needs fluidsynth and ``pip install
+'pyro-sep[music]'``.
 """
 
 import re
@@ -105,7 +106,9 @@ class Folders(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A track to be made: a function that gives its stems ``(time,)``, all of one length.
+    """A track to be made: a function that gives its stems, all of one length.
+
+    They are ``(time,)``, or ``(time, channel)`` of a test track.
 
     Copies that are so many ``semitones`` higher are made too.
     """
@@ -201,7 +204,8 @@ def write(audio: Mapping[str, Array], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     peak = max(np.abs(samples).max() for samples in audio.values())
     whole = np.sum([samples for stem, samples in audio.items() if stem != MIXTURE], axis=0)
-    gain = min(10 ** ((LEVEL - active_level(whole[:, None])) / 20), PEAK / peak)
+    level = active_level(whole.reshape(len(whole), -1))
+    gain = min(10 ** ((LEVEL - level) / 20), PEAK / peak)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as scratch:
         whole = Path(scratch) / "track"
         whole.mkdir()
@@ -215,11 +219,16 @@ def kind_of(name: str, kinds: Mapping[str, str | None]) -> str | None:
     return next(stem for words, stem in kinds.items() if re.search(words, name))
 
 
-def added(paths: list[Path]) -> Array:
+def added(paths: list[Path], channels: int = 1) -> Array:
     """The sum of some recordings that begin together."""
-    parts = [decode(path) for path in paths]
+    parts = [decode(path, channels=channels) for path in paths]
     time = max(map(len, parts))
-    return np.sum([np.pad(part, (0, time - len(part))) for part in parts], axis=0)
+    return np.sum([_as_long(part, time) for part in parts], axis=0)
+
+
+def _as_long(audio: Array, time: int) -> Array:
+    """Audio ``(time, ...)`` that ends in silence."""
+    return np.pad(audio, [(0, time - len(audio)), *[(0, 0)] * (audio.ndim - 1)])
 
 
 def metal(folders: Folders) -> Iterator[Job]:
@@ -234,18 +243,18 @@ def metal(folders: Folders) -> Iterator[Job]:
         song = guitar.parent.name
         paths = {"guitar": [guitar], "rest": [guitar.parent / "song.ogg"]}
         if song == METAL_TEST:
-            yield Job("test", f"metal {song}", _summed(paths))
+            yield Job("test", f"metal {song}", _summed(paths, channels=2))
         else:
             yield Job("train", f"metal {song}", _summed(paths), SEMITONES)
 
 
-def _summed(paths: Mapping[str, list[Path]]) -> Callable[[], dict[str, Array]]:
+def _summed(paths: Mapping[str, list[Path]], channels: int = 1) -> Callable[[], dict[str, Array]]:
     """Reads each stem, the sum of its recordings, all of one length."""
 
     def read() -> dict[str, Array]:
-        stems = {stem: added(files) for stem, files in paths.items()}
+        stems = {stem: added(files, channels) for stem, files in paths.items()}
         time = max(map(len, stems.values()))
-        return {stem: np.pad(audio, (0, time - len(audio))) for stem, audio in stems.items()}
+        return {stem: _as_long(audio, time) for stem, audio in stems.items()}
 
     return read
 

@@ -7,8 +7,9 @@
 --tracks is a folder with TRACK/STEM.wav of records, or a .stem.mp4. Of each track an excerpt is
 separated into the stems that both the track and the set of priors have, mono at 16 kHz; priors of
 another rate separate at theirs, and stems are brought to 16 kHz as ``pyro-sep separate`` does it.
-The mixture is the track's own where it has one. With --coarse chains of the posterior begin from
-the stems of priors at a lower rate.
+The mixture is the track's own where it has one. With --wide both channels are separated at once:
+the sources named play another take on each side, the others are in the centre. With --coarse chains
+of the posterior begin from the stems of priors at a lower rate.
 
     mixture     the mixture itself, in place of every stem
     hpss        harmonic-percussive separation; needs drums
@@ -27,7 +28,7 @@ Estimates of the posterior lie in OUT/TRACK/posterior with trace and picture.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -52,6 +53,7 @@ from _common import (
     resume,
     score,
     separate_at,
+    split,
     upmixed,
 )
 from baselines import applies, hpss, ideal_ratio_mask, learn_dictionary, nmf
@@ -67,10 +69,12 @@ from pyro_sep.data.tracks import MIXTURE, Track, stems_folder
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.evaluation.tracks import evaluate
 from pyro_sep.priors.base import Priors, sample_rate_of
+from pyro_sep.priors.stereo import in_stereo
 from pyro_sep.results.writer import write_separation
 from pyro_sep.trace.dataset import level_db
 
 METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "true-start")
+MONO = ("nmf", "isdm")
 SLOW = ("nmf", "isdm", "true-start")  # not made unless they are named
 RATE = 16_000  # Hz, of the excerpts
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
@@ -80,18 +84,22 @@ SILENT = -60.0  # dB of full scale, of stems that a track is taken not to have
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a track, mono."""
+    """A part of a track, mono or of two channels."""
 
     track: str
     stems: tuple[str, ...]
-    sources: Tensor  # (stem, time)
-    mixture: Tensor  # (time,)
+    sources: Tensor  # (stem, time), or (stem, channel, time)
+    mixture: Tensor  # (time,), or (channel, time)
 
 
 def main(
     tracks: Annotated[Path, typer.Option(help="Folder of TRACK/STEM files, or a .stem.mp4.")],
     priors: PriorSet = "music",
     coarse: CoarsePriors = None,
+    wide: Annotated[
+        str | None,
+        typer.Option(help="Sources that play another take on each side, comma-separated."),
+    ] = None,
     only: Annotated[
         str | None, typer.Option(help="Tracks whose names begin so, comma-separated.")
     ] = None,
@@ -112,8 +120,12 @@ def main(
     results = Results(out)
     loaded = load_set(priors, mixing="sum")
     below = None if coarse is None else load_set(coarse, ",".join(loaded), "sum")
+    own, lower = (
+        at if at is None or wide is None else in_stereo(at, split(wide)) for at in (loaded, below)
+    )
     items = [
-        excerpt(track, tuple(loaded), start, seconds) for track in chosen(tracks, only)[:count]
+        excerpt(track, tuple(loaded), start, seconds, wide is not None)
+        for track in chosen(tracks, only)[:count]
     ]
     named = {item.track: item for item in items if len(item.stems) > 1}
     if not named:
@@ -121,14 +133,15 @@ def main(
             f"{tracks}: got no track with two of {', '.join(loaded)}, expected one at least"
         )
     settings = {"tracks": tracks.name, "priors": priors, "start": start, "seconds": seconds}
+    settings |= {} if wide is None else {"wide": wide}
     table = {}
-    for method in chosen_methods(methods, training, [*named.values()]):
+    for method in chosen_methods(methods, training, [*named.values()], wide is not None):
         known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
         if method in ("posterior", "true-start"):
             known |= {"preset": preset, "chains": chains}
         if method == "posterior" and coarse is not None:
             known |= {"coarse": coarse}
-        figures = partial(measure, method, loaded, below, seed, preset, chains, training, out)
+        figures = partial(measure, method, own, lower, seed, preset, chains, training, out)
         rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
         if [row["track"] for row in rows] != [*named]:
             raise ValueError(f"{out}: got figures of other tracks; give another --out")
@@ -152,7 +165,7 @@ def chosen(tracks: Path, only: str | None) -> list[Track]:
 
 
 def chosen_methods(
-    methods: str | None, training: Path | None, items: Sequence[Excerpt]
+    methods: str | None, training: Path | None, items: Sequence[Excerpt], stereo: bool
 ) -> list[str]:
     """The methods in a list, or those that take little time and can separate all tracks."""
     if methods is not None:
@@ -160,23 +173,35 @@ def chosen_methods(
     else:
         names = [name for name in METHODS if name not in SLOW]
         names = [name for name in names if all(applies(name, item.stems) for item in items)]
+    if stereo and (mono := [name for name in names if name in MONO]):
+        raise ValueError(
+            f"methods: got {mono[0]} with --wide, expected others: it is of mono audio"
+        )
     if "nmf" in names and training is None:
         raise ValueError("methods: got nmf, expected tracks to learn from too; give --training")
     return names
 
 
-def excerpt(track: Track, known: Sequence[str], start: float, seconds: float) -> Excerpt:
+def excerpt(
+    track: Track, known: Sequence[str], start: float, seconds: float, stereo: bool = False
+) -> Excerpt:
     """The part of a track that is separated, and the stems that are heard in it."""
 
-    def mono(stem: str | None) -> Tensor:
+    def part(stem: str | None) -> Tensor:
         samples, own = track.mixture() if stem is None else track.read(stem)
         samples = samples[:, round(start * own) : round((start + seconds) * own)]
-        return resample(samples.mean(0), own, RATE)
+        if stereo and len(samples) != 2:
+            raise ValueError(
+                f"{track.name}: got {len(samples)} channels, expected two; leave out --wide"
+            )
+        return resample(samples if stereo else samples.mean(0), own, RATE)
 
-    stems = {name: mono(name) for name in known if name in track.stems}
-    heard = {name: audio for name, audio in stems.items() if level_db(audio.numpy()) > SILENT}
+    stems = {name: part(name) for name in known if name in track.stems}
+    heard = {
+        name: audio for name, audio in stems.items() if level_db(audio.flatten().numpy()) > SILENT
+    }
     sources = torch.stack([*heard.values()]) if heard else torch.empty(0, 0)
-    whole = mono(None) if MIXTURE in track.readers else sources.sum(0)
+    whole = part(None) if MIXTURE in track.readers else sources.sum(0)
     return Excerpt(track.name, tuple(heard), sources, whole)
 
 
@@ -220,12 +245,12 @@ def measure(
             estimate = nmf(item.mixture, learned(training, item.stems, seed))
         else:
             estimate = baseline(method, item, own, seed)
-        scores = score(estimate, item.sources, item.mixture)
+        scores = score(estimate.flatten(1), item.sources.flatten(1), item.mixture.flatten())
         rows.append(
             {
                 "track": item.track,
                 "stems": list(item.stems),
-                "level_db": [round(float(level_db(s)), 1) for s in item.sources.numpy()],
+                "level_db": [round(float(level_db(s)), 1) for s in item.sources.flatten(1).numpy()],
                 "sdr": museval_sdr(estimate, item),
             }
             | scores
@@ -241,7 +266,11 @@ def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:
 
 
 def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
-    """Stems ``(stem, time)`` by another method."""
+    """Stems ``(stem, time)`` by another method, which hears the channels one by one."""
+    if item.sources.ndim == 3:
+        pairs = zip(item.sources.unbind(1), item.mixture, strict=True)
+        each = [replace(item, sources=sources, mixture=mixture) for sources, mixture in pairs]
+        return torch.stack([baseline(method, one, priors, seed) for one in each], 1)
     own = sample_rate_of(priors)
     count = len(item.stems)
 
@@ -252,7 +281,7 @@ def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
         return upmixed(found, observed, priors, item.mixture, RATE)
 
     ways: dict[str, Callable[[], Tensor]] = {
-        "mixture": lambda: item.mixture.expand(count, -1),
+        "mixture": lambda: item.mixture.expand(count, *item.mixture.shape),
         "hpss": lambda: hpss(item.mixture, item.stems, RATE),
         "mask": lambda: ideal_ratio_mask(item.mixture, item.sources),
         "isdm": dirac,
@@ -283,7 +312,7 @@ def museval_sdr(estimate: Tensor, item: Excerpt) -> list[float]:
 
 
 def _given(samples: Tensor) -> tuple[Tensor, int]:
-    return samples[None], RATE
+    return torch.atleast_2d(samples), RATE
 
 
 def line(rows: Sequence[Row]) -> dict[str, float]:

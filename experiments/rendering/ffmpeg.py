@@ -27,15 +27,17 @@ def check_ffmpeg() -> None:
         raise ValueError("ffmpeg: not found, expected it on the path; apt-get install ffmpeg")
 
 
-def decode(path: Path, reads: tuple[str, ...] = ()) -> Array:
-    """Mono audio of a file at :data:`RATE`, ``(time,)``; ``reads`` says how raw samples lie in it.
+def decode(path: Path, reads: tuple[str, ...] = (), channels: int = 1) -> Array:
+    """Audio of a file at :data:`RATE`, mono ``(time,)`` or of so many channels ``(time, channel)``.
+
+    ``reads`` says how raw samples lie in it.
 
     Raises:
         ValueError: ffmpeg cannot read it.
     """
-    return np.frombuffer(_ffmpeg(path, "-f", "f32le", "-", reads=reads), np.float32).astype(
-        np.float64
-    )
+    raw = _ffmpeg(path, "-f", "f32le", "-", reads=reads, channels=channels)
+    audio = np.frombuffer(raw, np.float32).astype(np.float64)
+    return audio if channels == 1 else audio.reshape(-1, channels)
 
 
 def mastered(samples: Array) -> Array:
@@ -107,9 +109,9 @@ def _filtered(
         return decode(made, RAW if suffix == "f32" else ())
 
 
-def _ffmpeg(path: Path, *arguments: str, reads: tuple[str, ...] = ()) -> bytes:
+def _ffmpeg(path: Path, *arguments: str, reads: tuple[str, ...] = (), channels: int = 1) -> bytes:
     command = ["ffmpeg", "-v", "error", "-nostdin", "-threads", "1", *reads, "-i", f"file:{path}"]
-    one = ["-map_metadata", "-1", "-ac", "1", "-ar", str(RATE)]
+    one = ["-map_metadata", "-1", "-ac", str(channels), "-ar", str(RATE)]
     done = subprocess.run([*command, *one, *arguments], capture_output=True)
     if done.returncode:
         reason = (done.stderr.decode(errors="replace").strip().splitlines() or ["no reason"])[-1]

@@ -24,6 +24,7 @@ from pyro_sep.storage.files import atomic_write_bytes
 FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
 SIDE = "side"  # in place of a channel's number: half the difference of two
 CANCELLED_DB = -20.0  # of two channels' mean to the channels, from where on they cancel
+STEREO = 2  # channels
 GONE_DB = -60.0  # from where on nothing is left of them but rounding
 ENDLESS = 2**62  # audio samples
 
@@ -39,7 +40,7 @@ class Recording(NamedTuple):
     ('mixed down from 2 channels', 'resampled from 44100 Hz to 16000 Hz')
     """
 
-    samples: Tensor  # (time,), float32, full scale is 1
+    samples: Tensor  # (time,), float32, full scale is 1; (channel, time) where stereo was asked for
     sample_rate: int  # Hz
     original: Tensor  # (channel, time), as in the file; the channel alone where one was asked for
     original_rate: int  # Hz
@@ -52,6 +53,7 @@ def load_audio(
     start: float = 0.0,
     duration: float | None = None,
     channel: int | str | None = None,
+    stereo: bool = False,
 ) -> Recording:
     """Read an audio file, mix it down to mono by the mean of its channels, and resample it.
 
@@ -64,6 +66,7 @@ def load_audio(
         duration: of the excerpt in seconds, at most until the end, which None stands for.
         channel: in place of the mean of all, one by its number from 1, or ``"side"``, half the
             difference of two.
+        stereo: both channels, ``(channel, time)``, in place of their mean.
 
     Raises:
         FileNotFoundError: no such file.
@@ -82,15 +85,21 @@ def load_audio(
     excerpt = _read(path, start, duration)
     channels, rate, notes = excerpt.channels, excerpt.rate, list(excerpt.notes)
     owner = printable(path)
+    if stereo and (channel is not None or len(channels) != STEREO):
+        got = f"{len(channels)} channels" if channel is None else f"channel {channel}"
+        raise ValueError(
+            f"{owner}: got {got}, expected both of two channels, as sources are told apart by "
+            "where they stand; separate it in mono, without wide sources"
+        )
     if channel is not None:
         channels, note = _chosen(owner, channels, channel)
         notes.append(note)
-    elif len(channels) > 1:
+    elif len(channels) > 1 and not stereo:
         notes.append(f"mixed down from {len(channels)} channels")
         notes += _cancelled(owner, channels)
     if rate != sample_rate:
         notes.append(f"resampled from {rate} Hz to {sample_rate} Hz")
-    samples = resample(channels.mean(0), rate, sample_rate)
+    samples = resample(channels if stereo else channels.mean(0), rate, sample_rate)
     return Recording(samples, sample_rate, channels, rate, tuple(notes))
 
 

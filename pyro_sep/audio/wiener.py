@@ -41,8 +41,9 @@ def wiener_upmix(
     up to the recording.
 
     Args:
-        contributions: what each source adds to the mixture, ``(source, time)``.
-        mixture: ``(time,)``; the recording, mixed down.
+        contributions: what each source adds to the mixture, ``(source, time)``; or to every
+            channel of it, ``(source, channel, time)``, each of which is filtered by itself.
+        mixture: ``(time,)``; the recording, mixed down; or ``(channel, time)``.
         rate: of contributions and mixture, in Hz.
         recording: ``(channel, recording time)``.
         to_rate: of the recording, in Hz.
@@ -52,6 +53,9 @@ def wiener_upmix(
     Returns:
         ``(source, channel, recording time)``.
     """
+    if contributions.ndim == 3:
+        channels = zip(contributions.unbind(1), mixture, recording[:, None], strict=True)
+        return torch.cat([wiener_upmix(c, m, rate, r, to_rate, treble) for c, m, r in channels], 1)
     time = recording.shape[-1]
     size = frame_size(to_rate)
     window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)

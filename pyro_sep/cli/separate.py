@@ -49,6 +49,13 @@ def separate(
         str | None,
         typer.Option(help="Channel 1, 2, ..., or side, half of 1 less 2; by default their mean."),
     ] = None,
+    wide: Annotated[
+        str | None,
+        typer.Option(
+            help="Sources that play another take on each side, by commas, as double-tracked "
+            "guitars do; the others are in the centre, and both channels are separated at once."
+        ),
+    ] = None,
     initial: Annotated[
         Path | None,
         typer.Option(
@@ -118,6 +125,7 @@ def separate(
     """
     from pyro_sep.priors.base import sample_rate_of
     from pyro_sep.priors.io import choose_priors, load_priors, shipped_sets
+    from pyro_sep.priors.stereo import in_stereo
     from pyro_sep.results.plan import Plan
     from pyro_sep.results.sections import jobs_of
     from pyro_sep.results.stems import StemFiles
@@ -151,6 +159,8 @@ def separate(
         )
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
+    if wide is not None:
+        chosen = in_stereo(chosen, wide.split(","))
     plan = Plan(
         priors=chosen,
         files=StemFiles(audio_format, native, residual, write_draws),

@@ -25,6 +25,7 @@ def load_stems(
     start: float = 0.0,
     duration: float | None = None,
     channel: int | str | None = None,
+    stereo: bool = False,
 ) -> Tensor:
     """Stems of a mixture, from a folder with SOURCE.wav or another format for every source.
 
@@ -40,9 +41,10 @@ def load_stems(
         start: of the excerpt, in seconds, as of the mixture.
         duration: of the excerpt in seconds, as of the mixture.
         channel: as of the mixture.
+        stereo: as of the mixture.
 
     Returns:
-        ``(source, time)``, full scale 1.
+        ``(source, time)``, full scale 1; ``(source, channel, time)`` where ``stereo``.
 
     Raises:
         ValueError: no folder; a source without a file, or with two; a stem that is no audio, has
@@ -60,13 +62,14 @@ def load_stems(
     files = _stem_files(Path(folder), list(sources))
     stems = []
     for path in files:
-        samples = load_audio(path, sample_rate, start, duration, channel).samples
-        if abs(len(samples) - time) > ROUNDING:
+        samples = load_audio(path, sample_rate, start, duration, channel, stereo).samples
+        own = samples.shape[-1]
+        if abs(own - time) > ROUNDING:
             raise ValueError(
-                f"{printable(path)}: got a stem of {len(samples)} audio samples at {sample_rate} "
+                f"{printable(path)}: got a stem of {own} audio samples at {sample_rate} "
                 f"Hz, expected {time} as of its mixture; give the stems of this recording"
             )
-        stems.append(F.pad(samples, (0, time - len(samples))))  # or cut
+        stems.append(F.pad(samples, (0, time - own)))  # or cut
     return torch.stack(stems)
 
 

@@ -11,6 +11,7 @@ from .io import (
 )
 from .networks import FloWaveNetPrior, NetworkPrior, WaveNetPrior
 from .spike_slab import SpikeAndSlab
+from .stereo import StereoPrior, in_stereo
 from .training import train_prior
 from .waveform import WaveformPrior
 
@@ -20,11 +21,13 @@ __all__ = [
     "Prior",
     "Priors",
     "SpikeAndSlab",
+    "StereoPrior",
     "WaveNetPrior",
     "WaveformPrior",
     "add_to_set",
     "audit",
     "choose_priors",
+    "in_stereo",
     "load_prior",
     "load_priors",
     "save_prior",

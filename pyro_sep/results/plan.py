@@ -17,6 +17,7 @@ from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
 from pyro_sep.diagnostics.verdict import diagnose, format_verdict
 from pyro_sep.priors.base import Priors, sample_rate_of
+from pyro_sep.priors.stereo import channels_of
 from pyro_sep.results.preview import excerpts, format_preview, preview
 from pyro_sep.results.recordings import (
     check_disk,
@@ -144,10 +145,15 @@ class Plan:
         names = result_names(self.priors, self.files) + [REPORT] * self.page
         return track_folders(paths, out, names, attempt)
 
+    @property
+    def stereo(self) -> bool:
+        """Whether the priors are of two channels."""
+        return channels_of(self.priors) > 1
+
     def load(self, job: Job) -> Recording:
         """The recording, or the section of it, at the priors' rate."""
         rate = sample_rate_of(self.priors)
-        return load_audio(job.path, rate, job.start, job.duration, self.channel)
+        return load_audio(job.path, rate, job.start, job.duration, self.channel, self.stereo)
 
     def own_options(self, job: Job, recording: Recording) -> dict[str, Any]:
         """All options of :func:`~pyro_sep.separate` for a recording."""
@@ -156,9 +162,16 @@ class Plan:
         options = {**self.options, "seed": self.seed + (job.section or 0), "attrs": attrs}
         if self.initial is not None:
             own = self.initial / job.track.name
-            folder, time = own if own.is_dir() else self.initial, len(recording.samples)
-            excerpt = (recording.sample_rate, time, job.start, job.duration, self.channel)
-            options["initial"] = load_stems(folder, self.priors, *excerpt)
+            options["initial"] = load_stems(
+                own if own.is_dir() else self.initial,
+                self.priors,
+                recording.sample_rate,
+                recording.samples.shape[-1],
+                job.start,
+                job.duration,
+                self.channel,
+                self.stereo,
+            )
         return options
 
     def is_done(self, job: Job, recording: Recording) -> bool:
@@ -188,12 +201,13 @@ class Plan:
         if not previewed or not self._has_preview(job):
             return cost
         first = sum(map(len, excerpts(recording)))
-        return replace(cost, seconds=cost.seconds * (1 + first / len(recording.samples)))
+        return replace(cost, seconds=cost.seconds * (1 + first / recording.samples.shape[-1]))
 
     def preview(self, job: Job, recording: Recording) -> str:
         """What to expect of a long recording, in a line, see :mod:`pyro_sep.results.preview`.
 
-        Empty of a short one, of later sections, with initial stems, and where nothing is known.
+        Empty of a short one, of later sections, with initial stems, of two channels, and where
+        nothing is known.
         """
         if not self._has_preview(job) or _is_silent(job, recording):
             return ""
@@ -201,7 +215,7 @@ class Plan:
         return "" if found is None else format_preview(found)
 
     def _has_preview(self, job: Job) -> bool:
-        return (job.section or 1) == 1 and self.initial is None
+        return (job.section or 1) == 1 and self.initial is None and not self.stereo
 
     def run(self, job: Job, recording: Recording, progress: bool = False) -> Outcome:
         """Separate a recording, and write its results to its folder.
@@ -214,7 +228,7 @@ class Plan:
         if _is_silent(job, recording):
             audio = (recording.original, recording.original_rate)
             if self.files.native:
-                audio = (recording.samples[None], recording.sample_rate)
+                audio = (torch.atleast_2d(recording.samples), recording.sample_rate)
             run = describe_run(recording, self.priors, self.files, self.device, options)
             silent = write_silence(folder, self.priors, self.files, audio, run)
             return Outcome(job.path, folder, tuple(silent), recording.notes, verdict=SILENCE)

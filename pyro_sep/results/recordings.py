@@ -151,7 +151,7 @@ def describe_run(
         "sources": list(priors),
         "treble": [*treble(priors).values()],
         "stated": [[getattr(p, *default) for default in UNSTATED.items()] for p in priors.values()],
-    } | fingerprints(priors, recording.samples[None].to(device))
+    } | fingerprints(priors, recording.samples.to(device))
     plain: dict[str, Any] = json.loads(json.dumps(run, default=_identified))
     return plain
 
@@ -196,9 +196,10 @@ def is_separated(
 
 def check_recording(recording: Recording, files: StemFiles) -> None:
     """Raise ValueError unless a recording can be separated, and its stems written."""
-    check_mixtures(recording.samples[None])
+    samples = torch.atleast_2d(recording.samples)
+    check_mixtures(samples.reshape(1, -1))
     original = (recording.original, recording.original_rate)
-    files.check((recording.samples[None], recording.sample_rate) if files.native else original)
+    files.check((samples, recording.sample_rate) if files.native else original)
 
 
 def check_disk(

@@ -25,7 +25,7 @@ from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.dataset import level_db, treble_of
+from pyro_sep.trace.dataset import SIDE, in_channels, level_db, treble_of
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
@@ -100,7 +100,7 @@ def write_stems(
         ValueError: a FLAC beyond full scale; then nothing is written.
         OSError: the folder cannot be written to.
     """
-    mixture = torch.from_numpy(result.trace["observed_data"].to_dataset()["mixture"].values)
+    mixture = _channels(result.trace["observed_data"].to_dataset(), "mixture")
     recording = None if files.native else recording
     rate = result.sample_rate if recording is None else recording[1]
     stems = partial(_stems, result, files, mixture, recording)
@@ -169,19 +169,28 @@ def inside_name(folder: str, source: str, number: int) -> str:
     return f"{folder}/{source}_{number:02d}"
 
 
+def _channels(data: xr.Dataset, name: str) -> Tensor:
+    """Audio ``(..., channel, time)`` of a variable, one channel where it has no side."""
+    side = data[SIDE].values if SIDE in data else None
+    return torch.from_numpy(np.stack(in_channels(data[name].values, side), -2))
+
+
 def _stems(
     result: Separation, files: StemFiles, mixture: Tensor, recording: Audio | None
 ) -> Iterator[tuple[str, Tensor]]:
     """Names of files and what goes into each, ``(channel, time)``."""
-    original = mixture[None] if recording is None else recording[0]
+    original = mixture if recording is None else recording[0]
     treble = treble_of(result.trace)
 
     def as_recorded(contributions: Tensor) -> Tensor:
         if recording is None:
-            return contributions[:, None]
-        return wiener_upmix(contributions, mixture, result.sample_rate, *recording, treble)
+            return contributions
+        mono = contributions.shape[1] == 1
+        pair = (contributions[:, 0], mixture[0]) if mono else (contributions, mixture)
+        return wiener_upmix(*pair, result.sample_rate, *recording, treble)
 
-    stems = as_recorded(result.contributions)
+    estimate = torch.stack(in_channels(result.contributions, result.side), 1)
+    stems = as_recorded(estimate)
     if not heard_windows(result).all():
         stems = stems * _gates(result, stems.shape[-1])[:, None]
     for name, stem in zip(result.names, stems, strict=True):
@@ -197,20 +206,24 @@ def _stems(
 
 
 def mode_contributions(trace: xr.DataTree, mode: int) -> Tensor:
-    """Mean contributions ``(source, time)`` of the draws of a mode."""
-    return torch.from_numpy(_contributions(trace, mode_draws(trace, mode)).mean("draw").values)
+    """Mean contributions ``(source, channel, time)`` of the draws of a mode."""
+    return _contributions(trace, mode_draws(trace, mode)).mean(0)
 
 
 def drawn_contributions(trace: xr.DataTree, count: int) -> Iterator[Tensor]:
-    """Contributions ``(source, time)`` of draws that the estimate is of, evenly spaced."""
+    """Contributions ``(source, channel, time)`` of draws that the estimate is of, evenly spaced."""
     draws = estimate_draws(trace)
     for number in np.unique(np.linspace(0, len(draws) - 1, count).round().astype(int)):
-        yield torch.from_numpy(_contributions(trace, draws[[number]]).values[0])
+        yield _contributions(trace, draws[[number]])[0]
 
 
-def _contributions(trace: xr.DataTree, draws: NDArray[np.integer]) -> xr.DataArray:
-    """Contributions ``(draw, source, time)`` of these draws."""
+def _contributions(trace: xr.DataTree, draws: NDArray[np.integer]) -> Tensor:
+    """Contributions ``(draw, source, channel, time)`` of these draws."""
     drawn = select_draws(trace["posterior"].to_dataset(), draws)
     known = trace["constant_data"].to_dataset()
     gains = (drawn if "gains" in drawn else known)["gains"]
-    return (gains * drawn["sources"]).transpose("draw", "source", "time")
+    axes = ("draw", "source", "time")
+    heard = {
+        name: (gains * drawn[name]).transpose(*axes) for name in ("sources", SIDE) if name in drawn
+    }
+    return _channels(xr.Dataset(heard), "sources")

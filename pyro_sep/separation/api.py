@@ -29,6 +29,7 @@ from pyro_sep.priors.base import (
     treble,
 )
 from pyro_sep.priors.spike_slab import SpikeAndSlab
+from pyro_sep.priors.stereo import channels_of
 from pyro_sep.separation.groups import GroupedDraws
 from pyro_sep.separation.initial import COST, Initial, checked_initial, prepare
 from pyro_sep.separation.inputs import (
@@ -44,6 +45,7 @@ from pyro_sep.separation.inputs import (
     checked_stores,
     digest,
     fingerprints,
+    frames,
     one_mixture,
 )
 from pyro_sep.separation.presets import (
@@ -57,7 +59,7 @@ from pyro_sep.separation.presets import (
     resolve_settings,
 )
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
-from pyro_sep.trace.dataset import TREBLE, build_trace
+from pyro_sep.trace.dataset import TREBLE, build_trace, mid_and_side
 from pyro_sep.trace.draws import best_chain
 
 #: Standard error of a learned prior's log density, nats per audio sample, at the last level: two
@@ -82,6 +84,9 @@ class Separation:
             the same draws, ``(source, time)``.
         presence: posterior probability that each source is present ``(source,)``, by the same
             draws; None where it was not inferred.
+        side: of priors of two channels (:func:`pyro_sep.priors.in_stereo`) half the difference of
+            the contributions to the left and the right channel, ``(source, time)``; sources and
+            contributions are the means of both channels then. None where audio is mono.
 
     >>> from pyro_sep.separation import separate
     >>> from pyro_sep.priors.io import load_priors
@@ -98,6 +103,7 @@ class Separation:
     trace: xr.DataTree
     contributions: Tensor
     presence: Tensor | None = None
+    side: Tensor | None = None
 
 
 def separate(
@@ -136,7 +142,7 @@ def separate(
     persistence: float | None = None,
     adjusted: bool | None = None,
 ) -> Separation:
-    """The separation of one mixture ``(time,)``.
+    """The separation of one mixture ``(time,)``, or ``(channel, time)`` where priors are stereo.
 
     The options are those of :func:`separate_batch`, but for ``initial`` and ``true_sources``, which
     are ``(source, time)``, and ``store``, which is one path.
@@ -157,8 +163,8 @@ def separate(
     observed = one_mixture(mixture, priors)
     for name in ("initial", "true_sources"):
         if options[name] is not None:
-            shape = (len(priors), len(observed))
-            options[name] = checked_sources(name, options[name], shape, "(source, time)")[None]
+            shape, axes = (len(priors), *observed.shape), _axes("source", priors)
+            options[name] = checked_sources(name, options[name], shape, axes)[None]
     if store is not None:
         options["store"] = [store]
     return separate_batch(observed[None], priors, **options)[0]
@@ -210,8 +216,10 @@ def separate_batch(  # noqa: D417
     default type and device.
 
     Args:
-        mixtures: ``(mixture, time)`` at the priors' sample rate, full scale 1.
-        priors: of the sources, by name; :func:`pyro_sep.load_priors`.
+        mixtures: ``(mixture, time)`` at the priors' sample rate, full scale 1; with priors of two
+            channels ``(mixture, channel, time)``, and other audio likewise.
+        priors: of the sources, by name; :func:`pyro_sep.load_priors`, for two channels also
+            :func:`pyro_sep.priors.in_stereo`.
         gains: a_k; ``"infer"`` where they are unknown, each between 0.2 and 2, see
             :mod:`pyro_sep.mixing.latent`. By default those that the priors state: 1 where a
             mixture is the sum of its sources, 1/N where it is their mean, silent ones included.
@@ -267,7 +275,8 @@ def separate_batch(  # noqa: D417
     mixing = known_mixing(priors, gains, noise_scale)
     check_device("mixtures", mixtures, priors)
     home = mixtures.device if isinstance(mixtures, Tensor) else CPU
-    observed = audio("mixtures", mixtures, device_of(priors))
+    whole_mixtures = audio("mixtures", mixtures, device_of(priors))
+    observed = frames("mixtures", whole_mixtures, priors)
     check_mixtures(observed)
     infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
     inferred = infer_gains or infer_noise
@@ -283,20 +292,25 @@ def separate_batch(  # noqa: D417
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
-        shape, axes = (len(observed), len(priors), time), "(mixture, source, time)"
-        truth = list(checked_sources("true_sources", true_sources, shape, axes))
+        shape = (len(observed), len(priors), *whole_mixtures.shape[1:])
+        true = checked_sources(
+            "true_sources", true_sources, shape, _axes("mixture, source", priors)
+        )
+        truth = list(frames("true_sources", true, priors))
     if initial is not None:
+        initial = frames("initial", audio("initial", initial), priors)
         unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
         stems = checked_initial(initial, observed, priors, given | unknown)
     own_attrs = checked_attrs(attrs)
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
     laws: Sequence[Prior] = silenced or tuple(priors.values())
-    rate = sample_rate_of(priors)
+    rate, channels = sample_rate_of(priors), channels_of(priors)
     known: dict[str, Any] = {
         "gains": mixing.gains,
         "source_names": tuple(priors),
         "sample_rate": rate,
+        "channels": channels,
     }
     begun: Initial | None = None
     starts: Sequence[dict[str, Any]] = [{}] * len(observed)
@@ -336,7 +350,7 @@ def separate_batch(  # noqa: D417
     groups = GroupedDraws(
         observed,
         mixing.gains,
-        rate,
+        rate * channels,  # audio samples a second
         log_density if weighed else None,
         0.0 if exact else DENSITY_ERROR * time,
     )
@@ -367,15 +381,26 @@ def separate_batch(  # noqa: D417
     about: dict[str, Any] = {"estimate": estimate_name, "settings": asdict(plan)}
     about["gradients"] = gradients
     about[TREBLE] = treble(priors)
+    if channels > 1:
+        about["places"] = {name: getattr(prior, "place", "") for name, prior in priors.items()}
     search = {"noise_level": plan.search_sigmas}
     results = []
     for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
         parts = {name: part.to(home) for name, part in means.items()}
         sources = parts["sources"]
         contributions = parts.get("contributions", mixing.weights(sources) * sources)
+        sources, _ = mid_and_side(sources, channels)
+        contributions, side = mid_and_side(contributions, channels)
         probability = parts.get("presence")
-        results.append(Separation(sources, tuple(priors), rate, trace, contributions, probability))
+        results.append(
+            Separation(sources, tuple(priors), rate, trace, contributions, probability, side)
+        )
     return results
+
+
+def _axes(first: str, priors: Priors) -> str:
+    """The axes of audio, as messages name them."""
+    return f"({first}, channel, time)" if channels_of(priors) > 1 else f"({first}, time)"
 
 
 @sampling_arithmetic()
@@ -394,7 +419,7 @@ def separation_from_draws(
 
     Args:
         noisy: draws of :func:`pyro_sep.mixing.model` at ``sigma``, ``(chain, draw, source, time)``.
-        mixture: ``(time,)``.
+        mixture: ``(time,)``, as of :func:`separate`.
         priors: of the sources, by name.
         mixing: gains and noise.
         sigma: noise level of the draws.
@@ -415,7 +440,8 @@ def separation_from_draws(
     check_separable(priors)
     check_count(priors, mixing)
     noisy = audio("noisy", noisy, device_of(priors))
-    mixture = one_mixture(mixture, priors).to(noisy.device)
+    given = one_mixture(mixture, priors).to(noisy.device)
+    mixture, channels = frames("mixture", given, priors), channels_of(priors)
     frame = frame_time(priors.values(), len(mixture))
     if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():
         raise ValueError(
@@ -423,8 +449,9 @@ def separation_from_draws(
         )
     sigma, seed = positive("sigma", sigma), whole("seed", seed, SEEDS)
     if true_sources is not None:
-        shape = (len(priors), len(mixture))
-        true_sources = checked_sources("true_sources", true_sources, shape, "(source, time)")
+        shape = (len(priors), *given.shape)
+        true = checked_sources("true_sources", true_sources, shape, _axes("source", priors))
+        true_sources = frames("true_sources", true, priors)
     batch = noisy.flatten(0, 1)
     target = AnnealedPosterior(mixture.expand(len(batch), -1), tuple(priors.values()), mixing)
     evaluation = target.evaluate(batch, sigma)
@@ -446,6 +473,7 @@ def separation_from_draws(
         gains=mixing.gains,
         source_names=tuple(priors),
         sample_rate=rate,
+        channels=channels,
         true_sources=true_sources,
         attrs={
             "noise_scale": mixing.noise_scale,
@@ -455,8 +483,9 @@ def separation_from_draws(
         | dict(attrs or {}),
     )
     estimate = means[best_chain(trace)].mean(0)
-    contributions = mixing.weights(estimate) * estimate
-    return Separation(estimate, tuple(priors), rate, trace, contributions)
+    contributions, side = mid_and_side(mixing.weights(estimate) * estimate, channels)
+    estimate, _ = mid_and_side(estimate, channels)
+    return Separation(estimate, tuple(priors), rate, trace, contributions, side=side)
 
 
 def _constraint(

@@ -20,7 +20,7 @@ from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import duration
 from pyro_sep.separation.initial import COST, checked_initial
-from pyro_sep.separation.inputs import Audio, check_mixtures
+from pyro_sep.separation.inputs import Audio, check_mixtures, frames
 from pyro_sep.separation.presets import (
     Preset,
     relative_loudness,
@@ -85,7 +85,8 @@ def estimate_cost(
     an evaluation.
 
     Args:
-        mixtures: ``(mixture, time)``, or ``(time,)`` of one, at the priors' rate.
+        mixtures: ``(mixture, time)``, or ``(time,)`` of one, at the priors' rate; with a channel
+            axis before the time where the priors are of two channels.
         priors: of the sources, by name.
         gains: as of :func:`~pyro_sep.separate_batch`.
         noise_scale: likewise.
@@ -108,13 +109,13 @@ def estimate_cost(
     True
     """
     mixing = known_mixing(priors, gains, noise_scale)
-    mixtures = audio("mixtures", mixtures, device_of(priors))
+    mixtures = frames("mixtures", audio("mixtures", mixtures, device_of(priors)), priors)
     alone = mixtures.ndim == 1
     mixtures = mixtures[None] if alone else mixtures
     check_mixtures(mixtures)
     if initial is not None:
         unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = audio("initial", initial)
+        stems = frames("initial", audio("initial", initial), priors)
         checked_initial(stems[None] if alone else stems, mixtures, priors, fields | unknown)
     count, time = mixtures.shape
     loudness = relative_loudness(mixtures, priors, mixing)

@@ -15,6 +15,7 @@ from pyro_sep.data.tracks import check_source_name
 from pyro_sep.mixing.known import frame_time
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors, check_priors, device_of
+from pyro_sep.priors.stereo import channels_of, interleave
 from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, plain_attrs
 
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
@@ -22,7 +23,7 @@ SILENT = 1e-6  # a peak below it is silence
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
-    *("search_tries", "search_found", "modes_weighed", TREBLE),
+    *("search_tries", "search_found", "modes_weighed", "places", TREBLE),
 )
 FINGERPRINT_TIME = 512  # audio samples
 CPU = torch.device("cpu")
@@ -33,18 +34,39 @@ FilePath = str | PathLike[str]
 def one_mixture(value: Audio, priors: Priors) -> Tensor:
     """A mixture ``(time,)`` in float32, on the device that it is on.
 
+    It is ``(channel, time)`` where the priors are of two channels.
+
     Raises:
         ValueError: no audio, another shape, or a device that the priors are not on.
     """
     check_device("mixture", value, priors)
     mixture = audio("mixture", value)
-    if mixture.ndim == 1:
+    if mixture.ndim == 1 or channels_of(priors) > 1:
         return mixture
     remedy = "mix it down to mono, or use separate_batch for a mixture a row"
     if mixture.ndim == 2 and 1 in mixture.shape:
         part = "mixture[0]" if len(mixture) == 1 else "mixture[:, 0]"
         remedy = f"use separate({part}, priors), its one channel"
     raise ValueError(f"mixture: got shape {tuple(mixture.shape)}, expected (time,); {remedy}")
+
+
+def frames(name: str, value: Tensor, priors: Priors) -> Tensor:
+    """Frames ``(..., time)``: the audio itself, or its two channels interleaved.
+
+    Audio for priors of two channels is ``(..., channel, time)``.
+
+    Raises:
+        ValueError: another number of channels.
+    """
+    channels = channels_of(priors)
+    if channels == 1:
+        return value
+    if value.ndim < 2 or value.shape[-2] != channels:
+        raise ValueError(
+            f"{name}: got shape {tuple(value.shape)}, expected (..., {channels}, time), as the "
+            "priors are of two channels; give both, or take the priors without in_stereo"
+        )
+    return interleave(value)
 
 
 def check_device(name: str, value: Any, priors: Priors) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -27,6 +27,7 @@ from pyro_sep.workers import without_cluster
 
 if TYPE_CHECKING:
     import arviz
+    import torch
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 TRACE = "trace.nc"  # name of the file among results
@@ -35,6 +36,8 @@ NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attri
 NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
+SIDE = "side"  # variable: half of left less right
+Sound = TypeVar("Sound", NDArray[Any], "torch.Tensor")
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
@@ -58,6 +61,7 @@ def build_trace(
     modes: Mapping[str, ArrayLike] | None = None,
     initial: ArrayLike | None = None,
     initial_lp: ArrayLike | None = None,
+    channels: int = 1,
 ) -> xr.DataTree:
     r"""The trace of a separation: draws of all chains, mixture, and settings.
 
@@ -97,6 +101,9 @@ def build_trace(
             began from a search. A constant, with the mean and std of ``initial_lp``.
         initial_lp: log posterior of these with noise of the draws' level ``(noise,)``, in nats, see
             :mod:`pyro_sep.separation.initial`.
+        channels: of all audio, which has the channels by turns where there are two. The trace has
+            their mean then; and half of left less right as ``side`` of the draws, in the posterior,
+            and of the mixture, in the observed data.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -131,9 +138,10 @@ def build_trace(
     ...     load_trace(f"{folder}/trace.nc").identical(trace)
     True
     """
-    draws = _array("sources", sources, (None, None, len(source_names), None))
+    frames = _array("sources", sources, (None, None, len(source_names), None))
+    draws, side = mid_and_side(frames, channels)
     chain, draw, source, time = draws.shape
-    observed = _array("mixture", mixture, (time,))
+    observed, own_side = mid_and_side(_array("mixture", mixture, (channels * time,)), channels)
     inferred = np.ndim(gains) == 3
     weights = _array("gains", gains, (chain, draw, source) if inferred else (source,))
     coords = {
@@ -157,6 +165,8 @@ def build_trace(
                 ("chain", "draw", "source"),
                 _array(name, values, (chain, draw, source)),
             )
+    if side is not None:
+        posterior[SIDE] = (("chain", "draw", "source", "time"), side)
     if inferred:
         posterior["gains"] = (("chain", "draw", "source"), weights)
     if noise_scale is not None:
@@ -166,13 +176,12 @@ def build_trace(
     expected = weights.mean((0, 1)) if inferred else weights
     constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
     if true_sources is not None:
-        constant["true_sources"] = (
-            ("source", "time"),
-            _array("true_sources", true_sources, (source, time)),
-        )
+        true = _array("true_sources", true_sources, (source, channels * time))
+        constant["true_sources"] = (("source", "time"), mid_and_side(true, channels)[0])
     if initial is not None and initial_lp is not None:
         densities = _array("initial_lp", initial_lp, (None,))
-        constant["initial"] = (("source", "time"), _array("initial", initial, (source, time)))
+        stems = _array("initial", initial, (source, channels * time))
+        constant["initial"] = (("source", "time"), mid_and_side(stems, channels)[0])
         constant |= {"initial_lp": densities.mean(), "initial_lp_std": densities.std(ddof=1)}
     groups = {
         "posterior": _group(posterior, coords),
@@ -180,7 +189,11 @@ def build_trace(
         "posterior_predictive": _group(
             {"mixture": (("chain", "draw", "time"), predictive)}, coords
         ),
-        "observed_data": _group({"mixture": ("time", observed)}, coords),
+        "observed_data": _group(
+            {"mixture": ("time", observed)}
+            | ({} if own_side is None else {SIDE: ("time", own_side)}),
+            coords,
+        ),
         "constant_data": _group(constant, coords),
     }
     if warmup_stats:
@@ -199,6 +212,25 @@ def build_trace(
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
+
+
+def mid_and_side(frames: Sound, channels: int) -> tuple[Sound, Sound | None]:
+    """Mean and half the difference of two channels that audio ``(..., time)`` has by turns.
+
+    Audio of one channel is its own mean, and has no difference: None.
+
+    >>> mid_and_side(np.array([1.0, 3.0, 2.0, 2.0]), 2)
+    (array([2., 2.]), array([-1.,  0.]))
+    """
+    if channels == 1:
+        return frames, None
+    left, right = frames[..., 0::2], frames[..., 1::2]
+    return (left + right) / 2, (left - right) / 2
+
+
+def in_channels(mid: Sound, side: Sound | None) -> list[Sound]:
+    """The channels of which there is the mean and half the difference; the mean where None."""
+    return [mid] if side is None else [mid + side, mid - side]
 
 
 def treble_of(tree: xr.DataTree) -> list[tuple[float, ...]]:

@@ -22,6 +22,7 @@ from pyro_sep.audio.io import (
     read_audio,
     save_audio,
 )
+from pyro_sep.audio.resampling import resample
 from pyro_sep.storage.files import atomic_write
 
 
@@ -367,6 +368,20 @@ def test_channels_that_do_not_cancel(tmp_path: Path) -> None:
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * channels, 16_000, subtype="FLOAT")
         (note,) = load_audio(tmp_path / f"{name}.wav", 16_000).notes
         assert note.startswith("mixed down"), name
+
+
+def test_both_channels(tmp_path: Path) -> None:
+    channels = 0.1 * torch.randn(2, 4_410)
+    soundfile.write(tmp_path / "a.wav", channels.T.numpy(), 44_100, subtype="FLOAT")
+    recording = load_audio(tmp_path / "a.wav", 16_000, stereo=True)
+    assert torch.equal(recording.samples, resample(channels, 44_100, 16_000))
+    assert recording.notes == ("resampled from 44100 Hz to 16000 Hz",)
+    for count in (1, 3):
+        soundfile.write(tmp_path / "b.wav", np.zeros((100, count)), 16_000)
+        with pytest.raises(ValueError, match=f"got {count} channels, expected both of two"):
+            load_audio(tmp_path / "b.wav", 16_000, stereo=True)
+    with pytest.raises(ValueError, match="got channel 1, expected both of two channels"):
+        load_audio(tmp_path / "a.wav", 16_000, channel=1, stereo=True)
 
 
 def test_channels_that_are_not_there(tmp_path: Path) -> None:

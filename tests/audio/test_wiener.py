@@ -113,3 +113,13 @@ def test_the_true_shares_of_a_song() -> None:
     stems = wiener_upmix(contributions, mixture, RATE, recording, TO_RATE)
     scores = si_sdr(stems.flatten(1), true.flatten(1))
     assert torch.allclose(scores, torch.tensor([20.8, 20.5, 14.6, 14.2]), atol=0.1)
+
+
+def test_channels_that_are_known_are_filtered_one_by_one() -> None:
+    torch.manual_seed(0)
+    parts, recording = 0.1 * torch.randn(2, 2, 400), 0.1 * torch.randn(2, 400 * TO_RATE // RATE)
+    mixture = parts.sum(0)
+    both = wiener_upmix(parts, mixture, RATE, recording, TO_RATE)
+    for c in (0, 1):
+        one = wiener_upmix(parts[:, c], mixture[c], RATE, recording[[c]], TO_RATE)
+        assert torch.equal(both[:, c], one[:, 0])

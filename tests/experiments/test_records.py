@@ -218,6 +218,7 @@ def test_folders_of_sources(material: Path, capsys: pytest.CaptureFixture[str]) 
 
     test = {p.stem: soundfile.read(p)[0] for p in (out / "test/metal mutilated_mime").iterdir()}
     assert np.allclose(test["mixture"], test["guitar"] + test["rest"], atol=1e-4)
+    assert test["mixture"].shape[1] == 2
     drums, _ = soundfile.read(out / "train/remixed Helium/drums.flac")
     peaks = np.argsort(np.abs(np.fft.rfft(drums[:RATE])))[-2:]
     assert sorted(peaks.tolist()) == pytest.approx([80, 4_000], abs=2)

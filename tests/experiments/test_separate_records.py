@@ -103,6 +103,30 @@ def test_stems_that_are_silent_are_left_out(tracks: Path) -> None:
     assert torch.allclose(item.mixture, whole[0])  # its own, with what is no stem of ours
 
 
+def test_both_channels_at_once(tracks: Path, priors: Path, tmp_path: Path) -> None:
+    song = tmp_path / "tracks" / "song"
+    song.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(0)
+    wide, centre = 0.1 * torch.randn(2, 2, RATE, generator=generator)
+    stems = {"bass": wide, "drums": centre[:1].expand(2, -1)}
+    for stem, samples in stems.items():
+        soundfile.write(song / f"{stem}.wav", samples.T.numpy(), RATE)
+    options = {"tracks": tmp_path / "tracks", "priors": str(priors), "seconds": 1.0}
+    out = tmp_path / "out"
+    script.main(**options, wide="bass", methods="mask,posterior,true-start", chains=1, out=out)
+    found, begun = (pd.read_csv(out / f"{name}.csv") for name in ("posterior", "true-start"))
+    assert found["stem"].tolist() == ["bass", "drums"]
+    assert begun["improvement"].mean() > found["improvement"].mean()  # the priors are untrained
+    assert pd.read_csv(out / "mask.csv")["improvement"].gt(3).all()
+    assert json.loads((out / "summary.json").read_text())["wide"] == "bass"
+    trace = load_trace(out / "song" / "posterior" / "trace.nc")
+    assert trace["posterior"]["side"].sizes["time"] == RATE
+    with pytest.raises(ValueError, match="methods: got isdm with --wide"):
+        script.main(**options, wide="bass", methods="isdm", out=tmp_path / "other")
+    with pytest.raises(ValueError, match="a: got 1 channels, expected two; leave out --wide"):
+        script.main(tracks=tracks, priors=str(priors), wide="bass", out=tmp_path / "third")
+
+
 def test_no_track_with_two_stems(tracks: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="got no track with two of sine, saw"):
         script.main(tracks=tracks, priors=_tones(tmp_path), out=tmp_path / "out")

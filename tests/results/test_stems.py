@@ -119,7 +119,7 @@ def test_draws_are_shares_of_the_best_chain(inferred: bool) -> None:
     for contributions, number in zip(drawn, (0, 4, 7), strict=True):
         gains = posterior["gains"].values[BEST, number] if inferred else np.array(GAINS)
         expected = gains[:, None] * posterior["sources"].values[BEST, number]
-        assert np.allclose(contributions.numpy(), expected, atol=1e-6)
+        assert np.allclose(contributions[:, 0].numpy(), expected, atol=1e-6)
     assert len(list(drawn_contributions(trace, 100))) == DRAWS
 
 
@@ -130,8 +130,51 @@ def test_draws_are_of_all_chains_that_the_estimate_is_of() -> None:
     assert sources.shape[:2] == (2, DRAWS)
     first, last = drawn_contributions(trace, 2)
     gains = np.array(GAINS)[:, None]
-    assert np.allclose(first.numpy(), gains * sources[0, 0], atol=1e-6)
-    assert np.allclose(last.numpy(), gains * sources[1, -1], atol=1e-6)
+    assert np.allclose(first[:, 0].numpy(), gains * sources[0, 0], atol=1e-6)
+    assert np.allclose(last[:, 0].numpy(), gains * sources[1, -1], atol=1e-6)
+
+
+def stereo_result() -> Separation:
+    """One tone in both channels, another one in the left alone."""
+    t = torch.arange(TIME) / RATE
+    oboe, flute = 0.5 * torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
+    channels = torch.stack([torch.stack([oboe, oboe]), torch.stack([flute, 0 * flute])])
+    frames = channels.mT.flatten(1)
+    trace = build_trace(
+        sources=frames.expand(1, DRAWS, 2, 2 * TIME),
+        lp=torch.zeros(1, DRAWS),
+        log_prior=torch.zeros(1, DRAWS, 2),
+        stats={},
+        warmup_stats={},
+        mixture=frames.sum(0),
+        gains=(1.0, 1.0),
+        source_names=NAMES,
+        sample_rate=RATE,
+        channels=2,
+        true_sources=None,
+        attrs={},
+    )
+    mid, side = channels.mean(1), (channels[:, 0] - channels[:, 1]) / 2
+    return Separation(mid, NAMES, RATE, trace, mid, side=side)
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_stems_of_two_channels_are_the_posterior_in_each(tmp_path: Path, rate: int) -> None:
+    result = stereo_result()
+    mid, side = result.contributions, result.side
+    assert side is not None
+    true = torch.stack([mid + side, mid - side], 1)
+    recording = resample(true.sum(0), RATE, rate)
+    files = StemFiles(residual=True, draws=1)
+    written, _ = write_stems(result, tmp_path, files, (recording, rate))
+    assert "draws/flute_01.wav" in written
+    for name, channels in zip(NAMES, true, strict=True):
+        expected = resample(channels, RATE, rate)
+        for path in (tmp_path / f"{name}.wav", tmp_path / "draws" / f"{name}_01.wav"):
+            assert torch.allclose(read_audio(path)[0], expected, atol=2e-3)
+    assert float(read_audio(tmp_path / "residual.wav")[0].abs().max()) < 2e-3
+    write_stems(result, tmp_path, StemFiles(native=True), (recording, rate))
+    assert torch.allclose(read_audio(tmp_path / "flute.wav")[0], true[1], atol=1e-6)
 
 
 def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) -> None:

@@ -1,0 +1,246 @@
+"""Priors of two channels, and what separates with them."""
+
+import math
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from conftest import GaussianPrior
+from torch import Tensor
+
+from pyro_sep import load_priors, separate
+from pyro_sep.inference.posterior import AnnealedPosterior
+from pyro_sep.mixing.known import Mixing, model
+from pyro_sep.priors.stereo import (
+    Place,
+    StereoPrior,
+    channels_of,
+    deinterleave,
+    in_stereo,
+    interleave,
+)
+from pyro_sep.separation import estimate_cost, separate_batch, separation_from_draws
+from pyro_sep.trace import load_trace, save_trace
+
+LEVEL, SIGMA = 0.5, 0.2
+FAST = {"levels": 6, "candidates": 1, "cooling": 2, "warmup": 2, "swaps": 0, "replicas": 0}
+
+
+def law(place: Place, time: int = 1, sigma: float = SIGMA) -> StereoPrior:
+    return StereoPrior(GaussianPrior("white", LEVEL, time), place, sigma)
+
+
+def covariance(place: Place, sigma: float = SIGMA) -> Tensor:
+    """Of left and right of an audio sample, in closed form."""
+    shared = LEVEL**2 * (1 if place == "centre" else 0)
+    noisy = LEVEL**2 + sigma**2
+    return torch.tensor([[noisy, shared], [shared, noisy]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("place", ["centre", "wide"])
+def test_the_density_is_the_closed_form(place: Place) -> None:
+    audio = torch.randn(5, 3, 2, 7, dtype=torch.float64)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(2).double(), covariance(place))
+    expected = exact.log_prob(audio.mT).sum(-1)
+    assert torch.allclose(law(place, 7).log_prob(interleave(audio)), expected)
+
+
+@pytest.mark.parametrize("place", ["centre", "wide"])
+def test_the_density_integrates_to_one(place: Place) -> None:
+    edge = 7 * math.hypot(LEVEL, SIGMA)
+    axis = torch.linspace(-edge, edge, int(2 * edge / SIGMA) + 1, dtype=torch.float64)
+    total = law(place).log_prob(torch.cartesian_prod(axis, axis)).exp().sum()
+    assert float(total * (axis[1] - axis[0]) ** 2) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("place", ["centre", "wide"])
+def test_samples_have_the_covariance(place: Place) -> None:
+    torch.manual_seed(0)
+    count = 40_000
+    audio = deinterleave(law(place, 1).sample((count,)))[..., 0].double()
+    found = audio.T @ audio / count
+    assert torch.allclose(found, covariance(place), atol=4 * math.sqrt(2 / count) * 0.29)
+
+
+def test_samples_of_a_network_are_of_its_density() -> None:
+    """The mean of log_prob over draws is the mono one's, by the chain rule of a change of axes."""
+    sine = load_priors("toy/oracle")["sine"].frame(64)
+    torch.manual_seed(0)
+    for place, narrowing in (("wide", 1.0), ("centre", math.sqrt(2))):
+        prior = StereoPrior(sine, place, 0.3)
+        mono = sine.condition(0.3 / narrowing)
+        first = mono.log_prob(mono.sample((2_000,)))
+        second = mono.log_prob(mono.sample((2_000,)))
+        if place == "centre":
+            half = 0.3 / math.sqrt(2) * torch.randn(2_000, 64)
+            noise = torch.distributions.Normal(0.0, 0.3 / math.sqrt(2)).log_prob(half).sum(-1)
+            second = noise - 64 * math.log(2)
+        found, expected = prior.log_prob(prior.sample((2_000,))), first + second
+        error = math.hypot(float(found.std()), float(expected.std())) / math.sqrt(2_000)
+        assert abs(float(found.mean() - expected.mean())) < 4 * error
+
+
+def test_it_is_a_prior_and_a_pyro_distribution() -> None:
+    prior = StereoPrior(GaussianPrior("white", LEVEL, 8, multiple=4), "centre")
+    assert (prior.name, prior.sample_rate, prior.channels) == ("white", 16_000, 2)
+    assert (prior.rms, prior.multiple, prior.event_shape) == (LEVEL, 8, (16,))
+    assert prior.sigmas == pytest.approx((1e-3 * math.sqrt(2), 10 * math.sqrt(2)))
+    assert float(prior.sigma) == pytest.approx(1e-3 * math.sqrt(2))
+    changed = prior.condition(0.3).frame(24)
+    assert (changed.event_shape, changed.place) == ((24,), "centre")
+    assert float(changed.sigma) == pytest.approx(0.3)
+    priors = {"white": prior}
+    trace = pyro.poutine.trace(model).get_trace(torch.zeros(20), priors, Mixing((1.0,)), 0.3)
+    assert trace.nodes["white"]["value"].shape == (24,)
+    assert trace.log_prob_sum().isfinite()
+
+
+def test_a_batch_of_noise_levels() -> None:
+    saw = load_priors("toy")["saw"].frame(64)
+    sigma = torch.tensor([[0.1], [0.2]])
+    for place in ("centre", "wide"):
+        batch = StereoPrior(saw, place, sigma)
+        assert (batch.batch_shape, batch.event_shape) == ((2, 1), (128,))
+        audio = batch.sample((3,))
+        assert audio.shape == (3, 2, 1, 128)
+        alone = StereoPrior(saw, place, 0.2).log_prob(audio[:, 1])
+        assert torch.allclose(batch.log_prob(audio)[:, 1], alone, rtol=1e-4, atol=1e-2)
+        assert batch.expand((2, 5)).sample().shape == (2, 5, 128)
+
+
+def test_own_draws_surprise_it_as_much_as_noise_does() -> None:
+    torch.manual_seed(0)
+    for place in ("centre", "wide"):
+        prior = law(place, 500)
+        assert float(prior.misfit(prior.sample((200,))).mean()) == pytest.approx(1, abs=0.02)
+
+
+def test_the_gradient_is_that_of_the_density() -> None:
+    value = 0.3 * torch.randn(4, 6, dtype=torch.float64)
+    for place in ("centre", "wide"):
+        assert torch.autograd.gradcheck(law(place, 3).log_prob, value.clone().requires_grad_())
+
+
+def test_places_by_name() -> None:
+    priors = load_priors("guitar")
+    stereo = in_stereo(priors, ["guitar"])
+    assert {name: prior.place for name, prior in stereo.items()} == {
+        "guitar": "wide",
+        "rest": "centre",
+    }
+    assert (channels_of(priors), channels_of(stereo)) == (1, 2)
+    assert stereo["guitar"].treble == priors["guitar"].treble
+    with pytest.raises(ValueError, match="wide: got 'bass', expected some of guitar, rest"):
+        in_stereo(priors, ["bass"])
+    with pytest.raises(ValueError, match="priors: got some of two channels already"):
+        in_stereo(stereo)
+    with pytest.raises(ValueError, match="priors: got some of one channel and some of two"):
+        channels_of({"rest": priors["rest"], "guitar": stereo["guitar"]})
+    with pytest.raises(ValueError, match="place: got 'left', expected one of centre, wide"):
+        StereoPrior(priors["rest"], "left")  # type: ignore[arg-type]
+
+
+def gaussians() -> dict[str, StereoPrior]:
+    """A wide source and one in the centre, both white."""
+    mono = {
+        "wide": GaussianPrior("wide", 0.3, multiple=2),
+        "centre": GaussianPrior("centre", 0.5, multiple=2),
+    }
+    return in_stereo(mono, ["wide"])
+
+
+def test_draws_have_the_posterior_of_both_channels() -> None:
+    """Of an audio sample: the centre's is known from both channels at once, in closed form."""
+    torch.manual_seed(0)
+    time, sigma = 400, 0.1
+    mixture = torch.randn(2, time)
+    options = {"settings": None, "sigma_min": sigma, "sigma_freeze": 0.5, "sigma_max": 1.0}
+    settings = {"warmup": 100, "draws": 200, "thin": 5, "adjusted": True, "chains": 2}
+    result = separate(
+        mixture,
+        gaussians(),
+        gains=(1, 1),
+        noise_scale=0.1,
+        constraint="gaussian",
+        estimate="mean",
+        **(FAST | options | settings),
+    )
+    # The law of clean draws, and what they are moved by on their mixture: see ``draw_clean``.
+    eye = torch.eye(2, dtype=torch.float64)
+    priors = [0.3**2 * eye, torch.full((2, 2), 0.5**2, dtype=torch.float64)]
+    total = sum(priors) + (4 * sigma**2 + 0.1**2) * eye
+    means = [own @ torch.linalg.solve(total, mixture.double()) for own in priors]
+    moved = sigma**2 / (2 * sigma**2 + 0.1**2) * (mixture - sum(means))
+    posterior = result.trace["posterior"].to_dataset().mean(("chain", "draw"))
+    for k, mean in enumerate(means):
+        left, right = (mean + moved).unbind()
+        for name, exact in (("sources", (left + right) / 2), ("side", (left - right) / 2)):
+            found = torch.from_numpy(posterior[name].values[k]).double()
+            slope = float((found * exact).sum() / exact.square().sum())
+            assert slope == pytest.approx(1, abs=0.03), (k, name)
+
+
+def test_a_source_in_the_centre_has_next_to_nothing_on_the_side() -> None:
+    torch.manual_seed(0)
+    true = {"wide": 0.3 * torch.randn(2, 600), "centre": 0.5 * torch.randn(1, 600).expand(2, -1)}
+    mixture = torch.stack([*true.values()]).sum(0)
+    result = separate(mixture, gaussians(), gains=(1, 1), draws=20, **FAST)
+    assert result.side is not None
+    left, right = (result.contributions + sign * result.side for sign in (1, -1))
+    assert torch.allclose(left.sum(0), mixture[0], atol=1e-3)
+    assert torch.allclose(right.sum(0), mixture[1], atol=1e-3)
+    power = result.side.square().mean(-1)
+    assert float(power[1]) < 0.02 * float(power[0])
+
+
+def test_what_is_given_has_a_channel_axis(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mixtures, true = 0.5 * torch.randn(3, 2, 300), torch.randn(3, 2, 2, 300)
+    priors, options = gaussians(), {"gains": (1, 1), "draws": 3, **FAST}
+    results = separate_batch(mixtures, priors, true_sources=true, **options)
+    assert len(results) == 3
+    first, trace = results[0], results[0].trace
+    assert (first.sources.shape, first.sample_rate) == ((2, 300), 16_000)
+    assert trace["posterior"]["side"].dims == ("chain", "draw", "source", "time")
+    assert trace.attrs["places"] == '{"wide": "wide", "centre": "centre"}'
+    known, observed = trace["constant_data"], trace["observed_data"]
+    assert torch.allclose(torch.from_numpy(known["true_sources"].values), true[0].mean(1))
+    half = (mixtures[0, 0] - mixtures[0, 1]) / 2
+    assert torch.allclose(torch.from_numpy(observed["side"].values), half)
+    assert float(trace["posterior"]["time"][-1]) == pytest.approx(299 / 16_000)
+    save_trace(trace, tmp_path / "trace.nc")
+    assert load_trace(tmp_path / "trace.nc").identical(trace)
+    stored = separate_batch(
+        mixtures[:1], priors, true_sources=true[:1], store=[tmp_path / "a.zarr"], **options
+    )
+    assert stored[0].trace["posterior"]["side"].shape == trace["posterior"]["side"].shape
+
+    stems = torch.stack([mixtures / 2, mixtures / 2], 1)
+    begun = separate_batch(
+        mixtures, priors, initial=stems, gains=(1, 1), draws=3, cooling=2, warmup=2
+    )
+    assert begun[0].trace["constant_data"]["initial"].shape == (2, 300)
+    cost = estimate_cost(mixtures[0], priors, gains=(1, 1), draws=3, **FAST)
+    assert cost.gradients > 0
+
+    with pytest.raises(ValueError, match=r"mixtures: got shape \(1, 300\), expected \(..., 2, ti"):
+        separate(mixtures[0, 0], priors, **options)
+    with pytest.raises(ValueError, match=r"true_sources: .* \(source, channel, time\)"):
+        separate(mixtures[0], priors, true_sources=true[0, :, 0], **options)
+
+
+def test_draws_of_another_sampler() -> None:
+    torch.manual_seed(0)
+    noisy, mixture = torch.randn(1, 3, 2, 512), torch.randn(2, 256)
+    mixing = Mixing((1.0, 1.0))
+    result = separation_from_draws(noisy, mixture, gaussians(), mixing, sigma=0.5)
+    assert result.side is not None
+    assert (result.sources.shape, result.side.shape) == ((2, 256), (2, 256))
+
+
+def test_the_posterior_of_frames_is_exact_on_both_channels() -> None:
+    mixture = interleave(torch.randn(1, 2, 16))
+    target = AnnealedPosterior(mixture, [*gaussians().values()], Mixing((1.0, 1.0)), exact=True)
+    start = target.start(0.5)
+    assert torch.allclose(start.sum(1), mixture, atol=1e-6)
