@@ -41,8 +41,9 @@ def wiener_upmix(
     up to the recording.
 
     Args:
-        contributions: what each source adds to the mixture, ``(source, time)``; or to every
-            channel of it, ``(source, channel, time)``, each of which is filtered by itself.
+        contributions: what each source adds to the mixture, ``(source, time)``; or to either
+            channel of it, ``(source, channel, time)``. Their mean and half of their difference are
+            filtered by themselves then, as a source in the centre has no part of the latter.
         mixture: ``(time,)``; the recording, mixed down; or ``(channel, time)``.
         rate: of contributions and mixture, in Hz.
         recording: ``(channel, recording time)``.
@@ -54,8 +55,11 @@ def wiener_upmix(
         ``(source, channel, recording time)``.
     """
     if contributions.ndim == 3:
-        channels = zip(contributions.unbind(1), mixture, recording[:, None], strict=True)
-        return torch.cat([wiener_upmix(c, m, rate, r, to_rate, treble) for c, m, r in channels], 1)
+        audio = map(_mid_and_side, (contributions, mixture, recording))
+        pairs = zip(*(part.unbind(-2) for part in audio), strict=True)
+        parts = [wiener_upmix(c, m, rate, r[None], to_rate, treble) for c, m, r in pairs]
+        mid, side = torch.cat(parts, 1).unbind(1)
+        return torch.stack([mid + side, mid - side], 1)
     time = recording.shape[-1]
     size = frame_size(to_rate)
     window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)
@@ -77,3 +81,9 @@ def wiener_upmix(
         for power in powers[:-1]
     ]
     return parts[:-1, None] + torch.stack(filtered)
+
+
+def _mid_and_side(channels: Tensor) -> Tensor:
+    """Mean and half the difference of left and right ``(..., channel, time)``."""
+    left, right = channels.unbind(-2)
+    return torch.stack([(left + right) / 2, (left - right) / 2], -2)

@@ -11,13 +11,15 @@ from pyro_sep.inference.annealing.schedules import start_level
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing
 from pyro_sep.priors.base import Estimate, Priors, sample_rate_of, stated
+from pyro_sep.priors.stereo import channels_of
 
 Preset = Literal["quick", "standard", "thorough"]
 Constraint = Literal["gaussian", "exact"]
 CONSTRAINTS = get_args(Constraint)  # how the sources are tied to their mixture
 
 SIGMA_MIN = 0.05  # highest last noise level, full scale 1
-FLOOR_SHARE = 0.45  # of the sources' RMS, where that is less: below it priors of music know less
+FLOOR_SHARE = 0.45  # of the sources' RMS, where that is less: below it priors of music know less;
+#                     two channels tell more, and the noise of their mean is less by its root
 FREEZE_NATS = 2_000.0  # evidence of a frame at which learned priors have chosen the modes, or
 FREEZE_SHARE = 0.7  # noise of this share of the sources' RMS, where that is less
 EXACT_NATS = (2.5, 40.0)  # between these an exact prior chooses them
@@ -174,6 +176,7 @@ def default_ladder(
     low = max(prior.sigmas[0] for prior in priors.values())
     high = min(prior.sigmas[1] for prior in priors.values())
     level = mean(prior.rms for prior in priors.values())
+    floor = FLOOR_SHARE / channels_of(priors) ** 0.5
     section = SONG_SECTION if average else SECTION
     length = min(time, section)
     start = start_level(length, level)
@@ -182,13 +185,13 @@ def default_ladder(
         # What music is told apart by is the noise's power per hertz, whatever the rate.
         level *= loudness * (sample_rate_of(priors) / SONG_RATE) ** 0.5
         # Between what lets all priors know the first level, and what lets them know the last.
-        level = max(min(level, high / SONG_START), low / FLOOR_SHARE)
+        level = max(min(level, high / SONG_START), low / floor)
         start, freeze = SONG_START * level, FREEZE_SHARE * level
     elif all(getattr(prior, "is_exact", False) for prior in priors.values()):
         start, freeze = (start_level(length, level, nats) for nats in EXACT_NATS)
     return {
         "sigma_max": min(start, high),
-        "sigma_min": max(min(SIGMA_MIN, FLOOR_SHARE * level), low),
+        "sigma_min": max(min(SIGMA_MIN, floor * level), low),
         "sigma_freeze": freeze,
         "section": section,
     }

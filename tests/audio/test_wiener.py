@@ -115,11 +115,15 @@ def test_the_true_shares_of_a_song() -> None:
     assert torch.allclose(scores, torch.tensor([20.8, 20.5, 14.6, 14.2]), atol=0.1)
 
 
-def test_channels_that_are_known_are_filtered_one_by_one() -> None:
+def test_of_two_known_channels_mean_and_difference_are_filtered() -> None:
     torch.manual_seed(0)
-    parts, recording = 0.1 * torch.randn(2, 2, 400), 0.1 * torch.randn(2, 400 * TO_RATE // RATE)
+    wide = 0.1 * torch.randn(2, 400)
+    parts = torch.stack([wide, wide[:1].expand(2, -1)])  # the second is in the centre
     mixture = parts.sum(0)
+    recording = 0.1 * torch.randn(2, 400 * TO_RATE // RATE)
     both = wiener_upmix(parts, mixture, RATE, recording, TO_RATE)
-    for c in (0, 1):
-        one = wiener_upmix(parts[:, c], mixture[c], RATE, recording[[c]], TO_RATE)
-        assert torch.equal(both[:, c], one[:, 0])
+    mean = wiener_upmix(parts.mean(1), mixture.mean(0), RATE, recording.mean(0)[None], TO_RATE)
+    assert torch.allclose(both.mean(1), mean[:, 0], atol=1e-6)
+    side = (recording[0] - recording[1]) / 2
+    assert torch.allclose((both[0, 0] - both[0, 1]) / 2, side, atol=1e-5)
+    assert torch.allclose(both[1, 0], both[1, 1], atol=1e-5)

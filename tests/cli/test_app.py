@@ -358,6 +358,31 @@ def test_separate_begins_from_the_stems_of_another_separator(
     assert np.allclose(heard, mixture, atol=1e-4)  # of 16 bits
 
 
+def test_separate_both_channels(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
+    out, use = tmp_path / "out", ("separate", stereo, "--priors", priors, *QUICK, "--wide", "saw")
+    refused(call(*use[:-1], "flute", "--out", out), "wide: got 'flute', expected some of sine, saw")
+    refused(call(*use, "--out", out, "--channel", "1"), "got channel 1, expected both of two")
+    assert not out.exists()
+    outcome = call(*use, "--out", out, "--report", "--residual", "--write-draws", "1")
+    assert outcome.code == 0, outcome.err
+    assert "mixed down" not in outcome.err
+    folder = out / "duet"
+    parts = [read_audio(folder / f"{name}.wav")[0] for name in ("sine", "saw", "residual")]
+    assert torch.allclose(torch.stack(parts).sum(0), read_audio(stereo)[0], atol=1e-6)
+    assert read_audio(folder / "draws" / "saw_01.wav")[0].shape == parts[0].shape
+    trace = load_trace(folder / "trace.nc")
+    assert json.loads(trace.attrs["places"]) == {"sine": "centre", "saw": "wide"}
+    power = trace["posterior"]["side"].to_numpy().var((0, 1, 3))
+    assert power[0] < power[1]  # of the sine, in the centre
+    again = call(*use, "--out", out, "--report", "--residual", "--write-draws", "1")
+    assert "separated before" in again.out
+    begun = call(
+        *(*use[:4], "--draws", "2", "--wide", "saw"),
+        *("--initial", folder, "--out", tmp_path / "again"),
+    )
+    assert begun.code == 0, begun.err
+
+
 @pytest.mark.parametrize("names", [["sine", "saw"], ["oboe", "saw"]])
 def test_separate_takes_the_mean_of_all_chains_but_of_tones(
     call, stereo: Path, tmp_path: Path, names: list[str]
