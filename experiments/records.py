@@ -64,6 +64,7 @@ SILENT = -60.0  # dB, of a stem that is left out
 TRACKS, TEST_TRACKS = 150, 50  # of the rendered music whose training songs are played
 METAL = "usr/share/games/fretsonfire/data/songs/muldjord"
 METAL_TEST = "mutilated_mime"
+SIDES = ("left", "right")
 SEMITONES = (-2, -1, 1, 2)  # by which copies of the metal songs are higher
 LOOPS = "usr/share/sonic-pi/samples"
 AVL = "usr/share/sounds/sf2/*_4_LV2.sf2"
@@ -108,15 +109,16 @@ class Folders(NamedTuple):
 class Job(NamedTuple):
     """A track to be made: a function that gives its stems, all of one length.
 
-    They are ``(time,)``, or ``(time, channel)`` of a test track.
-
-    Copies that are so many ``semitones`` higher are made too.
+    They are ``(time,)``, or ``(time, channel)`` of a test track and where some are ``wide``: of
+    these each channel is a track of its own too. Copies that are so many ``semitones`` higher are
+    made as well.
     """
 
     subset: str
     name: str
     stems: Callable[[], dict[str, Array]]
     semitones: tuple[int, ...] = ()
+    wide: tuple[str, ...] = ()
 
 
 def main(
@@ -162,30 +164,46 @@ def main(
 
 def make(job: Job, out: Path, seed: int, copies: bool) -> None:
     """Write a track and its copies, those that are not there yet."""
-
-    def as_on_records(stem: str, samples: Array) -> Array:
-        return in_pieces(samples, generator(seed, job.name, stem))
-
-    changes: dict[Path, Callable[[str, Array], Array] | None] = {out / job.subset / job.name: None}
-    if copies:
-        changes[out / job.subset / f"{job.name} (processed)"] = as_on_records
-    for semitones in job.semitones:
-        folder = out / "speeds" / f"{job.name} {semitones:+}"
-        changes[folder] = lambda _, samples, by=semitones: transposed(samples, by)
-    changes = {folder: change for folder, change in changes.items() if not folder.exists()}
-    if not changes:
+    names = [job.name, *(f"{job.name} {side}" for side in SIDES if job.wide)]
+    folders = {name: _folders(job, name, out, seed, copies) for name in names}
+    if not any(folders.values()):
         return
     stems = {stem: audio for stem, audio in job.stems().items() if decibel(audio) > SILENT}
     if not stems:
         tqdm.write(f"{job.name}: silent; left out")
         return
-    for folder, change in changes.items():
-        audio = stems
-        if change is not None:
-            audio = {stem: change(stem, samples) for stem, samples in stems.items()}
-        elif job.subset != "train":
-            audio = stems | {MIXTURE: np.sum([*stems.values()], axis=0)}
-        write(audio, folder)
+    tracks, mono = {job.name: stems}, None
+    if job.wide:
+        mono = {stem: audio.mean(1) for stem, audio in stems.items()}
+        tracks = {job.name: mono}
+        for channel, side in enumerate(SIDES):
+            own = {stem: audio[:, channel] for stem, audio in stems.items() if stem in job.wide}
+            tracks[f"{job.name} {side}"] = own
+    for name, track in tracks.items():
+        for folder, change in folders[name].items():
+            audio = track
+            if change is not None:
+                audio = {stem: change(stem, samples) for stem, samples in track.items()}
+            elif job.subset != "train":
+                audio = track | {MIXTURE: np.sum([*track.values()], axis=0)}
+            write(audio, folder, None if name == job.name else mono)
+
+
+def _folders(
+    job: Job, name: str, out: Path, seed: int, copies: bool
+) -> dict[Path, Callable[[str, Array], Array] | None]:
+    """The folders of a track and of its copies that are missing, and what is done to the stems."""
+
+    def as_on_records(stem: str, samples: Array) -> Array:
+        return in_pieces(samples, generator(seed, name, stem))
+
+    changes: dict[Path, Callable[[str, Array], Array] | None] = {out / job.subset / name: None}
+    if copies:
+        changes[out / job.subset / f"{name} (processed)"] = as_on_records
+    for semitones in job.semitones:
+        folder = out / "speeds" / f"{name} {semitones:+}"
+        changes[folder] = lambda _, samples, by=semitones: transposed(samples, by)
+    return {folder: change for folder, change in changes.items() if not folder.exists()}
 
 
 def in_pieces(samples: Array, rng: np.random.Generator) -> Array:
@@ -196,22 +214,28 @@ def in_pieces(samples: Array, rng: np.random.Generator) -> Array:
     return np.concatenate(pieces)
 
 
-def write(audio: Mapping[str, Array], folder: Path) -> None:
+def write(audio: Mapping[str, Array], folder: Path, whole: Mapping[str, Array] | None) -> None:
     """A FLAC of 16 bit for each stem, whose sum is of :data:`LEVEL` or, as fits, quieter.
 
     The folder appears whole or not at all.
+
+    Args:
+        audio: by stem.
+        folder: that is made.
+        whole: stems whose sum is of this level, in place of the audio's own, which is a part of it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     peak = max(np.abs(samples).max() for samples in audio.values())
-    whole = np.sum([samples for stem, samples in audio.items() if stem != MIXTURE], axis=0)
-    level = active_level(whole.reshape(len(whole), -1))
+    parts = (audio if whole is None else whole).items()
+    total = np.sum([samples for stem, samples in parts if stem != MIXTURE], axis=0)
+    level = active_level(total.reshape(len(total), -1))
     gain = min(10 ** ((LEVEL - level) / 20), PEAK / peak)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=TEMPORARY) as scratch:
-        whole = Path(scratch) / "track"
-        whole.mkdir()
+        made = Path(scratch) / "track"
+        made.mkdir()
         for stem, samples in audio.items():
-            soundfile.write(whole / f"{stem}.flac", samples * gain, RATE, subtype="PCM_16")
-        whole.rename(folder)
+            soundfile.write(made / f"{stem}.flac", samples * gain, RATE, subtype="PCM_16")
+        made.rename(folder)
 
 
 def kind_of(name: str, kinds: Mapping[str, str | None]) -> str | None:
@@ -232,7 +256,7 @@ def _as_long(audio: Array, time: int) -> Array:
 
 
 def metal(folders: Folders) -> Iterator[Job]:
-    """Guitar and rest of each song."""
+    """Guitar and rest of each song; guitars are played twice, a take on each side."""
     found = sorted((folders.root / METAL).glob("*/guitar.ogg"))
     if not found:
         raise ValueError(
@@ -241,11 +265,11 @@ def metal(folders: Folders) -> Iterator[Job]:
         )
     for guitar in found:
         song = guitar.parent.name
-        paths = {"guitar": [guitar], "rest": [guitar.parent / "song.ogg"]}
+        stems = _summed({"guitar": [guitar], "rest": [guitar.parent / "song.ogg"]}, channels=2)
         if song == METAL_TEST:
-            yield Job("test", f"metal {song}", _summed(paths, channels=2))
+            yield Job("test", f"metal {song}", stems)
         else:
-            yield Job("train", f"metal {song}", _summed(paths), SEMITONES)
+            yield Job("train", f"metal {song}", stems, SEMITONES, wide=("guitar",))
 
 
 def _summed(paths: Mapping[str, list[Path]], channels: int = 1) -> Callable[[], dict[str, Array]]:

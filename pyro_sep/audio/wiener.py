@@ -55,10 +55,11 @@ def wiener_upmix(
         ``(source, channel, recording time)``.
     """
     if contributions.ndim == 3:
-        audio = map(_mid_and_side, (contributions, mixture, recording))
-        pairs = zip(*(part.unbind(-2) for part in audio), strict=True)
-        parts = [wiener_upmix(c, m, rate, r[None], to_rate, treble) for c, m, r in pairs]
-        mid, side = torch.cat(parts, 1).unbind(1)
+        heard, mixed, own = map(_mid_and_side, (contributions, mixture, recording))
+        mid, side = (
+            wiener_upmix(heard[:, i], mixed[i], rate, own[[i]], to_rate, treble)[:, 0]
+            for i in range(2)
+        )
         return torch.stack([mid + side, mid - side], 1)
     time = recording.shape[-1]
     size = frame_size(to_rate)

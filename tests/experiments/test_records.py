@@ -203,6 +203,8 @@ def test_folders_of_sources(material: Path, capsys: pytest.CaptureFixture[str]) 
     tracks = {track.path: sorted(track.stems) for track in stems_folder(out)}
     assert tracks["train/metal a"] == tracks["train/metal a (processed)"] == ["guitar", "rest"]
     assert tracks["test/metal mutilated_mime"] == ["guitar", "rest"]
+    assert tracks["train/metal b left"] == tracks["train/metal b right"] == ["guitar"]
+    assert tracks["speeds/metal b right +1"] == tracks["train/metal b left (processed)"]
     assert tracks["speeds/metal a -2"] == tracks["speeds/metal c +1"] == ["guitar", "rest"]
     assert not [path for path in tracks if path.startswith("speeds/metal mutilated")]
     assert not [*out.glob("speeds/*/mixture.flac")]
