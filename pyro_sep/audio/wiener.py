@@ -55,9 +55,9 @@ def wiener_upmix(
         ``(source, channel, recording time)``.
     """
     if contributions.ndim == 3:
-        heard, mixed, own = map(_mid_and_side, (contributions, mixture, recording))
+        heard, mixed, whole = map(_mid_and_side, (contributions, mixture, recording))
         mid, side = (
-            wiener_upmix(heard[:, i], mixed[i], rate, own[[i]], to_rate, treble)[:, 0]
+            wiener_upmix(heard[:, i], mixed[i], rate, whole[[i]], to_rate, treble)[:, 0]
             for i in range(2)
         )
         return torch.stack([mid + side, mid - side], 1)

@@ -37,7 +37,7 @@ NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
 SIDE = "side"  # variable: half of left less right
-Sound = TypeVar("Sound", NDArray[Any], "torch.Tensor")
+Sound = TypeVar("Sound", NDArray[Any], xr.DataArray, "torch.Tensor")
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
@@ -102,8 +102,8 @@ def build_trace(
         initial_lp: log posterior of these with noise of the draws' level ``(noise,)``, in nats, see
             :mod:`pyro_sep.separation.initial`.
         channels: of all audio, which has the channels by turns where there are two. The trace has
-            their mean then; and half of left less right as ``side`` of the draws, in the posterior,
-            and of the mixture, in the observed data.
+            their mean then, and half of left less right as ``side`` in the groups posterior,
+            posterior predictive and observed data.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -172,7 +172,10 @@ def build_trace(
     if noise_scale is not None:
         gamma = _array("noise_scale", noise_scale, (chain, draw))
         posterior["noise_scale"] = (("chain", "draw"), gamma)
-    predictive = np.einsum("...k,...kt->...t", weights, draws)
+    predictive = {"mixture": _mixed(weights, draws)}
+    audio = {"mixture": observed}
+    if side is not None and own_side is not None:
+        predictive[SIDE], audio[SIDE] = _mixed(weights, side), own_side
     expected = weights.mean((0, 1)) if inferred else weights
     constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
     if true_sources is not None:
@@ -187,13 +190,9 @@ def build_trace(
         "posterior": _group(posterior, coords),
         "sample_stats": _stats({**stats, "lp": lp}, (chain, draw)),
         "posterior_predictive": _group(
-            {"mixture": (("chain", "draw", "time"), predictive)}, coords
+            {name: (("chain", "draw", "time"), part) for name, part in predictive.items()}, coords
         ),
-        "observed_data": _group(
-            {"mixture": ("time", observed)}
-            | ({} if own_side is None else {SIDE: ("time", own_side)}),
-            coords,
-        ),
+        "observed_data": _group({name: ("time", part) for name, part in audio.items()}, coords),
         "constant_data": _group(constant, coords),
     }
     if warmup_stats:
@@ -366,6 +365,8 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
 
     .. math:: \log \mathcal{N}\bigl(m_t; \textstyle\sum_k a_k s_{k,t}, \gamma^2\bigr)
 
+    Of two channels it is the sum over both.
+
     Draws of clean sources are conditioned on their mixture, so it is higher than that of the
     mixture's noise.
 
@@ -381,10 +382,18 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
         gamma = tree["posterior"].to_dataset()["noise_scale"]
     if tree.attrs.get("constraint") == "exact" or gamma is None or isinstance(gamma, str):
         return None
-    heard = tree["posterior_predictive"].to_dataset()["mixture"]
-    off = (tree["observed_data"].to_dataset()["mixture"] - heard) / gamma
-    density = -(off**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
+    off = (tree["observed_data"].to_dataset() - tree["posterior_predictive"].to_dataset()) / gamma
+    density = sum(
+        -(part**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
+        for part in in_channels(off["mixture"], off.get(SIDE))
+    )
     return density.transpose("chain", "draw", "time").rename("mixture").to_dataset()
+
+
+def _mixed(weights: NDArray[Any], sources: NDArray[Any]) -> NDArray[Any]:
+    """Sum over sources ``(..., source, time)``, each times its gain."""
+    mixed: NDArray[Any] = np.einsum("...k,...kt->...t", weights, sources)
+    return mixed
 
 
 def level_db(sources: NDArray[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from pyro_sep.priors.stereo import (
 )
 from pyro_sep.separation import estimate_cost, separate_batch, separation_from_draws
 from pyro_sep.trace import load_trace, save_trace
+from pyro_sep.trace.dataset import log_likelihood
 
 LEVEL, SIGMA = 0.5, 0.2
 FAST = {"levels": 6, "candidates": 1, "cooling": 2, "warmup": 2, "swaps": 0, "replicas": 0}
@@ -228,6 +229,24 @@ def test_what_is_given_has_a_channel_axis(tmp_path: Path) -> None:
         separate(mixtures[0, 0], priors, **options)
     with pytest.raises(ValueError, match=r"true_sources: .* \(source, channel, time\)"):
         separate(mixtures[0], priors, true_sources=true[0, :, 0], **options)
+
+
+def test_the_likelihood_is_that_of_both_channels() -> None:
+    torch.manual_seed(0)
+    mixture, gamma = 0.5 * torch.randn(2, 300), 0.05
+    how = {"constraint": "gaussian", "noise_scale": gamma, "gains": (1, 0.5)}
+    trace = separate(mixture, gaussians(), draws=3, **how, **FAST).trace
+    drawn = trace["posterior"].to_dataset().isel(chain=0, draw=1)
+    mid, side = (
+        torch.from_numpy(drawn[name].values).double() * torch.tensor([[1.0], [0.5]])
+        for name in ("sources", "side")
+    )
+    heard = torch.stack([(mid + side).sum(0), (mid - side).sum(0)])
+    expected = torch.distributions.Normal(heard, gamma).log_prob(mixture.double()).sum(0)
+    likelihood = log_likelihood(trace)
+    assert likelihood is not None
+    found = torch.from_numpy(likelihood["mixture"].values[0, 1])
+    assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_draws_of_another_sampler() -> None:
