@@ -239,6 +239,7 @@ def separate_at(
     priors: Priors,
     from_truth: bool = False,
     coarse: Priors | None = None,
+    initial: Tensor | None = None,
     **options: Any,
 ) -> tuple[Separation, Tensor]:
     """A separation at the priors' rate, and its stems at that of the mixture.
@@ -253,6 +254,7 @@ def separate_at(
         from_truth: whether chains begin at the true sources, without a search.
         coarse: priors at a lower rate, from whose stems chains begin, without a search of their
             own; the sources that ``priors`` has are taken of them.
+        initial: stems at the priors' rate, from which they begin.
         options: of :func:`pyro_sep.separate`.
 
     Returns:
@@ -260,7 +262,7 @@ def separate_at(
     """
     own = sample_rate_of(priors)
     observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
-    initial = true if from_truth else None
+    initial = true if from_truth else initial
     if coarse is not None:
         chosen = {name: coarse[name] for name in priors}
         stems = separate_at(mixture, sources, rate, chosen, **options)[1]

@@ -17,8 +17,12 @@ of the posterior begin from the stems of priors at a lower rate.
     mask        the ideal ratio mask, made from the true stems: what no mask can surpass by much
     isdm        the Dirac sampler of Mariani et al. 2023 (arXiv 2302.02257) with our priors
     posterior   ``pyro_sep.separate``
-    true-start  the same, its chains begun at the true stems: what is lost from there the priors
-                have given away, and the rest of what the posterior lacks was lost by the search
+    pooled      the mean of the posteriors of --priors and of --coarse, from whose stems chains of
+                the former begin: that of a model by which either set may be the right one, with a
+                probability of a half
+    true-start  the same as posterior, its chains begun at the true stems: what is lost from there
+                the priors have given away, and the rest of what the posterior lacks was lost by the
+                search
 
 Printed are SI-SDR, its improvement over the mixture and museval's SDR in dB, of each stem of each
 track, and their medians. OUT/METHOD.csv has these by stem, with its level in dB of full scale, and
@@ -31,7 +35,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -73,9 +77,9 @@ from pyro_sep.priors.stereo import in_stereo
 from pyro_sep.results.writer import write_separation
 from pyro_sep.trace.dataset import level_db
 
-METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "true-start")
+METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "pooled", "true-start")
 MONO = ("nmf", "isdm")
-SLOW = ("nmf", "isdm", "true-start")  # not made unless they are named
+SLOW = ("nmf", "isdm", "pooled", "true-start")  # not made unless they are named
 RATE = 16_000  # Hz, of the excerpts
 TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 ISDM_STEPS = 75  # about what our default preset takes
@@ -135,11 +139,11 @@ def main(
     settings = {"tracks": tracks.name, "priors": priors, "start": start, "seconds": seconds}
     settings |= {} if wide is None else {"wide": wide}
     table = {}
-    for method in chosen_methods(methods, training, [*named.values()], wide is not None):
+    for method in chosen_methods(methods, training, coarse, [*named.values()], wide is not None):
         known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
-        if method in ("posterior", "true-start"):
+        if method in ("posterior", "pooled", "true-start"):
             known |= {"preset": preset, "chains": chains}
-        if method == "posterior" and coarse is not None:
+        if method in ("posterior", "pooled") and coarse is not None:
             known |= {"coarse": coarse}
         figures = partial(measure, method, own, lower, seed, preset, chains, training, out)
         rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
@@ -165,7 +169,11 @@ def chosen(tracks: Path, only: str | None) -> list[Track]:
 
 
 def chosen_methods(
-    methods: str | None, training: Path | None, items: Sequence[Excerpt], stereo: bool
+    methods: str | None,
+    training: Path | None,
+    coarse: str | None,
+    items: Sequence[Excerpt],
+    stereo: bool,
 ) -> list[str]:
     """The methods in a list, or those that take little time and can separate all tracks."""
     if methods is not None:
@@ -177,6 +185,8 @@ def chosen_methods(
         raise ValueError(
             f"methods: got {mono[0]} with --wide, expected others: it is of mono audio"
         )
+    if "pooled" in names and coarse is None:
+        raise ValueError("methods: got pooled, expected a second set of priors; give --coarse")
     if "nmf" in names and training is None:
         raise ValueError("methods: got nmf, expected tracks to learn from too; give --training")
     return names
@@ -241,6 +251,8 @@ def measure(
                 "agreement": {row.name: row.agreement for row in found.sources},
                 "log_prior": mean_log_prior(result.trace),
             }
+        elif method == "pooled":
+            estimate = pooled(item, own, cast(Priors, coarse), seed, preset, chains)
         elif method == "nmf":
             estimate = nmf(item.mixture, learned(training, item.stems, seed))
         else:
@@ -257,6 +269,18 @@ def measure(
             | further
         )
     return rows
+
+
+def pooled(
+    item: Excerpt, priors: Priors, coarse: Priors, seed: int, preset: Any, chains: int | None
+) -> Tensor:
+    """The mean of two posteriors, chains of the second from the stems of the first."""
+    audio = (item.mixture, item.sources, RATE)
+    options: dict[str, Any] = {"seed": seed, "preset": preset, "chains": chains}
+    chosen = {name: coarse[name] for name in priors}
+    stems = separate_at(*audio, chosen, **options)[1]
+    begun = resample(stems, RATE, sample_rate_of(priors))
+    return (stems + separate_at(*audio, priors, initial=begun, **options)[1]) / 2
 
 
 def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:

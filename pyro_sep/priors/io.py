@@ -324,7 +324,7 @@ def shipped_sets() -> list[str]:
     """Names of the sets that ship.
 
     >>> shipped_sets()
-    ['guitar', 'music', 'music-4k', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
+    ['guitar', 'guitar-16k', 'music', 'music-4k', 'toy', 'toy/flow', 'toy/wavenet', 'toy/oracle']
     """
     return [*_shipped(), ORACLE]
 

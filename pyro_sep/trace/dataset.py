@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -27,7 +27,6 @@ from pyro_sep.workers import without_cluster
 
 if TYPE_CHECKING:
     import arviz
-    import torch
 
 PACKAGES = ("torch", "pyro-ppl", "arviz", "xarray")
 TRACE = "trace.nc"  # name of the file among results
@@ -37,7 +36,7 @@ NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
 SIDE = "side"  # variable: half of left less right
-Sound = TypeVar("Sound", NDArray[Any], xr.DataArray, "torch.Tensor")
+Sound = Any  # an array of NumPy or xarray, or a tensor
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 

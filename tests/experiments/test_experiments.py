@@ -150,7 +150,7 @@ def test_separate_toy_prints_and_writes_its_figures(priors: Path, tmp_path: Path
         (("--device", "abacus"), "device: got 'abacus', expected cpu or one that is here ("),
         (
             ("--priors", "none"),
-            "priors: got 'none', expected a shipped set (guitar, music, music-4k, ",
+            "priors: got 'none', expected a shipped set (guitar, guitar-16k, music, music-4k, ",
         ),
     ],
 )

@@ -86,7 +86,10 @@ def test_chains_begin_from_the_stems_of_coarser_priors(
 ) -> None:
     coarse = str(_untrained(tmp_path / "coarse", RATE // 4))
     options = {"tracks": tracks, "priors": str(priors), "seconds": 1.0, "count": 1, "chains": 1}
-    script.main(**options, methods="posterior", coarse=coarse, out=tmp_path / "out")
+    script.main(**options, methods="posterior,pooled", coarse=coarse, out=tmp_path / "out")
+    assert pd.read_csv(tmp_path / "out" / "pooled.csv")["improvement"].notna().all()
+    with pytest.raises(ValueError, match="methods: got pooled, expected a second set"):
+        script.main(**options, methods="pooled", out=tmp_path / "none")
     known = json.loads((tmp_path / "out" / "posterior.json").read_text())["settings"]
     assert known["coarse"] == coarse
     trace = load_trace(tmp_path / "out" / "a" / "posterior" / "trace.nc")
