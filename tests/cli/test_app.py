@@ -248,7 +248,10 @@ def test_hours_of_work_are_asked_for_in_a_terminal(
 
 def test_priors_have_no_default(call, stereo: Path, tmp_path: Path) -> None:
     outcome = call("separate", stereo, "--out", tmp_path / "out")
-    refused(outcome, "priors: got none, expected a shipped set (guitar, guitar-16k, music, music-4k, toy, ")
+    refused(
+        outcome,
+        "priors: got none, expected a shipped set (guitar, guitar-16k, music, music-4k, toy, ",
+    )
 
 
 @pytest.mark.parametrize(
@@ -915,7 +918,7 @@ def test_bad_priors(call, priors: Path, stereo: Path, tmp_path: Path, case: str)
 def test_unknown_names(call, priors: Path, stereo: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     to = ("--out", out)
-    message = "priors: got 'orchestra', expected a shipped set (guitar, guitar-16k, music, music-4k, toy, "
+    message = "priors: got 'orchestra', expected a shipped set (guitar, guitar-16k, music, "
     refused(call("separate", stereo, "--priors", "orchestra", *to), message)
     (tmp_path / "empty").mkdir()
     message = "empty: no *.safetensors in it; train priors with `pyro-sep train`"
