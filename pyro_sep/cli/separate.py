@@ -160,7 +160,7 @@ def separate(
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
     if wide is not None:
-        chosen = in_stereo(chosen, wide.split(","))
+        chosen = in_stereo(chosen, [name.strip() for name in wide.split(",")])
     plan = Plan(
         priors=chosen,
         files=StemFiles(audio_format, native, residual, write_draws),

@@ -170,7 +170,7 @@ def check_separable(priors: Priors) -> None:
     check_priors(priors)
     for name, prior in priors.items():
         check_source_name(name)
-        network = getattr(prior, "network", None)
+        network = getattr(getattr(prior, "mono", prior), "network", None)
         dtype = torch.float32 if network is None else next(network.parameters()).dtype
         if dtype != torch.float32:
             raise ValueError(

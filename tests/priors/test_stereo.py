@@ -249,6 +249,12 @@ def test_the_likelihood_is_that_of_both_channels() -> None:
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_networks_of_another_type_are_refused() -> None:
+    priors = {name: prior.to(torch.float64) for name, prior in load_priors("guitar").items()}
+    with pytest.raises(ValueError, match=r"priors: got weights of torch.float64 for 'guitar'"):
+        separate(torch.randn(2, 512), in_stereo(priors, ["guitar"]))
+
+
 def test_draws_of_another_sampler() -> None:
     torch.manual_seed(0)
     noisy, mixture = torch.randn(1, 3, 2, 512), torch.randn(2, 256)
