@@ -254,7 +254,7 @@ def separate_at(
         from_truth: whether chains begin at the true sources, without a search.
         coarse: priors at a lower rate, from whose stems chains begin, without a search of their
             own; the sources that ``priors`` has are taken of them.
-        initial: stems at the priors' rate, from which they begin.
+        initial: stems at the mixture's rate, from which they begin.
         options: of :func:`pyro_sep.separate`.
 
     Returns:
@@ -262,12 +262,11 @@ def separate_at(
     """
     own = sample_rate_of(priors)
     observed, true = (resample(audio, rate, own) for audio in (mixture, sources))
-    initial = true if from_truth else initial
     if coarse is not None:
         chosen = {name: coarse[name] for name in priors}
-        stems = separate_at(mixture, sources, rate, chosen, **options)[1]
-        initial = resample(stems, rate, own)
-    result = separate(observed, priors, true_sources=true, initial=initial, **options)
+        initial = separate_at(mixture, sources, rate, chosen, **options)[1]
+    begun = true if from_truth else None if initial is None else resample(initial, rate, own)
+    result = separate(observed, priors, true_sources=true, initial=begun, **options)
     channels = in_channels(result.contributions, result.side)
     stems = torch.stack(channels, 1) if len(channels) > 1 else result.contributions
     return result, upmixed(stems, observed, priors, mixture, rate)

@@ -279,8 +279,7 @@ def pooled(
     options: dict[str, Any] = {"seed": seed, "preset": preset, "chains": chains}
     chosen = {name: coarse[name] for name in priors}
     stems = separate_at(*audio, chosen, **options)[1]
-    begun = resample(stems, RATE, sample_rate_of(priors))
-    return (stems + separate_at(*audio, priors, initial=begun, **options)[1]) / 2
+    return (stems + separate_at(*audio, priors, initial=stems, **options)[1]) / 2
 
 
 def mean_log_prior(trace: xr.DataTree) -> dict[str, float]:

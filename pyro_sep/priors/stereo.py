@@ -134,7 +134,7 @@ class StereoPrior(TorchDistribution):
         left, right = deinterleave(value).unbind(-2)
         if self.place == "wide":
             return self.law.log_prob(torch.stack([left, right])).sum(0)
-        mean, half = (left + right) / 2, (left - right) / 2
+        mean, half = _mean_and_half(left, right)
         noise = Normal(0.0, self._half(half), validate_args=False).log_prob(half).sum(-1)
         return self.law.log_prob(mean) + noise - left.shape[-1] * math.log(2)
 
@@ -146,7 +146,7 @@ class StereoPrior(TorchDistribution):
         left, right = deinterleave(value).unbind(-2)
         if self.place == "wide":
             return misfit(self.law, torch.stack([left, right])).mean(0)
-        mean, half = (left + right) / 2, (left - right) / 2
+        mean, half = _mean_and_half(left, right)
         return (misfit(self.law, mean) + (half / self._half(half)).square().mean(-1)) / 2
 
     def _half(self, like: Tensor) -> Tensor:
@@ -200,11 +200,16 @@ def interleave(audio: Tensor) -> Tensor:
     return audio.mT.flatten(-2)
 
 
-def deinterleave(frame: Tensor, channels: int = CHANNELS) -> Tensor:
-    """The channels ``(..., channel, time)`` of a frame of :func:`interleave`.
+def _mean_and_half(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of two channels, and half their difference."""
+    return (left + right) / 2, (left - right) / 2
+
+
+def deinterleave(frame: Tensor) -> Tensor:
+    """The two channels ``(..., channel, time)`` of a frame of :func:`interleave`.
 
     >>> deinterleave(torch.tensor([1, 10, 2, 20]))
     tensor([[ 1,  2],
             [10, 20]])
     """
-    return frame.unflatten(-1, (-1, channels)).mT
+    return frame.unflatten(-1, (-1, CHANNELS)).mT
