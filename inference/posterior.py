@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from pyro_sep.inference.conditioning import divide
 from pyro_sep.inference.gain_errors import GainErrors, fit_gain_errors
 from pyro_sep.inference.state import Evaluation
 from pyro_sep.inference.steps.permutation import reassign
@@ -52,6 +53,8 @@ class AnnealedPosterior:
         exact: whether the sources add up to the mixture.
         present: whether each source is present ``(batch, source)``, of priors that may be silent
             (:class:`pyro_sep.priors.SpikeAndSlab`); not decided where None.
+        by_spectrum: whether what clean draws lack of the mixture is divided by their spectra, as of
+            recordings (:mod:`~pyro_sep.inference.conditioning`); else among all alike.
 
     >>> from pyro_sep.mixing.known import Mixing
     >>> from pyro_sep.priors.io import load_priors
@@ -67,6 +70,7 @@ class AnnealedPosterior:
     mixing: LinearMixing
     exact: bool = False
     present: Tensor | None = None
+    by_spectrum: bool = False
 
     @property
     def may_be_silent(self) -> bool:
@@ -275,7 +279,8 @@ class AnnealedPosterior:
                   \sum_k a_k^2 + \gamma^2) I\bigr) \prod_k p_k(s_k)
 
         before draw and mean are conditioned on the mixture, which removes the errors that it rules
-        out. Where the priors are right this is wider than the posterior under gamma alone.
+        out; ``by_spectrum`` with the covariance above. Where the priors are right this is wider
+        than the posterior under gamma alone.
 
         Where priors err in gains (``gain_error`` above 0), the errors are drawn given the mixture
         first, see :mod:`~pyro_sep.inference.gain_errors`: D is taken at the noisy sources whose
@@ -291,6 +296,8 @@ class AnnealedPosterior:
             Draw and mean, each ``(batch, source, time)``.
         """
         noisy, expected = sources, self._tweedie(sources, evaluation, sigma)
+        if self.exact and self.by_spectrum:  # the projected gradient has lost what they lack
+            expected = self._expected(sources, sigma)
         drawn = mean = expected
         if clean_gradients(self.priors) > TANGENTS:
             first = self._expected(sources, sigma)
@@ -298,15 +305,29 @@ class AnnealedPosterior:
             noisy = self.tie(sources + OVERSHOOT * errors[..., None] * first)
             expected = self._expected(noisy, sigma)
             left = self._gain_errors(expected, sigma)
-            drawn = self.tie((1 + left.draw(generator)[..., None]) * expected)
-            mean = self.tie((1 + left.mean[..., None]) * expected)
+            drawn = (1 + left.draw(generator)[..., None]) * expected
+            mean = (1 + left.mean[..., None]) * expected
+            if not self.by_spectrum:
+                drawn, mean = self.tie(drawn), self.tie(mean)
         noise = self.project(torch.empty_like(sources).normal_(generator=generator))
         spread = torch.zeros_like(noise)
         for _ in range(TANGENTS):
             nudged = noisy + NUDGE * sigma * (noise - spread)
             moved = self.project(self._expected(nudged, sigma) - expected)
             spread = spread + moved / (NUDGE * sigma)
-        return self._condition(drawn + sigma * spread, sigma), self._condition(mean, sigma)
+        drawn = drawn + sigma * spread
+        if self.by_spectrum:
+            return self._divide(drawn, expected, sigma), self._divide(mean, expected, sigma)
+        return self._condition(drawn, sigma), self._condition(mean, sigma)
+
+    def _divide(self, clean: Tensor, expected: Tensor, sigma: float) -> Tensor:
+        """Clean sources, conditioned on the mixture by the spectra of those expected."""
+        prior, mixing = self.priors[0], self.mixing
+        lacking, noise = mixing.residual(self.mixture, clean), mixing.noise(clean)
+        noise = torch.zeros_like(noise) if self.exact else noise
+        law = (prior.sample_rate, getattr(prior, "channels", 1))
+        given = divide(lacking, expected, mixing.weights(clean), noise, sigma, *law)
+        return self.tie(clean + given)  # up to rounding it is there already
 
     def _gain_errors(self, clean: Tensor, sigma: float) -> GainErrors:
         """The law of the gain errors of denoised sources, which need not add up to the mixture."""
@@ -332,9 +353,9 @@ class AnnealedPosterior:
         return clean if self.exact else self.mixing.condition_on(self.mixture, clean, sigma)
 
 
-def clean_gradients(priors: Sequence[Prior]) -> int:
-    """Gradients that a clean draw takes."""
-    return TANGENTS + (REFITS if any(map(gain_error, priors)) else 0)
+def clean_gradients(priors: Sequence[Prior], lacking: bool = False) -> int:
+    """Gradients that a clean draw takes, with what an exact mixture lacks of it or without."""
+    return TANGENTS + lacking + (REFITS if any(map(gain_error, priors)) else 0)
 
 
 @torch.no_grad()

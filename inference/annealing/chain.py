@@ -97,7 +97,8 @@ def _block(run: Run, count: int, mixtures: int) -> Draws:
             clean, mean = target.draw_clean(
                 chain.position, chain.evaluation, sigma, run.evaluator.generator
             )
-            run.evaluator.count(chain.position, clean_gradients(target.priors))
+            gradients = clean_gradients(target.priors, target.exact and target.by_spectrum)
+            run.evaluator.count(chain.position, gradients)
             audio.append((clean, mean, chain.position))
             latents.append(target.mixing.latents())
             orders.append(cast(Tensor, run.assignment))

@@ -286,6 +286,7 @@ def separate_batch(  # noqa: D417
         )
     tie = _constraint(constraint, mixing, presence is not None, inferred, store is not None)
     estimate_name = resolve_estimate(priors, estimate)
+    average = estimate_name == "mean"
     time = observed.shape[-1]
     loudness = relative_loudness(observed, priors, mixing)
     plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **given)
@@ -339,7 +340,7 @@ def separate_batch(  # noqa: D417
 
     def posterior(batch: Tensor) -> AnnealedPosterior:
         own = start_mixing(batch, priors, mixing, infer_gains, infer_noise) if inferred else mixing
-        return AnnealedPosterior(batch, laws, own, tie == "exact")
+        return AnnealedPosterior(batch, laws, own, tie == "exact", by_spectrum=average)
 
     def log_density(i: int, noisy: Tensor) -> Tensor:
         target = posterior(observed[i].expand(len(noisy), -1))
@@ -374,7 +375,7 @@ def separate_batch(  # noqa: D417
         recorder,
         None if place is None else Checkpoint(place, identity),
         progress,
-        estimate_name == "mean",
+        average,
         None if begun is None else begun.sources,
     )
     gradients = descent.gradients + (0 if begun is None else round(COST))
@@ -453,7 +454,12 @@ def separation_from_draws(
         true = checked_sources("true_sources", true_sources, shape, _axes("source", priors))
         true_sources = frames("true_sources", true, priors)
     batch = noisy.flatten(0, 1)
-    target = AnnealedPosterior(mixture.expand(len(batch), -1), tuple(priors.values()), mixing)
+    target = AnnealedPosterior(
+        mixture.expand(len(batch), -1),
+        tuple(priors.values()),
+        mixing,
+        by_spectrum=resolve_estimate(priors) == "mean",
+    )
     evaluation = target.evaluate(batch, sigma)
     generator = torch.Generator(mixture.device).manual_seed(seed)
     clean, means = (

@@ -131,7 +131,8 @@ def estimate_cost(
     starts, length = split(frame, section, frame_time(laws, 1))
     overlap = len(starts) * length / frame if initial is None else 0.0
     kind = (len(laws), silent, average)
-    gradients = plan.chains * count_gradients(plan, *kind, overlap, clean_gradients(laws))
+    clean = clean_gradients(laws, average and not whole)  # whole: not exact
+    gradients = plan.chains * count_gradients(plan, *kind, overlap, clean)
     gradients += 0 if initial is None else COST
     batch = count * plan.chains * plan.candidates
     ends = (plan.sigma_max, plan.sigma_min)

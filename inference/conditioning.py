@@ -1,0 +1,97 @@
+r"""What clean sources lack of their mixture, divided among them by their spectra.
+
+Given noisy sources x at level sigma, clean ones have the mean :math:`D_k(x_k)` and the covariance
+:math:`\sigma^2 J_k` (:meth:`pyro_sep.inference.AnnealedPosterior.draw_clean`). The mixture with its
+noise gamma is the sum of all, so by Gaussian conditioning source k is given
+
+.. math:: a_k J_k \Bigl(\sum_j a_j^2 J_j + \frac{\gamma^2}{\sigma^2}\Bigr)^{-1} r, \qquad
+          r = m - \sum_j a_j s_j
+
+Far below the noise a source has a small J: what the sources lack of the mixture there is hardly
+its own, and is that of whichever source sounds. The J of learned densities is too inexact to be
+inverted. So it is taken to be that of a Gaussian source of the power S in every cell of a
+short-time Fourier transform, which is denoised by a Wiener filter:
+
+.. math:: J = \frac{S}{S + \sigma^2}, \qquad |D|^2 = \frac{S^2}{S + \sigma^2}, \qquad
+          S = \tfrac12 \Bigl(|D|^2 + \sqrt{|D|^4 + 4 \sigma^2 |D|^2}\Bigr)
+
+with sigma^2 the power of the noise in a cell. Of two channels, their mean and difference have
+spectra of their own.
+
+The covariance of a diffusion posterior for its conditioning: Boys et al. 2023 (arXiv 2310.06721),
+Rozet et al. 2024 (arXiv 2405.13712); Wiener filters of mixtures: Benaroya et al. 2003 (ICASSP).
+"""
+
+import torch
+from torch import Tensor
+
+from pyro_sep.audio.treble import frame_size, transform
+from pyro_sep.priors.stereo import deinterleave, interleave
+
+LEAST = 1e-9  # J of a source that is silent: where all are, each is given the same
+
+
+def divide(
+    lacking: Tensor,
+    expected: Tensor,
+    weights: Tensor,
+    noise: Tensor,
+    sigma: float,
+    rate: int,
+    channels: int = 1,
+) -> Tensor:
+    """What each source is given of what all lack of their mixture, by the equations above.
+
+    Args:
+        lacking: r, ``(batch, time)``; of two channels, left and right by turns.
+        expected: D(x), ``(batch, source, time)``.
+        weights: the gains ``(..., source, 1)``.
+        noise: gamma, ``(...)``, a scalar or of every element of the batch.
+        sigma: noise level of x.
+        rate: audio samples a second of a channel.
+        channels: 1 or 2.
+
+    Returns:
+        ``(batch, source, time)``; without noise of the mixture the gains times these add up to
+        ``lacking``.
+
+    >>> tone, silence = (torch.arange(800) / 4).sin(), torch.zeros(800)
+    >>> given = divide(0.1 * tone[None], torch.stack([tone, silence])[None], torch.ones(2, 1),
+    ...                torch.zeros(()), sigma=0.1, rate=8_000)
+    >>> given.square().mean(-1)[0] / (0.1 * tone).square().mean() > torch.tensor([0.99, -1])
+    tensor([True, True])
+    """
+    size = frame_size(rate)
+    window = torch.hann_window(size, dtype=expected.dtype, device=expected.device)
+    power = _cells(expected, rate, channels).abs().square() / (sigma**2 * window.square().sum())
+    prior = (power + (power.square() + 4 * power).sqrt()) / 2  # S in units of the noise
+    gain = (prior / (1 + prior)).clamp(min=LEAST)
+    gains, rest = weights[..., None, None], (noise / sigma).square().reshape(-1, 1, 1, 1, 1)
+    share = gains * gain / ((gains.square() * gain).sum(-4, keepdim=True) + rest)
+    cells = share * _cells(lacking, rate, channels)[..., None, :, :, :]
+    time = lacking.shape[-1] // channels
+    rows = torch.istft(cells.flatten(0, -3), size, size // 4, window=window, length=time)
+    return _frame(rows.reshape(*cells.shape[:-2], time), channels)
+
+
+def _cells(frame: Tensor, rate: int, channels: int) -> Tensor:
+    """Transforms ``(..., row, frequency, moment)`` of audio ``(..., time)``."""
+    rows = _rows(frame, channels)
+    found = transform(rows.flatten(0, -2), rate)
+    return found.reshape(*rows.shape[:-1], *found.shape[-2:])
+
+
+def _rows(frame: Tensor, channels: int) -> Tensor:
+    """Audio ``(..., row, time)`` with independent noise: that of one channel, or mid and side."""
+    if channels == 1:
+        return frame[..., None, :]
+    left, right = deinterleave(frame).unbind(-2)
+    return torch.stack([left + right, left - right], -2) / 2**0.5
+
+
+def _frame(rows: Tensor, channels: int) -> Tensor:
+    """The frame ``(..., time)`` of rows ``(..., row, time)``."""
+    if channels == 1:
+        return rows[..., 0, :]
+    mid, side = rows.unbind(-2)
+    return interleave(torch.stack([mid + side, mid - side], -2) / 2**0.5)
