@@ -60,7 +60,7 @@ class SpikeAndSlab(TorchDistribution):
         self.prior = prior.condition(level)
         self.sigma = torch.as_tensor(getattr(self.prior, "sigma", level))
         self.name, self.sample_rate = prior.name, prior.sample_rate
-        self.gain_error = gain_error(prior)
+        self.gain_error, self.channels = gain_error(prior), getattr(prior, "channels", 1)
         for what, default in UNSTATED.items():
             setattr(self, what, getattr(prior, what, default))
         event_shape = cast(TorchDistribution, prior).event_shape
