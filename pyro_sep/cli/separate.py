@@ -28,7 +28,7 @@ def separate(
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its OUT/TRACK.")],
     priors: Annotated[
-        str | None, typer.Option(help="Sets that ship or folders, joined by +, as music+MINE.")
+        str | None, typer.Option(help="Required: a set that ships, as music-4k, or a folder; several joined by +.")
     ] = None,
     stems: Annotated[
         str | None, typer.Option(help="Sources of the set that are in the mixture, by commas.")
@@ -92,7 +92,7 @@ def separate(
     ] = None,
     page: Annotated[bool, typer.Option("--report", help="Also report.html, to listen.")] = False,
     residual: Annotated[
-        bool, typer.Option("--residual", help="Also residual.wav: what no prior explains.")
+        bool, typer.Option("--residual", help="Also residual.wav: what the stems leave out.")
     ] = False,
     write_draws: Annotated[
         int, typer.Option(min=0, help="Number of draws of each stem as audio, draws/STEM_01.wav.")
