@@ -7,8 +7,8 @@ recordings of that source alone, for each half octave j above r / 2,
 
 with P the power per hertz in that half octave and in the topmost octave of the band, which ends 5 %
 below r / 2 where resampling leaves little, averaged over all recordings and moments. By these
-ratios :mod:`pyro_sep.audio.wiener` expects the power of a stem above the band from what it has in
-the topmost octave.
+ratios :mod:`pyro_sep.audio.wiener` expects the power of a stem above the band from what it has near
+its top.
 """
 
 import math

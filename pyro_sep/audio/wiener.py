@@ -13,8 +13,8 @@ at the exponent 2. So stems that are mixed down again are the posterior itself, 
 and treble are the filter's; filtering the whole recording would give away the phases that the
 posterior knows.
 
-Above the band the posterior says nothing. There each frame's powers are those in the topmost octave
-of the band, times what such a source has above it (:mod:`pyro_sep.audio.treble`): what is brightest
+Above the band the posterior says nothing. There each frame's powers are those in the topmost half
+octave of the band, times what such a source has above it (:mod:`pyro_sep.audio.treble`): what is brightest
 below goes on above, cymbals further than a bass. One frame alone tells that poorly, so half of the
 power is that of the frame, and half its average over about a second (Hann window of 1.6 s).
 """
@@ -74,8 +74,9 @@ def wiener_upmix(
     powers = [transform(part, to_rate).abs().square() for part in parts]
     if rate != to_rate:
         known = known_bins(rate, to_rate)
+        topmost = slice(round(known / 2**0.5), known)
         for power in powers:
-            top = power[known // 2 : known].mean(0)
+            top = power[topmost].mean(0)
             power[known:] = (top + _averaged(top, to_rate)) / 2
     if rate < to_rate and treble and all(treble):
         for power, own in zip(powers, treble, strict=False):  # what is left has none of its own

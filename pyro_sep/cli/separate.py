@@ -28,7 +28,10 @@ def separate(
     ],
     out: Annotated[Path, typer.Option(help="Folder; each file's results go to its OUT/TRACK.")],
     priors: Annotated[
-        str | None, typer.Option(help="Required: a set that ships, as music-4k, or a folder; several joined by +.")
+        str | None,
+        typer.Option(
+            help="Required: a set that ships, as music-4k, or a folder; several joined by +."
+        ),
     ] = None,
     stems: Annotated[
         str | None, typer.Option(help="Sources of the set that are in the mixture, by commas.")
