@@ -14,9 +14,10 @@ and treble are the filter's; filtering the whole recording would give away the p
 posterior knows.
 
 Above the band the posterior says nothing. There each frame's powers are those in the topmost half
-octave of the band, times what such a source has above it (:mod:`pyro_sep.audio.treble`): what is brightest
-below goes on above, cymbals further than a bass. One frame alone tells that poorly, so half of the
-power is that of the frame, and half its average over about a second (Hann window of 1.6 s).
+octave of the band, times what such a source has above it (:mod:`pyro_sep.audio.treble`): what is
+brightest below goes on above, cymbals further than a bass. One frame alone tells that poorly, so
+half of the power is that of the frame, and half its average over about a second (Hann window of
+1.6 s).
 """
 
 from collections.abc import Sequence
