@@ -71,6 +71,17 @@ def test_above_the_band_the_topmost_octave_goes_on() -> None:
         assert si_sdr(stems[k, 0, part], bright[k, part]) > 20
 
 
+def test_treble_rings_on_between_strokes() -> None:
+    """In the band a cymbal is heard at its strokes alone, beside a bass; above it goes on."""
+    strokes = (torch.arange(TIME) % 11_025) < 2_205  # 50 ms of every 250 ms
+    bass, cymbal = band(0, 100, 500), band(2, 10_000, 14_000)
+    contributions = torch.stack([bass, band(1, 6_000, 7_500) * strokes])
+    recording = (contributions.sum(0) + cymbal)[None]
+    stems = wiener_upmix(mono(contributions[:, None]), mono(recording), RATE, recording, TO_RATE)
+    true = torch.stack([contributions[0], contributions[1] + cymbal])
+    assert si_sdr(stems[:, 0], true).min() > 15
+
+
 def test_at_the_same_rate_every_frequency_is_known() -> None:
     low, high = band(0, 100, 2_000), band(1, 16_000, 21_000)
     recording = (low + high).expand(2, -1)
