@@ -133,7 +133,7 @@ class StereoPrior(TorchDistribution):
         """Log density in nats, summed over time and channels, by the equations above."""
         left, right = deinterleave(value).unbind(-2)
         if self.place == "wide":
-            return self.law.log_prob(torch.stack([left, right])).sum(0)
+            return self.law.log_prob(self._takes(left, right)).sum(0)
         mean, half = _mean_and_half(left, right)
         noise = Normal(0.0, self._half(half), validate_args=False).log_prob(half).sum(-1)
         return self.law.log_prob(mean) + noise - left.shape[-1] * math.log(2)
@@ -145,9 +145,14 @@ class StereoPrior(TorchDistribution):
         """
         left, right = deinterleave(value).unbind(-2)
         if self.place == "wide":
-            return misfit(self.law, torch.stack([left, right])).mean(0)
+            return misfit(self.law, self._takes(left, right)).mean(0)
         mean, half = _mean_and_half(left, right)
         return (misfit(self.law, mean) + (half / self._half(half)).square().mean(-1)) / 2
+
+    def _takes(self, *channels: Tensor) -> Tensor:
+        """Both channels ``(2, ..., time)``, each with the batch of noise levels."""
+        shape = torch.broadcast_shapes(channels[0].shape[:-1], self.batch_shape)
+        return torch.stack([audio.expand(*shape, audio.shape[-1]) for audio in channels])
 
     def _half(self, like: Tensor) -> Tensor:
         """Std of half the difference of the channels of noise, a column."""
@@ -169,6 +174,9 @@ def in_stereo(priors: Priors, wide: Collection[str] = ()) -> dict[str, StereoPri
     {'guitar': 'wide', 'rest': 'centre'}
     """
     check_priors(priors)
+    if isinstance(wide, str):
+        raise ValueError(f"wide: got {wide!r}, expected a list of names of sources, as [{wide!r}]")
+    wide = tuple(wide)
     if unknown := [name for name in wide if name not in priors]:
         raise ValueError(f"wide: got {unknown[0]!r}, expected some of {', '.join(priors)}")
     if channels_of(priors) != 1:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
@@ -20,6 +21,7 @@ from pyro_sep.priors.stereo import (
     in_stereo,
     interleave,
 )
+from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.separation import estimate_cost, separate_batch, separation_from_draws
 from pyro_sep.trace import load_trace, save_trace
 from pyro_sep.trace.dataset import log_likelihood
@@ -140,6 +142,22 @@ def test_places_by_name() -> None:
         channels_of({"rest": priors["rest"], "guitar": stereo["guitar"]})
     with pytest.raises(ValueError, match="place: got 'left', expected one of centre, wide"):
         StereoPrior(priors["rest"], "left")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("place", ["wide", "centre"])
+def test_a_batch_of_levels_has_a_density_each(place: Any) -> None:
+    mono, frame = WaveformPrior.of("saw").frame(64), torch.randn(128)
+    levels = torch.tensor([0.1, 0.3, 0.5])
+    each = [StereoPrior(mono, place, float(level)).log_prob(frame) for level in levels]
+    found = StereoPrior(mono, place, levels).log_prob(frame)
+    assert torch.allclose(found, torch.stack(each), rtol=1e-5)
+
+
+def test_names_of_wide_sources_may_be_any_collection() -> None:
+    mono = {"wide": GaussianPrior("wide", 0.3), "centre": GaussianPrior("centre", 0.5)}
+    assert in_stereo(mono, (name for name in ["wide"]))["wide"].place == "wide"  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="wide: got 'wide', expected a list of names"):
+        in_stereo(mono, "wide")
 
 
 def gaussians() -> dict[str, StereoPrior]:
