@@ -36,7 +36,7 @@ from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
-from pyro_sep.trace.dataset import in_channels
+from pyro_sep.trace.dataset import left_and_right
 from pyro_sep.trace.draws import mode_probabilities
 from pyro_sep.viz.png import save_figure
 from pyro_sep.workers import local_cluster, spread
@@ -267,7 +267,7 @@ def separate_at(
         initial = separate_at(mixture, sources, rate, chosen, **options)[1]
     begun = true if from_truth else None if initial is None else resample(initial, rate, own)
     result = separate(observed, priors, true_sources=true, initial=begun, **options)
-    channels = in_channels(result.contributions, result.side)
+    channels = left_and_right(result.contributions, result.side)
     stems = torch.stack(channels, 1) if len(channels) > 1 else result.contributions
     return result, upmixed(stems, observed, priors, mixture, rate)
 

@@ -88,8 +88,8 @@ def load_audio(
     if stereo and (channel is not None or len(channels) != STEREO):
         got = f"{len(channels)} channels" if channel is None else f"channel {channel}"
         raise ValueError(
-            f"{owner}: got {got}, expected both of two channels, as sources are told apart by "
-            "where they stand; separate it in mono, without wide sources"
+            f"{owner}: got {got}, expected both of two channels, by which sources are told apart; "
+            "give audio of two, or separate in mono, without wide sources"
         )
     if channel is not None:
         channels, note = _chosen(owner, channels, channel)

@@ -8,7 +8,7 @@ import typer
 
 from pyro_sep.checks.names import printable
 from pyro_sep.cli.many import Scheduler, Workers, separate_by_workers
-from pyro_sep.cli.options import Device, mixing_options, torch_device
+from pyro_sep.cli.options import Device, listed, mixing_options, torch_device
 from pyro_sep.cli.outcomes import BEFORE, confirm_long, say_outcome
 from pyro_sep.cli.program import Batch, say
 from pyro_sep.progress import resumable
@@ -101,7 +101,8 @@ def separate(
         int, typer.Option(min=0, help="Number of draws of each stem as audio, draws/STEM_01.wav.")
     ] = 0,
     native: Annotated[
-        bool, typer.Option("--native", help="Stems mono, at the priors' rate: as drawn.")
+        bool,
+        typer.Option("--native", help="Stems at the priors' rate, mono without --wide: as drawn."),
     ] = False,
     audio_format: Annotated[
         Literal["wav", "flac"], typer.Option("--format", help="Format of the stems.")
@@ -163,7 +164,7 @@ def separate(
     if segment is not None:
         chosen = {name: prior.in_segments(segment) for name, prior in chosen.items()}
     if wide is not None:
-        chosen = in_stereo(chosen, [name.strip() for name in wide.split(",")])
+        chosen = in_stereo(chosen, listed("wide", wide))
     plan = Plan(
         priors=chosen,
         files=StemFiles(audio_format, native, residual, write_draws),

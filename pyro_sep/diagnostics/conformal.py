@@ -42,9 +42,9 @@ from pydantic import (
 )
 
 from pyro_sep.storage.files import save_json
-from pyro_sep.trace.dataset import FINGERPRINT, centroid, level_db
+from pyro_sep.trace.dataset import CHANNEL_TIME, FINGERPRINT, centroid, in_channels, level_db
 from pyro_sep.trace.draws import estimate_draws, select_draws
-from pyro_sep.trace.estimate import estimate_sources
+from pyro_sep.trace.estimate import estimate_channels
 
 CALIBRATION_MARK = '"kind"'  # by which a file is known
 FUNCTIONS = {  # of a source: title, unit and format
@@ -247,7 +247,7 @@ def draws_of(trace: xr.DataTree) -> xr.Dataset:
     """Every function of every draw, dims ``(chain, draw, source)``."""
     posterior = trace["posterior"].to_dataset()
     scalars = posterior[["level_db", "centroid"]]
-    return scalars.assign(si_sdr=_si_sdr_against(trace, posterior["sources"]))
+    return scalars.assign(si_sdr=_si_sdr_against(trace, in_channels(posterior, "sources")))
 
 
 def expected(trace: xr.DataTree) -> xr.Dataset:
@@ -266,12 +266,18 @@ def actual(trace: xr.DataTree) -> xr.Dataset:
         raise ValueError(
             "trace: got none of constant_data/true_sources, expected the sources that were mixed"
         )
-    true = constant["true_sources"]
-    audio = true.values
+    true = in_channels(constant, "true_sources")
+    quiet = np.ptp(true.values, (-2, -1)) == 0
+    if quiet.any():
+        raise ValueError(
+            f"trace: got a silent true source of {str(true['source'].values[quiet][0])!r}, "
+            "expected sound; leave out that mixture"
+        )
+    rate = int(constant["sample_rate"])
     values = xr.Dataset(
         {
-            "level_db": ("source", level_db(audio)),
-            "centroid": ("source", centroid(audio, int(constant["sample_rate"]))),
+            "level_db": ("source", level_db(true.values, CHANNEL_TIME)),
+            "centroid": ("source", centroid(true.values, rate, CHANNEL_TIME)),
         },
         {"source": true["source"]},
     )
@@ -337,14 +343,14 @@ def is_same(one: Any, other: Any) -> bool:
 
 
 def _si_sdr_against(trace: xr.DataTree, references: xr.DataArray) -> xr.DataArray:
-    """SI-SDR of the estimate if ``references`` were the truth."""
+    """SI-SDR of the estimate if references ``(..., channel, time)`` were the truth."""
     import torch  # here alone: reports read no torch without need
 
     from pyro_sep.evaluation.metrics import si_sdr
 
-    estimate = torch.from_numpy(estimate_sources(trace).values)
-    values = si_sdr(estimate, torch.from_numpy(references.values))
-    return references.isel(time=0, drop=True).copy(data=values.numpy())
+    estimate = torch.from_numpy(estimate_channels(trace).values).flatten(-2)
+    values = si_sdr(estimate, torch.from_numpy(references.values).flatten(-2))
+    return references.isel(channel=0, time=0, drop=True).copy(data=values.numpy())
 
 
 def _sorted(errors: xr.DataArray) -> xr.DataArray:

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import xarray as xr
 
-from pyro_sep.trace.dataset import TINY
+from pyro_sep.trace.dataset import TINY, in_channels
 from pyro_sep.trace.draws import estimate_draws, select_draws
 
 SUMMARIES = ("level_db", "centroid", "log_prior")
@@ -50,9 +50,10 @@ def audio_agreement(tree: xr.DataTree) -> xr.DataArray:
     .. math:: 1 - \max_{c \ne d} \frac{\sum_t (\bar s_{c,t} - \bar s_{d,t})^2}
               {\sum_t \bigl(\overline{s_{c,t}^2} + \overline{s_{d,t}^2}\bigr)}
 
-    with means over the draws of chains c and d. 1: the same audio; 0: nothing in common; below 0:
-    polarity is opposite. Draws that spread count as alike where their means are. A source that all
-    chains hold absent has no audio to compare, only what is left of the mixture: there it is 1.
+    with means over the draws of chains c and d, and sums over all channels too. 1: the same audio;
+    0: nothing in common; below 0: polarity is opposite. Draws that spread count as alike where
+    their means are. A source that all chains hold absent has no audio to compare, only what is left
+    of the mixture: there it is 1.
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
@@ -93,10 +94,14 @@ def agreement_over_time(tree: xr.DataTree, seconds: float = AGREEMENT_SECONDS) -
 
 
 def _chain_means(tree: xr.DataTree) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean and mean square over the draws, ``(chain, source, time)``."""
-    sources = tree["posterior"].to_dataset()["sources"]
-    means = sources.mean("draw", skipna=False).transpose("chain", "source", "time")
-    return means, (sources**2).mean("draw").transpose("chain", "source", "time")
+    """Over draws, the mean ``(chain, source, channel, time)``, the power ``(chain, source, time)``.
+
+    The power is a sum over channels.
+    """
+    sources = in_channels(tree["posterior"].to_dataset(), "sources")
+    means = sources.mean("draw", skipna=False).transpose("chain", "source", "channel", "time")
+    power = (sources**2).mean("draw").sum("channel", skipna=False)
+    return means, power.transpose("chain", "source", "time")
 
 
 def _windows(values: xr.DataArray, width: int) -> xr.DataArray:
@@ -113,7 +118,7 @@ def _agreement(
     total = _windows(power, width)
     pairs = [
         1
-        - _windows((means[c] - means[d]) ** 2, width)
+        - _windows(((means[c] - means[d]) ** 2).sum("channel", skipna=False), width)
         / (total.isel(chain=c) + total.isel(chain=d)).clip(min=TINY)
         for c, d in combinations(range(means.sizes["chain"]), 2)
     ]
@@ -167,8 +172,9 @@ def absent_contributions(tree: xr.DataTree) -> dict[str, float]:
         return {}
     absent = select_draws(posterior["presence"], draws).mean("draw") < 0.5
     gains = tree["constant_data"].to_dataset()["gains"]
-    power = ((gains * select_draws(posterior["sources"], draws).mean("draw")) ** 2).mean("time")
-    mixture = float((tree["observed_data"].to_dataset()["mixture"] ** 2).mean())
+    means = in_channels(select_draws(posterior, draws).mean("draw"), "sources")
+    power = ((gains * means) ** 2).mean(("channel", "time"))
+    mixture = float((in_channels(tree["observed_data"].to_dataset(), "mixture") ** 2).mean())
     return {
         str(name): 10 * math.log10(max(float(power.sel(source=name)) / max(mixture, TINY), TINY))
         for name in absent["source"].values[absent.values]
@@ -181,8 +187,8 @@ def mixture_residual(tree: xr.DataTree) -> float:
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`.
     """
-    observed = tree["observed_data"].to_dataset()["mixture"]
-    left = tree["posterior_predictive"].to_dataset()["mixture"] - observed
-    power = (left**2).mean(("draw", "time"), skipna=False).max("chain", skipna=False)
+    observed = in_channels(tree["observed_data"].to_dataset(), "mixture")
+    left = in_channels(tree["posterior_predictive"].to_dataset(), "mixture") - observed
+    power = (left**2).mean(("draw", "channel", "time"), skipna=False).max("chain", skipna=False)
     ratio = float(power) / max(float((observed**2).mean()), TINY)
     return 10 * math.log10(max(ratio, TINY))

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.draws import ALIKE, mode_draws, select_draws
 
 WINDOW = 0.05  # seconds
@@ -21,8 +22,8 @@ def chains_apart(trace: xr.DataTree, names: Sequence[str]) -> str:
         trace: of two chains or more.
         names: of the sources in which chains differ.
     """
-    means = trace["posterior"].to_dataset()["sources"].mean("draw").transpose("chain", ...)
-    return _describe(trace, [means.isel(chain=c) for c in range(len(means))], names, "chains")
+    means = in_channels(trace["posterior"].to_dataset().mean("draw"), "sources")
+    return _describe(trace, [means.sel(chain=c) for c in means["chain"]], names, "chains")
 
 
 def modes_apart(trace: xr.DataTree) -> tuple[tuple[str, ...], str]:
@@ -31,26 +32,37 @@ def modes_apart(trace: xr.DataTree) -> tuple[tuple[str, ...], str]:
     Args:
         trace: of two modes or more.
     """
-    sources = trace["posterior"].to_dataset()["sources"]
-    means = [select_draws(sources, mode_draws(trace, mode)).mean("draw") for mode in (0, 1)]
-    off, power = (means[0] - means[1]) ** 2, (means[0] ** 2 + means[1] ** 2).mean("time")
-    apart = off.mean("time") > ALIKE * power
-    names = tuple(str(name) for name in sources["source"].values[apart.values])
-    names = names or tuple(map(str, sources["source"].values))
+    posterior, whole = trace["posterior"].to_dataset(), ("channel", "time")
+    drawn = [select_draws(posterior, mode_draws(trace, mode)) for mode in (0, 1)]
+    means = [in_channels(version.mean("draw"), "sources") for version in drawn]
+    off, power = (means[0] - means[1]) ** 2, (means[0] ** 2 + means[1] ** 2).mean(whole)
+    apart = off.mean(whole) > ALIKE * power
+    names = tuple(str(name) for name in posterior["source"].values[apart.values])
+    names = names or tuple(map(str, posterior["source"].values))
     return names, _describe(trace, means, names, "explanations")
 
 
 def _describe(
     trace: xr.DataTree, versions: Sequence[xr.DataArray], names: Sequence[str], what: str
 ) -> str:
-    """What the two versions ``(source, time)`` that differ most put in different sources.
+    """What the two versions that differ most put in different sources.
 
-    They are compared in windows of 50 ms. The sound is named by the highest peak of the spectrum of
-    what one source has in one version and not in the other.
+    They are compared in windows of 50 ms, in the channel in which they differ most. The sound is
+    named by the highest peak of the spectrum of what one source has in one version and not in the
+    other.
+
+    Args:
+        trace: that they are of.
+        versions: of the sources, ``(source, channel, time)``.
+        names: of the sources that are compared.
+        what: versions are called.
     """
     constant = trace["constant_data"].to_dataset()
     rate, gains = int(constant["sample_rate"]), constant["gains"].sel(source=list(names)).values
-    means = np.stack([v.sel(source=list(names)).values for v in versions]) * gains[:, None]
+    axes = ("channel", "source", "time")
+    heard = [v.sel(source=list(names)).transpose(*axes).values * gains[:, None] for v in versions]
+    channel = int(np.var(heard, 0).sum((1, 2)).argmax())
+    means = np.stack(heard)[:, channel]
     pairs = combinations(range(len(means)), 2)
     c, d = max(pairs, key=lambda pair: float(((means[pair[0]] - means[pair[1]]) ** 2).sum()))
     start, stop = _loudest(means[c] - means[d], max(1, round(WINDOW * rate)))
@@ -64,8 +76,8 @@ def _describe(
     both = f"{what} {c + 1} and {d + 1}"
     if not opposite:
         return f"{both} differ in {involved[0]}, most in {sound}"
-    heard, unheard = (float(np.abs(_spectrum(mean[loudest])[peak])) for mean in (one, other))
-    if max(heard, unheard) > MOVED * min(heard, unheard):
+    here, there = (float(np.abs(_spectrum(mean[loudest])[peak])) for mean in (one, other))
+    if max(here, there) > MOVED * min(here, there):
         return f"{both} put {sound} in different sources ({' or '.join(involved)})"
     return f"{both} divide {sound} differently between {' and '.join(involved)}"
 

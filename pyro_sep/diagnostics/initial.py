@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.draws import estimate_draws, select_draws
-from pyro_sep.trace.estimate import estimate_sources
+from pyro_sep.trace.estimate import estimate_channels
 
 #: Standard deviations of a single log density, by which two means differ where one is preferred.
 CLEAR = 2.0
@@ -32,7 +33,7 @@ class InitialComparison:
 
     Attributes:
         si_sdr: of the estimate against the stem that the source began from, by source, in dB; the
-            less, the farther it moved.
+            less, the farther it moved. Without those that began from silence.
         nats: by which the posterior prefers the draws.
         spread: of this difference between one draw and one noise, in nats.
 
@@ -72,18 +73,19 @@ def compare_initial(trace: xr.DataTree) -> InitialComparison | None:
         return None
     import torch  # here, so that a trace without initial stems is shown without torch
 
-    from pyro_sep.evaluation.metrics import si_sdr
+    from pyro_sep.evaluation.metrics import si_sdr, silent
 
     chosen = estimate_draws(trace)
-    mean = estimate_sources(trace)
-    estimate = torch.from_numpy((constant["gains"] * mean).transpose("source", "time").values)
-    stems = torch.from_numpy(constant["initial"].transpose("source", "time").values)
+    mean = estimate_channels(trace)
+    estimate = torch.from_numpy((constant["gains"] * mean).values).flatten(1)
+    stems = torch.from_numpy(in_channels(constant, "initial").values).flatten(1)
     lp = select_draws(trace["sample_stats"].to_dataset()["lp"], chosen).values
     std = float(np.std(lp, ddof=1)) if lp.size > 1 else 0.0
     return InitialComparison(
         si_sdr={
             str(name): float(si_sdr(found, stem))
             for name, found, stem in zip(mean["source"].values, estimate, stems, strict=True)
+            if not silent(stem)
         },
         nats=float(lp.mean() - constant["initial_lp"]),
         spread=math.hypot(std, float(constant["initial_lp_std"])),

@@ -26,7 +26,7 @@ from pyro_sep.diagnostics.convergence import (
     prior_misfit,
 )
 from pyro_sep.diagnostics.disagreement import chains_apart, modes_apart
-from pyro_sep.trace.dataset import TINY
+from pyro_sep.trace.dataset import TINY, in_channels
 from pyro_sep.trace.draws import ALIKE, alternative_modes, chains_of_mode, mode_probabilities
 
 #: Vehtari et al. 2021 (arXiv 1903.08008) ask for an R-hat below this and an ESS of 400 of 4 chains.
@@ -263,7 +263,7 @@ def _noise_db(trace: xr.DataTree) -> float:
     std = _number(trace, "noise_scale", 0.0)
     if "noise_scale" in posterior:
         std = float(posterior["noise_scale"].mean("draw").max())
-    power = NOISE_SHARE * std**2 / max(float((observed["mixture"] ** 2).mean()), TINY)
+    power = NOISE_SHARE * std**2 / max(float((in_channels(observed, "mixture") ** 2).mean()), TINY)
     return min(10 * math.log10(max(power, TINY)), NOISE_MAX) if math.isfinite(power) else -math.inf
 
 

@@ -42,7 +42,7 @@ from pyro_sep.data.tracks import (
 )
 from pyro_sep.evaluation.metrics import si_sdr, silent
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import TRACE, load_trace
+from pyro_sep.trace.dataset import SIDE, TRACE, load_trace, with_side
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
 SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
@@ -196,17 +196,18 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
 
     Args:
         trace: of a separation of the whole track.
-        track: with the stems that were mixed; they are resampled, and mixed down.
+        track: with the stems that were mixed; they are resampled, and mixed down where one channel
+            was separated.
 
     Raises:
-        ValueError: a stem that is missing or of another length, or gains that were inferred: then
-            the mixture tells the contributions alone.
+        ValueError: a stem that is missing, of another length or of other channels, or gains that
+            were inferred: then the mixture tells the contributions alone.
     """
     posterior, constant = trace["posterior"].to_dataset(), trace["constant_data"].to_dataset()
     if "gains" in posterior:
         raise ValueError(f"{track.name}: got inferred gains, expected known ones; give --gains")
     rate, time = int(constant["sample_rate"]), posterior.sizes["time"]
-    sources = []
+    channels, sources = 2 if SIDE in posterior else 1, []
     for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
         samples, own_rate = track.read(str(name))
         if abs(samples.shape[-1] / own_rate - time / rate) > SLACK:
@@ -214,9 +215,15 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
                 f"{track.name}: got {name} of {samples.shape[-1] / own_rate:.2f} s, expected the "
                 f"{time / rate:.2f} s that were separated; separate the whole track"
             )
-        mono = resample(samples.mean(0), own_rate, rate, time)
-        sources.append(mono.numpy() / gain)
-    known = constant.assign(true_sources=(("source", "time"), np.stack(sources)))
+        if channels > 1 and len(samples) != channels:
+            raise ValueError(
+                f"{track.name}: got {name} of {len(samples)} channels, expected the {channels} "
+                "that were separated; give stems of the recording"
+            )
+        heard = samples if channels > 1 else samples.mean(0, keepdim=True)
+        sources.append(resample(heard, own_rate, rate, time).numpy() / gain)
+    frames = np.stack(sources).swapaxes(-1, -2).reshape(len(sources), -1)
+    known = constant.assign(with_side("true_sources", ("source", "time"), frames, channels))
     return trace.assign({"constant_data": xr.DataTree(known)})
 
 

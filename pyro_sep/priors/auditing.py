@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors
+from pyro_sep.priors.stereo import channels_of
 from pyro_sep.storage.files import save_json
 
 UNIT = "nats per audio sample over the noise"
@@ -62,8 +63,8 @@ def audit(
         Nats per audio sample with dims ``(sigma, prior, source)``.
 
     Raises:
-        ValueError: audio of a source without a prior or the other way round, or a source without
-            a frame.
+        ValueError: priors of two channels; audio of a source without a prior or the other way
+            round, or a source without a frame.
 
     >>> from pyro_sep.data import open_source
     >>> from pyro_sep.priors import load_priors
@@ -74,6 +75,8 @@ def audit(
     >>> discriminative(table)
     {0.359: True}
     """
+    if channels_of(priors) > 1:
+        raise ValueError("priors: got some of two channels, expected those of mono audio")
     if set(priors) != set(audio):
         raise ValueError(f"audio: got {sorted(audio)}, expected the priors' names {sorted(priors)}")
     if empty := [name for name, frames in audio.items() if not len(frames)]:

@@ -129,6 +129,8 @@ def save_priors(priors: Mapping[str, NetworkPrior], folder: str | PathLike[str])
             f"priors: got {wrong[0]!r} for the prior of {priors[wrong[0]].name!r}, expected its "
             "own name"
         )
+    for prior in priors.values():
+        _check_network(prior)
     for what in ("mixing", "estimate"):
         stated(priors, what, "save them as two sets")
     for prior in priors.values():
@@ -149,6 +151,7 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
     ...     load_prior(Path(folder) / "tone.safetensors").name
     'sine'
     """
+    _check_network(prior)
     config = prior.network.config
     if isinstance(config, WaveformConfig):
         raise ValueError(
@@ -169,6 +172,13 @@ def save_prior(prior: NetworkPrior, path: Path) -> None:
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
     atomic_write_bytes(path, _in_order(save(tensors, metadata)))
+
+
+def _check_network(prior: Any) -> None:
+    """Raise ValueError for a prior without a network of its own, such as one of two channels."""
+    if not isinstance(prior, NetworkPrior):
+        own = "; save the prior of its mono audio, prior.mono" if hasattr(prior, "mono") else ""
+        raise ValueError(f"prior: got a {type(prior).__name__}, expected a NetworkPrior{own}")
 
 
 def _in_order(content: bytes) -> bytes:

@@ -24,15 +24,15 @@ samples. Every sampler takes it like any other audio.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
 import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_sep.checks.arguments import choice
-from pyro_sep.priors.base import UNSTATED, Prior, Priors, check_priors, gain_error, misfit
+from pyro_sep.checks.arguments import choice, shown, whole
+from pyro_sep.priors.base import ASKED, UNSTATED, Prior, Priors, check_priors, gain_error, misfit
 
 Place = Literal["centre", "wide"]
 PLACES: tuple[Place, ...] = ("centre", "wide")
@@ -50,7 +50,8 @@ class StereoPrior(TorchDistribution):
         sigma: noise level, scalar or a batch; the lowest that is known where None.
 
     Raises:
-        ValueError: another place; a noise level that the prior refuses.
+        ValueError: no prior, or one of two channels; another place; a noise level that is not
+            known.
 
     >>> from pyro_sep.priors.waveform import WaveformPrior
     >>> tone = 0.9 * (torch.arange(256) / 8).sin()
@@ -68,8 +69,11 @@ class StereoPrior(TorchDistribution):
 
     def __init__(self, prior: Prior, place: Place, sigma: float | Tensor | None = None) -> None:
         self.place = cast(Place, choice("place", place, PLACES))
+        if isinstance(prior, StereoPrior) or not all(hasattr(prior, part) for part in ASKED):
+            got = f"a {type(prior).__name__}"
+            raise ValueError(f"prior: got {got}, expected the prior of a source's mono audio")
         self.mono = prior
-        level = self.sigmas[0] if sigma is None else sigma
+        level = self.sigmas[0] if sigma is None else self._level(sigma)
         self.law = prior.condition(level / self._narrowing)
         own = torch.as_tensor(getattr(self.law, "sigma", level / self._narrowing))
         self.sigma = own * self._narrowing
@@ -81,6 +85,21 @@ class StereoPrior(TorchDistribution):
             setattr(self, what, getattr(prior, what, default))
         time = cast(TorchDistribution, prior).event_shape[-1]
         super().__init__(self.sigma.shape, Size([CHANNELS * time]), validate_args=False)
+
+    def _level(self, sigma: float | Tensor) -> float | Tensor:
+        """A noise level that the prior knows."""
+        low, high = self.sigmas
+        try:
+            level = torch.as_tensor(sigma)
+            known = bool(((level >= low * 0.9999) & (level <= high * 1.0001)).all())
+        except (TypeError, ValueError, RuntimeError):
+            known = False
+        if not known or isinstance(sigma, bool):
+            raise ValueError(
+                f"sigma: got {shown(sigma)}, expected {low:g} to {high:g}, the noise levels of a "
+                f"channel that the prior of {self.mono.name!r} knows in this place"
+            )
+        return sigma
 
     @property
     def _narrowing(self) -> float:
@@ -108,7 +127,14 @@ class StereoPrior(TorchDistribution):
         return StereoPrior(self.mono, self.place, sigma)
 
     def frame(self, time: int) -> "StereoPrior":
-        """The law of a frame of ``time`` audio samples, half of them in each channel."""
+        """The law of a frame of ``time`` audio samples, half of them in each channel.
+
+        Raises:
+            ValueError: no multiple of :attr:`multiple`.
+        """
+        expected = f"a positive multiple of {self.multiple}, half of it in each channel"
+        if (taken := whole("time", time, expected)) % self.multiple or not taken:
+            raise ValueError(f"time: got {taken} audio samples, expected {expected}; pad or crop")
         return StereoPrior(self.mono.frame(time // CHANNELS), self.place, self.sigma)
 
     def to(self, device: torch.device | str) -> "StereoPrior":
@@ -130,8 +156,12 @@ class StereoPrior(TorchDistribution):
         return interleave(torch.stack([one + half, one - half], -2))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats, summed over time and channels, by the equations above."""
-        left, right = deinterleave(value).unbind(-2)
+        """Log density in nats, summed over time and channels, by the equations above.
+
+        Raises:
+            ValueError: no floats, or audio of another length than ``event_shape``.
+        """
+        left, right = self._channels(value)
         if self.place == "wide":
             return self.law.log_prob(self._takes(left, right)).sum(0)
         mean, half = _mean_and_half(left, right)
@@ -143,11 +173,24 @@ class StereoPrior(TorchDistribution):
 
         See :meth:`pyro_sep.priors.NetworkPrior.misfit`.
         """
-        left, right = deinterleave(value).unbind(-2)
+        left, right = self._channels(value)
         if self.place == "wide":
             return misfit(self.law, self._takes(left, right)).mean(0)
         mean, half = _mean_and_half(left, right)
         return (misfit(self.law, mean) + (half / self._half(half)).square().mean(-1)) / 2
+
+    def _channels(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Left and right of a frame."""
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else shown(value)
+            raise ValueError(f"value: got {got}, expected a tensor of floats, full scale 1")
+        if value.shape[-1:] != self.event_shape:
+            raise ValueError(
+                f"value: got shape {tuple(value.shape)}, expected (..., {self.event_shape[0]}), "
+                f"left and right of {self.name!r} by turns; interleave (..., channel, time) first"
+            )
+        left, right = deinterleave(value).unbind(-2)
+        return left, right
 
     def _takes(self, *channels: Tensor) -> Tensor:
         """Both channels ``(2, ..., time)``, each with the batch of noise levels."""
@@ -159,7 +202,7 @@ class StereoPrior(TorchDistribution):
         return self.sigma.to(like)[..., None] / math.sqrt(CHANNELS)
 
 
-def in_stereo(priors: Priors, wide: Collection[str] = ()) -> dict[str, StereoPrior]:
+def in_stereo(priors: Priors, wide: Iterable[str] = ()) -> dict[str, StereoPrior]:
     """Priors of two channels: those named are wide, the others in the centre.
 
     Args:
@@ -174,8 +217,10 @@ def in_stereo(priors: Priors, wide: Collection[str] = ()) -> dict[str, StereoPri
     {'guitar': 'wide', 'rest': 'centre'}
     """
     check_priors(priors)
-    if isinstance(wide, str):
-        raise ValueError(f"wide: got {wide!r}, expected a list of names of sources, as [{wide!r}]")
+    if isinstance(wide, str) or not isinstance(wide, Iterable):
+        raise ValueError(
+            f"wide: got {shown(wide)}, expected a list of names of sources, as ['guitar']"
+        )
     wide = tuple(wide)
     if unknown := [name for name in wide if name not in priors]:
         raise ValueError(f"wide: got {unknown[0]!r}, expected some of {', '.join(priors)}")

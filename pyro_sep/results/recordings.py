@@ -197,7 +197,7 @@ def is_separated(
 def check_recording(recording: Recording, files: StemFiles) -> None:
     """Raise ValueError unless a recording can be separated, and its stems written."""
     samples = torch.atleast_2d(recording.samples)
-    check_mixtures(samples.reshape(1, -1))
+    check_mixtures(recording.samples[None], len(samples))
     original = (recording.original, recording.original_rate)
     files.check((samples, recording.sample_rate) if files.native else original)
 

@@ -25,7 +25,14 @@ from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.dataset import SIDE, in_channels, level_db, treble_of
+from pyro_sep.trace.dataset import (
+    CHANNEL_TIME,
+    SIDE,
+    in_channels,
+    left_and_right,
+    level_db,
+    treble_of,
+)
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
@@ -41,7 +48,8 @@ class StemFiles:
 
     Attributes:
         suffix: ``"wav"`` or ``"flac"``.
-        native: the plain posterior, mono and at the priors' rate, whatever the recording.
+        native: the plain posterior, of the channels and at the rate of the priors, whatever the
+            recording.
         residual: also the recording less its stems, which no prior explains.
         draws: number of draws that are written beside the mean, evenly spaced over those that the
             estimate is of, at most those of one chain. Their errors are larger than the mean's.
@@ -97,11 +105,18 @@ def write_stems(
         Names of the files, with their folders, and the stems' rate in Hz.
 
     Raises:
-        ValueError: a FLAC beyond full scale; then nothing is written.
+        ValueError: a FLAC beyond full scale, or a recording of other channels than were separated;
+            then nothing is written.
         OSError: the folder cannot be written to.
     """
-    mixture = _channels(result.trace["observed_data"].to_dataset(), "mixture")
+    mixture = _tensor(in_channels(result.trace["observed_data"].to_dataset(), "mixture"))
     recording = None if files.native else recording
+    separated = mixture.shape[-2]
+    if recording is not None and separated > 1 and len(recording[0]) != separated:
+        raise ValueError(
+            f"recording: got {len(recording[0])} channels, expected the {separated} that were "
+            "separated; give the same recording"
+        )
     rate = result.sample_rate if recording is None else recording[1]
     stems = partial(_stems, result, files, mixture, recording)
     if files.suffix == "flac":  # all are checked before the first is written
@@ -118,11 +133,12 @@ def write_stems(
 def heard_windows(result: Separation) -> NDArray[np.bool_]:
     """Whether each stem is heard in each second ``(source, window)``; the last one may be longer.
 
-    It is where its mean power is above -50 dB of full scale, or within 30 dB of the mixture's.
+    It is where its mean power is above -50 dB of full scale, or within 30 dB of the mixture's, of
+    all channels together.
     """
-    mixture = result.trace["observed_data"].to_dataset()["mixture"].values
+    mixture = in_channels(result.trace["observed_data"].to_dataset(), "mixture").values
     bound = np.minimum(SILENT_DB, _levels(mixture, result.sample_rate) + BELOW_DB)
-    return ~(_levels(result.contributions.cpu().numpy(), result.sample_rate) < bound)
+    return ~(_levels(_estimate(result).cpu().numpy(), result.sample_rate) < bound)
 
 
 def silent_seconds(result: Separation) -> dict[str, float]:
@@ -141,9 +157,9 @@ def _edges(time: int, rate: int) -> NDArray[np.integer]:
 
 
 def _levels(samples: NDArray[np.floating], rate: int) -> NDArray[np.floating]:
-    """Levels in dB of all windows of audio ``(..., time)``, ``(..., window)``."""
+    """Levels in dB of all windows of audio ``(..., channel, time)``, ``(..., window)``."""
     edges = _edges(samples.shape[-1], rate)
-    return np.stack([level_db(samples[..., a:b]) for a, b in pairwise(edges)], -1)
+    return np.stack([level_db(samples[..., a:b], CHANNEL_TIME) for a, b in pairwise(edges)], -1)
 
 
 def _gates(result: Separation, time: int) -> Tensor:
@@ -169,10 +185,13 @@ def inside_name(folder: str, source: str, number: int) -> str:
     return f"{folder}/{source}_{number:02d}"
 
 
-def _channels(data: xr.Dataset, name: str) -> Tensor:
-    """Audio ``(..., channel, time)`` of a variable, one channel where it has no side."""
-    side = data[SIDE].values if SIDE in data else None
-    return torch.from_numpy(np.stack(in_channels(data[name].values, side), -2))
+def _tensor(audio: xr.DataArray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(audio.values))
+
+
+def _estimate(result: Separation) -> Tensor:
+    """Contributions ``(source, channel, time)``."""
+    return torch.stack(left_and_right(result.contributions, result.side), 1)
 
 
 def _stems(
@@ -189,8 +208,7 @@ def _stems(
         pair = (contributions[:, 0], mixture[0]) if mono else (contributions, mixture)
         return wiener_upmix(*pair, result.sample_rate, *recording, treble)
 
-    estimate = torch.stack(in_channels(result.contributions, result.side), 1)
-    stems = as_recorded(estimate)
+    stems = as_recorded(_estimate(result))
     if not heard_windows(result).all():
         stems = stems * _gates(result, stems.shape[-1])[:, None]
     for name, stem in zip(result.names, stems, strict=True):
@@ -226,4 +244,4 @@ def _contributions(trace: xr.DataTree, draws: NDArray[np.integer]) -> Tensor:
     heard = {
         name: (gains * drawn[name]).transpose(*axes) for name in ("sources", SIDE) if name in drawn
     }
-    return _channels(xr.Dataset(heard), "sources")
+    return _tensor(in_channels(xr.Dataset(heard), "sources"))

@@ -71,7 +71,7 @@ def write_separation(
         Names of what was written, of files and the folder of draws.
 
     Raises:
-        ValueError: a FLAC beyond full scale.
+        ValueError: a FLAC beyond full scale, or a recording of other channels than were separated.
         OSError: the folder cannot be written to.
     """
     diagnosis, agreement = diagnose(result.trace), chain_agreement(result.trace)

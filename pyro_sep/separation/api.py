@@ -36,6 +36,7 @@ from pyro_sep.separation.inputs import (
     CPU,
     Audio,
     FilePath,
+    axes,
     check_device,
     check_mixtures,
     check_separable,
@@ -163,8 +164,8 @@ def separate(
     observed = one_mixture(mixture, priors)
     for name in ("initial", "true_sources"):
         if options[name] is not None:
-            shape, axes = (len(priors), *observed.shape), _axes("source", priors)
-            options[name] = checked_sources(name, options[name], shape, axes)[None]
+            shape, expected = (len(priors), *observed.shape), axes("source", priors)
+            options[name] = checked_sources(name, options[name], shape, expected)[None]
     if store is not None:
         options["store"] = [store]
     return separate_batch(observed[None], priors, **options)[0]
@@ -275,9 +276,9 @@ def separate_batch(  # noqa: D417
     mixing = known_mixing(priors, gains, noise_scale)
     check_device("mixtures", mixtures, priors)
     home = mixtures.device if isinstance(mixtures, Tensor) else CPU
-    whole_mixtures = audio("mixtures", mixtures, device_of(priors))
-    observed = frames("mixtures", whole_mixtures, priors)
-    check_mixtures(observed)
+    heard = audio("mixtures", mixtures, device_of(priors))
+    check_mixtures(heard, channels_of(priors))
+    observed = frames(heard, priors)
     infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
     inferred = infer_gains or infer_noise
     if presence is not None and not (isinstance(presence, str) and presence == "infer"):
@@ -293,15 +294,12 @@ def separate_batch(  # noqa: D417
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
-        shape = (len(observed), len(priors), *whole_mixtures.shape[1:])
-        true = checked_sources(
-            "true_sources", true_sources, shape, _axes("mixture, source", priors)
-        )
-        truth = list(frames("true_sources", true, priors))
+        shape = (len(heard), len(priors), *heard.shape[1:])
+        true = checked_sources("true_sources", true_sources, shape, axes("mixture, source", priors))
+        truth = list(frames(true, priors))
     if initial is not None:
-        initial = frames("initial", audio("initial", initial), priors)
         unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = checked_initial(initial, observed, priors, given | unknown)
+        stems = checked_initial(initial, heard, priors, given | unknown)
     own_attrs = checked_attrs(attrs)
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
     silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
@@ -351,7 +349,8 @@ def separate_batch(  # noqa: D417
     groups = GroupedDraws(
         observed,
         mixing.gains,
-        rate * channels,  # audio samples a second
+        rate,
+        channels,
         log_density if weighed else None,
         0.0 if exact else DENSITY_ERROR * time,
     )
@@ -361,10 +360,12 @@ def separate_batch(  # noqa: D417
         "constraint": tie,
         "presence": presence,
     }
-    prints = fingerprints(priors, observed)
+    prints, places = fingerprints(priors, observed), {}
+    if channels > 1:
+        places = {"places": {name: getattr(prior, "place", "") for name, prior in priors.items()}}
     identity = run | {"gains": "infer" if infer_gains else mixing.gains, "estimate": estimate_name}
     identity |= {"store": store is not None, **asdict(plan), "sources": list(priors)}
-    identity |= {"mixture": digest(observed), **prints}
+    identity |= {"mixture": digest(observed), **prints, **places}
     identity |= {"initial": None if begun is None else digest(begun.stems)}
     recorder = DrawRecorder(backends, estimate_name, groups, extras)
     descent = anneal(
@@ -382,8 +383,7 @@ def separate_batch(  # noqa: D417
     about: dict[str, Any] = {"estimate": estimate_name, "settings": asdict(plan)}
     about["gradients"] = gradients
     about[TREBLE] = treble(priors)
-    if channels > 1:
-        about["places"] = {name: getattr(prior, "place", "") for name, prior in priors.items()}
+    about |= places
     search = {"noise_level": plan.search_sigmas}
     results = []
     for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
@@ -397,11 +397,6 @@ def separate_batch(  # noqa: D417
             Separation(sources, tuple(priors), rate, trace, contributions, probability, side)
         )
     return results
-
-
-def _axes(first: str, priors: Priors) -> str:
-    """The axes of audio, as messages name them."""
-    return f"({first}, channel, time)" if channels_of(priors) > 1 else f"({first}, time)"
 
 
 @sampling_arithmetic()
@@ -441,8 +436,9 @@ def separation_from_draws(
     check_separable(priors)
     check_count(priors, mixing)
     noisy = audio("noisy", noisy, device_of(priors))
-    given = one_mixture(mixture, priors).to(noisy.device)
-    mixture, channels = frames("mixture", given, priors), channels_of(priors)
+    given, channels = one_mixture(mixture, priors).to(noisy.device), channels_of(priors)
+    check_mixtures(given[None], channels)
+    mixture = frames(given, priors)
     frame = frame_time(priors.values(), len(mixture))
     if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():
         raise ValueError(
@@ -451,8 +447,8 @@ def separation_from_draws(
     sigma, seed = positive("sigma", sigma), whole("seed", seed, SEEDS)
     if true_sources is not None:
         shape = (len(priors), *given.shape)
-        true = checked_sources("true_sources", true_sources, shape, _axes("source", priors))
-        true_sources = frames("true_sources", true, priors)
+        true = checked_sources("true_sources", true_sources, shape, axes("source", priors))
+        true_sources = frames(true, priors)
     batch = noisy.flatten(0, 1)
     target = AnnealedPosterior(
         mixture.expand(len(batch), -1),

@@ -18,6 +18,7 @@ from pyro_sep.mixing.latent import Gains, Infer, known_mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
 from pyro_sep.priors.spike_slab import SpikeAndSlab
+from pyro_sep.priors.stereo import channels_of
 from pyro_sep.progress import duration
 from pyro_sep.separation.initial import COST, checked_initial
 from pyro_sep.separation.inputs import Audio, check_mixtures, frames
@@ -108,15 +109,16 @@ def estimate_cost(
     >>> 0 < cost.seconds < estimate_cost(tone, priors, preset="quick", draws=1_000).seconds
     True
     """
-    mixing = known_mixing(priors, gains, noise_scale)
-    mixtures = frames("mixtures", audio("mixtures", mixtures, device_of(priors)), priors)
-    alone = mixtures.ndim == 1
-    mixtures = mixtures[None] if alone else mixtures
-    check_mixtures(mixtures)
+    mixing, channels = known_mixing(priors, gains, noise_scale), channels_of(priors)
+    heard = audio("mixtures", mixtures, device_of(priors))
+    alone = heard.ndim == (1 if channels == 1 else 2)
+    heard = heard[None] if alone else heard
+    check_mixtures(heard, channels)
     if initial is not None:
         unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = frames("initial", audio("initial", initial), priors)
-        checked_initial(stems[None] if alone else stems, mixtures, priors, fields | unknown)
+        stems = audio("initial", initial)
+        checked_initial(stems[None] if alone else stems, heard, priors, fields | unknown)
+    mixtures = frames(heard, priors)
     count, time = mixtures.shape
     loudness = relative_loudness(mixtures, priors, mixing)
     plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **fields)

@@ -16,7 +16,7 @@ of a draw. Where a prior takes frames of some multiple alone, silence follows th
 one, which counts against them.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor
 from pyro_sep.inference.annealing.evaluator import FORWARD
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.separation.inputs import Audio, checked_sources
+from pyro_sep.priors.base import Priors
+from pyro_sep.separation.inputs import Audio, axes, checked_sources, frames
 
 NOISED = 8  # noises of the stems, whose log densities are compared with those of draws
 COST = NOISED * FORWARD  # of them, in gradients of a mixture
@@ -42,37 +43,35 @@ class Initial(NamedTuple):
 
 
 def checked_initial(
-    value: Audio, mixtures: Tensor, names: Collection[str], options: Mapping[str, Any]
+    value: Audio, mixtures: Tensor, priors: Priors, options: Mapping[str, Any]
 ) -> Tensor:
-    """Stems ``(mixture, source, time)`` on the device of their mixtures ``(mixture, time)``.
+    """Frames ``(mixture, source, time)`` of stems, on the device of their mixtures.
+
+    A stem may be silent: its source rests.
 
     Args:
         value: the stems as they were given.
-        mixtures: that they are of.
-        names: of the sources.
+        mixtures: that they are of, ``(mixture, time)`` or ``(mixture, channel, time)``.
+        priors: of the sources, by name.
         options: of the separation, by name; None where they were not given.
 
     Raises:
-        ValueError: no audio, another shape, or stems that are silent, not finite or of another
-            mixture; an option that they leave no use for.
+        ValueError: no audio, another shape, or stems that are not finite or of another mixture; an
+            option that they leave no use for.
     """
     _check_options({name: given for name, given in options.items() if given is not None})
-    shape = (len(mixtures), len(names), mixtures.shape[-1])
-    stems = checked_sources("initial", value, shape, "(mixture, source, time)").to(mixtures.device)
+    shape = (len(mixtures), len(priors), *mixtures.shape[1:])
+    stems = checked_sources("initial", value, shape, axes("mixture, source", priors))
+    stems = stems.to(mixtures.device)
     if not bool(stems.isfinite().all()):
         raise ValueError("initial: got NaN or infinity, expected finite audio; export it again")
-    for name, stem in zip(names, stems.unbind(1), strict=True):
-        if bool((stem.amax(-1) == stem.amin(-1)).any()):
-            raise ValueError(
-                f"initial: got a silent stem of {name!r}, expected sound; leave that source out"
-            )
-    residual = (mixtures - stems.sum(1)).square().sum(-1)
-    if bool((residual >= mixtures.square().sum(-1)).any()):
+    residual = (mixtures - stems.sum(1)).flatten(1).square().sum(-1)
+    if bool((residual >= mixtures.flatten(1).square().sum(-1)).any()):
         raise ValueError(
             "initial: got stems whose sum is no nearer to the mixture than silence, expected "
             "contributions that add up to it; give the stems of this mixture, at its level"
         )
-    return stems
+    return frames(stems, priors)
 
 
 def _check_options(given: Mapping[str, Any]) -> None:

@@ -40,8 +40,10 @@ def one_mixture(value: Audio, priors: Priors) -> Tensor:
         ValueError: no audio, another shape, or a device that the priors are not on.
     """
     check_device("mixture", value, priors)
-    mixture = audio("mixture", value)
-    if mixture.ndim == 1 or channels_of(priors) > 1:
+    mixture, channels = audio("mixture", value), channels_of(priors)
+    if channels > 1 and (mixture.ndim != 2 or len(mixture) != channels):
+        raise ValueError(_of_channels("mixture", mixture, f"({channels}, time)"))
+    if mixture.ndim == 1 or channels > 1:
         return mixture
     remedy = "mix it down to mono, or use separate_batch for a mixture a row"
     if mixture.ndim == 2 and 1 in mixture.shape:
@@ -50,23 +52,24 @@ def one_mixture(value: Audio, priors: Priors) -> Tensor:
     raise ValueError(f"mixture: got shape {tuple(mixture.shape)}, expected (time,); {remedy}")
 
 
-def frames(name: str, value: Tensor, priors: Priors) -> Tensor:
-    """Frames ``(..., time)``: the audio itself, or its two channels interleaved.
+def frames(value: Tensor, priors: Priors) -> Tensor:
+    """Frames ``(..., time)``: the audio itself, or where it is ``(..., channel, time)``, by turns.
 
-    Audio for priors of two channels is ``(..., channel, time)``.
-
-    Raises:
-        ValueError: another number of channels.
+    The latter is that for priors of two channels.
     """
-    channels = channels_of(priors)
-    if channels == 1:
-        return value
-    if value.ndim < 2 or value.shape[-2] != channels:
-        raise ValueError(
-            f"{name}: got shape {tuple(value.shape)}, expected (..., {channels}, time), as the "
-            "priors are of two channels; give both, or take the priors without in_stereo"
-        )
-    return interleave(value)
+    return value if channels_of(priors) == 1 else interleave(value)
+
+
+def axes(first: str, priors: Priors) -> str:
+    """The axes of audio for these priors, as messages name them."""
+    return f"({first}, channel, time)" if channels_of(priors) > 1 else f"({first}, time)"
+
+
+def _of_channels(name: str, value: Tensor, expected: str) -> str:
+    return (
+        f"{name}: got shape {tuple(value.shape)}, expected {expected}, as the priors are of two "
+        "channels; give both, or take the priors without in_stereo"
+    )
 
 
 def check_device(name: str, value: Any, priors: Priors) -> None:
@@ -79,24 +82,31 @@ def check_device(name: str, value: Any, priors: Priors) -> None:
         )
 
 
-def check_mixtures(mixtures: Tensor) -> None:
-    """Raise ValueError unless mixtures ``(mixture, time)`` can be separated."""
+def check_mixtures(mixtures: Tensor, channels: int = 1) -> None:
+    """Raise ValueError unless mixtures can be separated.
+
+    Args:
+        mixtures: ``(mixture, time)``, or of two channels ``(mixture, channel, time)``.
+        channels: that the priors are of.
+    """
     shape = tuple(mixtures.shape)
-    if mixtures.ndim != 2 or not len(mixtures) or (shape[1] == 1 < shape[0]):
+    if channels > 1 and (mixtures.ndim != 3 or shape[1] != channels or not shape[0]):
+        raise ValueError(_of_channels("mixtures", mixtures, f"(mixture, {channels}, time)"))
+    if channels == 1 and (mixtures.ndim != 2 or not shape[0] or (shape[1] == 1 < shape[0])):
         column = mixtures.ndim == 2 and len(mixtures)
         part = "mixtures[:, 0]" if column else "mixture"
         raise ValueError(
             f"mixtures: got shape {shape}, expected (mixture, time), at least one; use "
             f"separate({part}, priors) for a single one"
         )
-    if mixtures.shape[-1] < MIN_TIME:
+    if shape[-1] < MIN_TIME:
         raise ValueError(
-            f"mixture: got {mixtures.shape[-1]} audio samples, expected at least {MIN_TIME}; "
-            "record a longer one"
+            f"mixture: got {shape[-1]} audio samples, expected at least {MIN_TIME}; record a "
+            "longer one"
         )
     if not bool(mixtures.isfinite().all()):
         raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
-    peaks = mixtures.abs().amax(-1)
+    peaks = mixtures.abs().flatten(1).amax(-1)
     if bool((peaks < SILENT).any()):
         raise ValueError("mixture: got silence, expected audio with sources in it")
     if bool((peaks > MAX_PEAK).any()):

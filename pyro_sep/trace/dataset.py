@@ -36,6 +36,8 @@ NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
 SIDE = "side"  # variable: half of left less right
+CHANNEL_TIME = (-2, -1)  # axes of audio of several channels
+Axis = int | tuple[int, ...]
 Sound = Any  # an array of NumPy or xarray, or a tensor
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
@@ -102,7 +104,9 @@ def build_trace(
             :mod:`pyro_sep.separation.initial`.
         channels: of all audio, which has the channels by turns where there are two. The trace has
             their mean then, and half of left less right as ``side`` in the groups posterior,
-            posterior predictive and observed data.
+            posterior predictive and observed data, and as ``initial_side`` and
+            ``true_sources_side`` among the constants; :func:`in_channels` gives both channels.
+            Level and centroid are those of both.
 
     Returns:
         Groups ``posterior``, ``sample_stats``, ``warmup_sample_stats``, ``posterior_predictive``,
@@ -151,8 +155,12 @@ def build_trace(
     }
     posterior: dict[str, Any] = {
         "sources": (("chain", "draw", "source", "time"), draws),
-        "level_db": (("chain", "draw", "source"), level_db(draws), {"units": "dB"}),
-        "centroid": (("chain", "draw", "source"), centroid(draws, sample_rate), {"units": "Hz"}),
+        "level_db": (("chain", "draw", "source"), level_db(frames), {"units": "dB"}),
+        "centroid": (
+            ("chain", "draw", "source"),
+            centroid(np.stack(left_and_right(draws, side), -2), sample_rate, CHANNEL_TIME),
+            {"units": "Hz"},
+        ),
         "log_prior": (
             ("chain", "draw", "source"),
             _array("log_prior", log_prior, (chain, draw, source)),
@@ -179,11 +187,11 @@ def build_trace(
     constant: dict[str, Any] = {"gains": ("source", expected), "sample_rate": sample_rate}
     if true_sources is not None:
         true = _array("true_sources", true_sources, (source, channels * time))
-        constant["true_sources"] = (("source", "time"), mid_and_side(true, channels)[0])
+        constant |= with_side("true_sources", ("source", "time"), true, channels)
     if initial is not None and initial_lp is not None:
         densities = _array("initial_lp", initial_lp, (None,))
         stems = _array("initial", initial, (source, channels * time))
-        constant["initial"] = (("source", "time"), mid_and_side(stems, channels)[0])
+        constant |= with_side("initial", ("source", "time"), stems, channels)
         constant |= {"initial_lp": densities.mean(), "initial_lp_std": densities.std(ddof=1)}
     groups = {
         "posterior": _group(posterior, coords),
@@ -226,9 +234,41 @@ def mid_and_side(frames: Sound, channels: int) -> tuple[Sound, Sound | None]:
     return (left + right) / 2, (left - right) / 2
 
 
-def in_channels(mid: Sound, side: Sound | None) -> list[Sound]:
+def left_and_right(mid: Sound, side: Sound | None) -> list[Sound]:
     """The channels of which there is the mean and half the difference; the mean where None."""
     return [mid] if side is None else [mid + side, mid - side]
+
+
+def in_channels(data: xr.Dataset, name: str) -> xr.DataArray:
+    """Both channels of an audio variable of a trace, ``(..., channel, time)``; one of mono audio.
+
+    Args:
+        data: a group of a trace, or some of its draws.
+        name: of the variable: ``sources``, ``mixture``, ``initial`` or ``true_sources``.
+
+    >>> audio = xr.Dataset({"mixture": ("time", [2.0, 2.0]), "side": ("time", [-1.0, 0.0])})
+    >>> in_channels(audio, "mixture").values
+    array([[1., 2.],
+           [3., 2.]])
+    """
+    mid, side = data[name], data.get(_side_of(name))
+    if side is None:
+        return mid.expand_dims("channel", -2)
+    both = xr.concat(left_and_right(mid, side), "channel")
+    return both.transpose(..., "channel", "time")
+
+
+def _side_of(name: str) -> str:
+    """Name of half the difference of the channels of an audio variable."""
+    return SIDE if name in ("sources", "mixture") else f"{name}_{SIDE}"
+
+
+def with_side(
+    name: str, dims: tuple[str, ...], frames: NDArray[Any], channels: int
+) -> dict[str, Any]:
+    """An audio variable, and its side where the frames have two channels by turns."""
+    mid, side = mid_and_side(frames, channels)
+    return {name: (dims, mid)} | ({} if side is None else {_side_of(name): (dims, side)})
 
 
 def treble_of(tree: xr.DataTree) -> list[tuple[float, ...]]:
@@ -384,7 +424,7 @@ def log_likelihood(tree: xr.DataTree) -> xr.Dataset | None:
     off = (tree["observed_data"].to_dataset() - tree["posterior_predictive"].to_dataset()) / gamma
     density = sum(
         -(part**2) / 2 - np.log(gamma) - np.log(2 * np.pi) / 2
-        for part in in_channels(off["mixture"], off.get(SIDE))
+        for part in left_and_right(off["mixture"], off.get(SIDE))
     )
     return density.transpose("chain", "draw", "time").rename("mixture").to_dataset()
 
@@ -395,17 +435,29 @@ def _mixed(weights: NDArray[Any], sources: NDArray[Any]) -> NDArray[Any]:
     return mixed
 
 
-def level_db(sources: NDArray[Any]) -> NDArray[Any]:
-    """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`."""
-    power = np.square(sources).mean(-1)
+def level_db(audio: NDArray[Any], axis: Axis = -1) -> NDArray[Any]:
+    """Level of audio ``(..., time)`` in dB re full scale, as in :func:`build_trace`.
+
+    Args:
+        audio: full scale 1.
+        axis: time; ``(-2, -1)`` for the level of all channels of audio ``(..., channel, time)``.
+    """
+    power = np.square(audio).mean(axis)
     return (10 * np.log10(np.maximum(power, TINY))).astype(np.float32)
 
 
-def centroid(sources: NDArray[Any], sample_rate: int) -> NDArray[Any]:
-    """Spectral centroid of audio ``(..., time)`` in Hz, as in :func:`build_trace`."""
-    magnitude = np.abs(np.fft.rfft(sources))
-    frequency = np.fft.rfftfreq(sources.shape[-1], 1 / sample_rate)
-    mean = magnitude @ frequency / np.maximum(magnitude.sum(-1), TINY)
+def centroid(audio: NDArray[Any], sample_rate: int, axis: Axis = -1) -> NDArray[Any]:
+    """Spectral centroid of audio ``(..., time)`` in Hz, as in :func:`build_trace`.
+
+    Args:
+        audio: full scale 1.
+        sample_rate: in Hz.
+        axis: as in :func:`level_db`.
+    """
+    magnitude = np.abs(np.fft.rfft(audio))
+    frequency = np.fft.rfftfreq(audio.shape[-1], 1 / sample_rate)
+    weighted = (magnitude @ frequency)[..., None].sum(axis)
+    mean = weighted / np.maximum(magnitude.sum(axis), TINY)
     return np.asarray(mean, dtype=np.float32)
 
 

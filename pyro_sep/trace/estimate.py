@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
+from pyro_sep.trace.dataset import SIDE, in_channels
 from pyro_sep.trace.draws import estimate_draws, select_draws
 
 FRAME = 0.128  # seconds of a transform, which takes the power of two next to it: 2,048 at 16 kHz
@@ -48,7 +49,7 @@ def estimate_sources(tree: xr.DataTree) -> xr.DataArray:
 
     Args:
         tree: a trace of :func:`pyro_sep.trace.build_trace`; what is not finite, in a chain that
-            diverged, is silence.
+            diverged, is silence. Of two channels it is their mean.
 
     >>> from pyro_sep import load_priors, separate
     >>> sine = {"sine": load_priors("toy/oracle")["sine"]}
@@ -57,7 +58,21 @@ def estimate_sources(tree: xr.DataTree) -> xr.DataArray:
     >>> estimate_sources(tree).dims
     ('source', 'time')
     """
-    sources = tree["posterior"].to_dataset()["sources"]
+    return _estimate(tree, "sources")
+
+
+def estimate_channels(tree: xr.DataTree) -> xr.DataArray:
+    """As :func:`estimate_sources`, of both channels: ``(source, channel, time)``.
+
+    A trace of mono audio has one.
+    """
+    names = [name for name in ("sources", SIDE) if name in tree["posterior"]]
+    return in_channels(xr.Dataset({name: _estimate(tree, name) for name in names}), "sources")
+
+
+def _estimate(tree: xr.DataTree, name: str) -> xr.DataArray:
+    """The estimate ``(source, time)`` of the sources or their side, each by itself."""
+    sources = tree["posterior"].to_dataset()[name]
     known = tree["constant_data"].to_dataset()
     chosen = estimate_draws(tree)
     own = [chosen[chosen[:, 0] == chain] for chain in np.unique(chosen[:, 0])]

@@ -53,6 +53,11 @@ def plot_trajectory(tree: xr.DataTree, chain: int | None = None, section: int = 
     >>> [ax.get_title(loc="left") for ax in figure.axes]
     ['all sources', 'sine']
     """
+    if "initial" in tree["constant_data"]:
+        raise ValueError(
+            "tree: got a trace of chains that began from stems, expected one of a search; separate "
+            "the mixture without initial stems"
+        )
     if SEARCH not in tree.children:
         raise ValueError(
             f"tree: got a trace without the group {SEARCH}, expected one of pyro_sep.separate of "

@@ -1,6 +1,7 @@
 """Priors of two channels, and what separates with them."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from pyro_sep import load_priors, separate
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing, model
+from pyro_sep.priors import audit, save_priors
+from pyro_sep.priors.io import save_prior
 from pyro_sep.priors.stereo import (
     Place,
     StereoPrior,
@@ -250,8 +253,10 @@ def test_what_is_given_has_a_channel_axis(tmp_path: Path) -> None:
     cost = estimate_cost(mixtures[0], priors, gains=(1, 1), draws=3, **FAST)
     assert cost.gradients > 0
 
-    with pytest.raises(ValueError, match=r"mixtures: got shape \(1, 300\), expected \(..., 2, ti"):
+    with pytest.raises(ValueError, match=r"mixture: got shape \(300,\), expected \(2, time\), as"):
         separate(mixtures[0, 0], priors, **options)
+    with pytest.raises(ValueError, match=r"mixtures: got shape \(3, 300\), expected \(mixture, 2,"):
+        separate_batch(mixtures[:, 0], priors, **options)
     with pytest.raises(ValueError, match=r"true_sources: .* \(source, channel, time\)"):
         separate(mixtures[0], priors, true_sources=true[0, :, 0], **options)
 
@@ -294,3 +299,59 @@ def test_the_posterior_of_frames_is_exact_on_both_channels() -> None:
     target = AnnealedPosterior(mixture, [*gaussians().values()], Mixing((1.0, 1.0)), exact=True)
     start = target.start(0.5)
     assert torch.allclose(start.sum(1), mixture, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: StereoPrior(StereoPrior(p, "wide"), "wide"), "got a StereoPrior, expected the"),
+        (lambda p: StereoPrior("guitar", "wide"), "prior: got a str, expected the prior of a"),
+        (lambda p: StereoPrior(p, "wide", "loud"), "sigma: got 'loud', expected 0.002 to 0.25"),
+        (lambda p: StereoPrior(p, "centre", 0.002), "expected 0.00282843 to 0.353553, the noise"),
+        (lambda p: StereoPrior(p, "wide", 0.1).condition(-1), "sigma: got -1, expected 0.002"),
+        (lambda p: StereoPrior(p, "wide").frame(257), "got 257 audio samples, expected a positive"),
+        (lambda p: StereoPrior(p, "wide").frame(0), "got 0 audio samples, expected a positive mul"),
+        (
+            lambda p: StereoPrior(p, "wide").log_prob(torch.zeros(2, 512)),
+            r"shape \(2, 512\), ",
+        ),
+        (lambda p: StereoPrior(p, "wide").misfit(torch.zeros(7)), r"got shape \(7,\), expected"),
+        (
+            lambda p: StereoPrior(p, "wide").log_prob([0.0]),
+            r"value: got \[0.0\], expected",
+        ),
+        (lambda p: StereoPrior(p, "wide").log_prob(torch.ones(8).int()), "value: got torch.int32"),
+        (lambda p: in_stereo({p.name: p}, None), "wide: got None, expected a list of names"),
+        (
+            lambda p: save_priors(in_stereo({p.name: p}), Path("x")),
+            "a StereoPrior, expected a Net",
+        ),
+        (
+            lambda p: save_prior(in_stereo({p.name: p})[p.name], Path("x")),
+            "its mono audio, prior",
+        ),
+        (lambda p: audit(in_stereo({p.name: p}), {p.name: torch.zeros(1, 512)}), "of two channels"),
+    ],
+)
+def test_what_is_none_is_refused(make: Callable[[Any], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(load_priors("guitar")["guitar"].frame(512))
+
+
+def test_a_mixture_is_long_enough_in_each_channel() -> None:
+    with pytest.raises(ValueError, match="mixture: got 255 audio samples, expected at least 256"):
+        separate(torch.randn(2, 255), gaussians())
+    with pytest.raises(ValueError, match="mixture: got 255 audio samples, expected at least 256"):
+        estimate_cost(torch.randn(2, 255), gaussians())
+    noisy, mixing = torch.randn(1, 3, 2, 512), Mixing((1.0, 1.0))
+    with pytest.raises(ValueError, match="mixture: got NaN or infinity, expected finite audio"):
+        separation_from_draws(noisy, torch.full((2, 256), math.nan), gaussians(), mixing, sigma=0.5)
+
+
+def test_a_checkpoint_of_other_places_is_named(tmp_path: Path) -> None:
+    mixture, options = torch.randn(2, 256), {"draws": 3, "checkpoint": tmp_path / "a", **FAST}
+    separate(mixture, gaussians(), **options)
+    mono = {name: prior.mono for name, prior in gaussians().items()}
+    named = r"a run of .*places .*'wide'.*, expected .*places .*'centre'"
+    with pytest.raises(ValueError, match=named):
+        separate(mixture, in_stereo(mono), **options)

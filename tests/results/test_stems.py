@@ -314,3 +314,26 @@ def test_silence_for_a_while(
     assert (written.diff().abs() <= loud + quiet).all()
     assert (oboe == mixture - flute).all()
     torch.testing.assert_close(oboe + written + residual, mixture)
+
+
+def test_a_recording_has_the_channels_that_were_separated(tmp_path: Path) -> None:
+    result = make_result()
+    two = build_trace(
+        sources=np.zeros((1, 4, 2, 2 * TIME)),
+        lp=np.zeros((1, 4)),
+        log_prior=np.zeros((1, 4, 2)),
+        stats={},
+        warmup_stats={},
+        mixture=np.zeros(2 * TIME),
+        gains=GAINS,
+        source_names=NAMES,
+        sample_rate=RATE,
+        true_sources=None,
+        attrs={},
+        channels=2,
+    )
+    both = replace(result, trace=two, side=0 * result.contributions)
+    for channels in (1, 3):
+        with pytest.raises(ValueError, match=f"recording: got {channels} channels, expected the 2"):
+            write_stems(both, tmp_path, StemFiles(), (torch.zeros(channels, TIME), RATE))
+    assert not [*tmp_path.iterdir()]

@@ -81,6 +81,8 @@ def test_it_is_drawn_from_a_file(tmp_path: Any) -> None:
 def test_what_there_is_not_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"without the group search_stats.*separate the mixture"):
         plot_trajectory(trace(search_stats=None))
+    with pytest.raises(ValueError, match="chains that began from stems, expected one of a search"):
+        plot_trajectory(trace(initial=np.ones((2, 100)), initial_lp=np.zeros(3)))
     for wrong in ({"chain": 2}, {"section": 2}, {"chain": -1}):
         with pytest.raises(ValueError, match="expected 0 to 1"):
             plot_trajectory(trace(), **wrong)
