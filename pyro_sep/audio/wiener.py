@@ -37,6 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_sep.audio.channels import left_and_right, mean_and_half
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins, transform
 
@@ -78,7 +79,10 @@ def wiener_upmix(
     if contributions.ndim == 2:
         parts = _parts(contributions, mixture, rate, to_rate, time)
         return _filtered(parts, _powers(parts, rate, to_rate, treble), recording, to_rate)
-    heard, mixed, whole = map(_mid_and_side, (contributions, mixture, recording))
+    heard, mixed, whole = (
+        torch.stack(mean_and_half(*channels.unbind(-2)), -2)
+        for channels in (contributions, mixture, recording)
+    )
     both = [_parts(heard[:, i], mixed[i], rate, to_rate, time) for i in range(2)]
     powers = [_powers(parts, rate, to_rate, treble) for parts in both]
     if rate < to_rate:
@@ -87,7 +91,7 @@ def wiener_upmix(
         _filtered(parts, power, whole[[i]], to_rate)[:, 0]
         for i, (parts, power) in enumerate(zip(both, powers, strict=True))
     )
-    return torch.stack([mid + side, mid - side], 1)
+    return torch.stack(left_and_right(mid, side), 1)
 
 
 def _parts(contributions: Tensor, mixture: Tensor, rate: int, to_rate: int, time: int) -> Tensor:
@@ -159,9 +163,3 @@ def _averaged(power: Tensor, reach: int) -> Tensor:
     total = F.conv1d(power[:, None], window, padding=reach)
     weight = F.conv1d(torch.ones_like(power[:1, None]), window, padding=reach)
     return (total / weight)[:, 0]
-
-
-def _mid_and_side(channels: Tensor) -> Tensor:
-    """Mean and half the difference of left and right ``(..., channel, time)``."""
-    left, right = channels.unbind(-2)
-    return torch.stack([(left + right) / 2, (left - right) / 2], -2)

@@ -28,6 +28,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_sep.audio.channels import CHANNELS, interleave
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.checks.names import printable
@@ -207,7 +208,7 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
     if "gains" in posterior:
         raise ValueError(f"{track.name}: got inferred gains, expected known ones; give --gains")
     rate, time = int(constant["sample_rate"]), posterior.sizes["time"]
-    channels, sources = 2 if SIDE in posterior else 1, []
+    channels, sources = CHANNELS if SIDE in posterior else 1, []
     for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
         samples, own_rate = track.read(str(name))
         if abs(samples.shape[-1] / own_rate - time / rate) > SLACK:
@@ -222,7 +223,7 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
             )
         heard = samples if channels > 1 else samples.mean(0, keepdim=True)
         sources.append(resample(heard, own_rate, rate, time).numpy() / gain)
-    frames = np.stack(sources).swapaxes(-1, -2).reshape(len(sources), -1)
+    frames = interleave(np.stack(sources))
     known = constant.assign(with_side("true_sources", ("source", "time"), frames, channels))
     return trace.assign({"constant_data": xr.DataTree(known)})
 

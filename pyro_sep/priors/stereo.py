@@ -31,12 +31,12 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
+from pyro_sep.audio.channels import CHANNELS, deinterleave, interleave, mean_and_half
 from pyro_sep.checks.arguments import choice, shown, whole
 from pyro_sep.priors.base import ASKED, UNSTATED, Prior, Priors, check_priors, gain_error, misfit
 
 Place = Literal["centre", "wide"]
 PLACES: tuple[Place, ...] = ("centre", "wide")
-CHANNELS = 2
 
 
 class StereoPrior(TorchDistribution):
@@ -164,7 +164,7 @@ class StereoPrior(TorchDistribution):
         left, right = self._channels(value)
         if self.place == "wide":
             return self.law.log_prob(self._takes(left, right)).sum(0)
-        mean, half = _mean_and_half(left, right)
+        mean, half = mean_and_half(left, right)
         noise = Normal(0.0, self._half(half), validate_args=False).log_prob(half).sum(-1)
         return self.law.log_prob(mean) + noise - left.shape[-1] * math.log(2)
 
@@ -176,7 +176,7 @@ class StereoPrior(TorchDistribution):
         left, right = self._channels(value)
         if self.place == "wide":
             return misfit(self.law, self._takes(left, right)).mean(0)
-        mean, half = _mean_and_half(left, right)
+        mean, half = mean_and_half(left, right)
         return (misfit(self.law, mean) + (half / self._half(half)).square().mean(-1)) / 2
 
     def _channels(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,27 +242,3 @@ def channels_of(priors: Priors) -> int:
     if len(found) > 1:
         raise ValueError("priors: got some of one channel and some of two, expected one of both")
     return int(next(iter(found)))
-
-
-def interleave(audio: Tensor) -> Tensor:
-    """Audio ``(..., channel, time)`` as one frame ``(..., channel * time)``, channels by turns.
-
-    >>> interleave(torch.tensor([[1, 2], [10, 20]]))
-    tensor([ 1, 10,  2, 20])
-    """
-    return audio.mT.flatten(-2)
-
-
-def _mean_and_half(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of two channels, and half their difference."""
-    return (left + right) / 2, (left - right) / 2
-
-
-def deinterleave(frame: Tensor) -> Tensor:
-    """The two channels ``(..., channel, time)`` of a frame of :func:`interleave`.
-
-    >>> deinterleave(torch.tensor([1, 10, 2, 20]))
-    tensor([[ 1,  2],
-            [10, 20]])
-    """
-    return frame.unflatten(-1, (-1, CHANNELS)).mT

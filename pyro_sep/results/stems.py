@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_sep.audio.channels import left_and_right
 from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
@@ -29,7 +30,6 @@ from pyro_sep.trace.dataset import (
     CHANNEL_TIME,
     SIDE,
     in_channels,
-    left_and_right,
     level_db,
     treble_of,
 )

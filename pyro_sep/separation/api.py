@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_sep.audio.channels import mid_and_side
 from pyro_sep.checks.arguments import audio, choice, positive, shown, whole
 from pyro_sep.inference.annealing.checkpoint import Checkpoint
 from pyro_sep.inference.annealing.draws import Draws
@@ -60,7 +61,7 @@ from pyro_sep.separation.presets import (
     resolve_settings,
 )
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
-from pyro_sep.trace.dataset import TREBLE, build_trace, mid_and_side
+from pyro_sep.trace.dataset import TREBLE, build_trace
 from pyro_sep.trace.draws import best_chain
 
 #: Standard error of a learned prior's log density, nats per audio sample, at the last level: two

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_sep.audio.channels import interleave, left_and_right, mid_and_side
 from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.inference.bridge import MassRatio, mass_ratio
 from pyro_sep.separation.modes import Group, Modes, find_modes
 from pyro_sep.storage.states import check_like, check_shapes
-from pyro_sep.trace.dataset import left_and_right, mid_and_side
 from pyro_sep.trace.draws import chosen_draws
 from pyro_sep.trace.estimate import shrunk_mean
 
@@ -189,7 +189,7 @@ class MixtureModes(NamedTuple):
         parts = mid_and_side(chains.numpy(), self.channels)
         found = [shrunk_mean(part, self.sample_rate) for part in parts if part is not None]
         channels = left_and_right(found[0], found[1] if len(found) > 1 else None)
-        return torch.from_numpy(np.stack(channels, -1).reshape(chains.shape[1:]))
+        return torch.from_numpy(interleave(np.stack(channels, -2)))
 
 
 def _keys(orders: Iterable[Tensor]) -> list[Key]:

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from pyro_sep.audio.channels import left_and_right, mid_and_side
 from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
@@ -38,7 +39,6 @@ TREBLE = "treble"  # attribute: what each source has above the band, see pyro_se
 SIDE = "side"  # variable: half of left less right
 CHANNEL_TIME = (-2, -1)  # axes of audio of several channels
 Axis = int | tuple[int, ...]
-Sound = Any  # an array of NumPy or xarray, or a tensor
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
 
 
@@ -218,25 +218,6 @@ def build_trace(
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
     return tree
-
-
-def mid_and_side(frames: Sound, channels: int) -> tuple[Sound, Sound | None]:
-    """Mean and half the difference of two channels that audio ``(..., time)`` has by turns.
-
-    Audio of one channel is its own mean, and has no difference: None.
-
-    >>> mid_and_side(np.array([1.0, 3.0, 2.0, 2.0]), 2)
-    (array([2., 2.]), array([-1.,  0.]))
-    """
-    if channels == 1:
-        return frames, None
-    left, right = frames[..., 0::2], frames[..., 1::2]
-    return (left + right) / 2, (left - right) / 2
-
-
-def left_and_right(mid: Sound, side: Sound | None) -> list[Sound]:
-    """The channels of which there is the mean and half the difference; the mean where None."""
-    return [mid] if side is None else [mid + side, mid - side]
 
 
 def in_channels(data: xr.Dataset, name: str) -> xr.DataArray:

@@ -5,12 +5,13 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
+from pyro_sep.audio.channels import interleave
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.conditioning import divide
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.spike_slab import SpikeAndSlab
-from pyro_sep.priors.stereo import in_stereo, interleave
+from pyro_sep.priors.stereo import in_stereo
 from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.separation.api import separate
 

@@ -12,6 +12,7 @@ from conftest import GaussianPrior
 from torch import Tensor
 
 from pyro_sep import load_priors, separate
+from pyro_sep.audio.channels import deinterleave, interleave
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing, model
 from pyro_sep.priors import audit, save_priors
@@ -20,9 +21,7 @@ from pyro_sep.priors.stereo import (
     Place,
     StereoPrior,
     channels_of,
-    deinterleave,
     in_stereo,
-    interleave,
 )
 from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.separation import estimate_cost, separate_batch, separation_from_draws
