@@ -27,6 +27,7 @@ import torch
 import typer
 from _common import Out, PriorSet, Results, Row, Seed, Workers, choose, load_set, resume, score
 from rendering.ffmpeg import RATE, check_ffmpeg, mastered
+from separate_records import RATE as EXCERPT
 from separate_records import Excerpt, chosen, excerpt
 from torch import Tensor
 
@@ -56,8 +57,7 @@ def main(
     results = Results(out)
     check_ffmpeg()
     loaded = load_set(priors, mixing="sum")
-    rate = sample_rate_of(loaded)
-    items = [excerpt(t, tuple(loaded), start, seconds, rate) for t in chosen(mixes, None)]
+    items = [excerpt(t, tuple(loaded), start, seconds) for t in chosen(mixes, None)]
     items = [item for item in items if len(item.stems) > 1][:mixtures]
     settings = {"priors": priors, "start": start, "seconds": seconds, "seed": seed}
     table: dict[str, Row] = {}
@@ -87,10 +87,11 @@ def measure(
     for item in items:
         own = {name: priors[name] for name in item.stems}
         rate = sample_rate_of(own)
-        mixture = released(item.mixture, rate)
+        summed, sources = (resample(a, EXCERPT, rate) for a in (item.mixture, item.sources))
+        mixture = released(summed, rate)
         result = separate(mixture, own, seed=seed, **options(model, mixture, own))
-        scores = score(result.contributions, item.sources, mixture)
-        closeness = float(si_sdr(mixture, item.mixture))
+        scores = score(result.contributions, sources, mixture)
+        closeness = float(si_sdr(mixture, summed))
         rows.append(
             {"track": item.track, "stems": list(item.stems), "master_si_sdr": closeness} | scores
         )

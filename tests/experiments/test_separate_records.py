@@ -11,7 +11,9 @@ import torch
 pytest.importorskip("museval")
 pytest.importorskip("librosa")
 
+import mastered
 import separate_records as script
+from music import needs_ffmpeg
 
 from pyro_sep.models import WaveNetConfig
 from pyro_sep.models.wavenet import WaveNet
@@ -145,3 +147,15 @@ def _tones(folder: Path) -> str:
 def test_nmf_needs_recordings(tracks: Path, priors: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="methods: got nmf, expected tracks to learn from"):
         script.main(tracks=tracks, priors=str(priors), methods="nmf", out=tmp_path)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("rate", [RATE, 8_000])
+def test_models_of_mastered_mixtures(tracks: Path, tmp_path: Path, rate: int) -> None:
+    priors = str(_untrained(tmp_path / "priors", rate))
+    options = {"mixes": tracks, "priors": priors, "start": 0.5, "seconds": 1.0, "mixtures": 1}
+    mastered.main(**options, models="sum,noise", out=tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert list(summary["table"]) == ["sum", "noise"]
+    assert summary["table"]["sum"]["stems"] == 3
+    assert 0 < summary["master_si_sdr_db"] < 60
