@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_sep.audio.channels import left_and_right
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.cli.options import Device as Device
@@ -37,6 +36,7 @@ from pyro_sep.separation.api import Separation, separate
 from pyro_sep.separation.presets import Constraint as ConstraintName
 from pyro_sep.separation.presets import Preset as PresetName
 from pyro_sep.storage.files import atomic_write, save_json
+from pyro_sep.trace.channels import left_and_right
 from pyro_sep.trace.draws import mode_probabilities
 from pyro_sep.viz.png import save_figure
 from pyro_sep.workers import local_cluster, spread

@@ -25,8 +25,8 @@ Rozet et al. 2024 (arXiv 2405.13712); Wiener filters of mixtures: Benaroya et al
 import torch
 from torch import Tensor
 
-from pyro_sep.audio.channels import deinterleave, interleave
 from pyro_sep.audio.treble import frame_size, transform
+from pyro_sep.trace.channels import deinterleave, interleave
 
 LEAST = 1e-9  # J of a source that is silent: where all are, each is given the same
 

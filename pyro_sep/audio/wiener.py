@@ -37,9 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_sep.audio.channels import left_and_right, mean_and_half
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins, transform
+from pyro_sep.trace.channels import left_and_right, mean_and_half
 
 AVERAGED = 1.6  # seconds of the window of an average
 SMOOTH_HZ, SMOOTH_SECONDS = 200.0, 0.3  # windows of the powers of mean and difference

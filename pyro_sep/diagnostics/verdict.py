@@ -56,6 +56,7 @@ ABSENT_MAX = -20.0
 EXPECTED = "every source is what its prior expects"
 CHAIN = ("chain", "give more --chains")
 MORE = "give a larger --preset or more --candidates"
+MANY = "as chains mostly do in music: listen, and go by the SI-SDR to expect"
 
 NEEDED = {
     "posterior": ("sources", *SUMMARIES),
@@ -253,7 +254,8 @@ def _judge(
         return Verdict.TRUSTED, (), expected
     apart = tuple(row.name for row in rows if not row.agreement >= AGREEMENT_MIN)
     if apart and not told:
-        return Verdict.CHAINS, apart, f"{chains_apart(trace, apart)}; {MORE}"
+        remedy = MANY if trace.attrs.get("estimate") == "mean" else MORE
+        return Verdict.CHAINS, apart, f"{chains_apart(trace, apart)}; {remedy}"
     return Verdict.TRUSTED, (), f"{expected}, and {agreeing} chains agree"
 
 

@@ -28,7 +28,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio.channels import CHANNELS, interleave
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.checks.names import printable
@@ -43,6 +42,7 @@ from pyro_sep.data.tracks import (
 )
 from pyro_sep.evaluation.metrics import si_sdr, silent
 from pyro_sep.storage.files import atomic_write
+from pyro_sep.trace.channels import CHANNELS, interleave
 from pyro_sep.trace.dataset import SIDE, TRACE, load_trace, with_side
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
@@ -232,7 +232,7 @@ def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any
     judged = _judged(estimate, reference, stems)
     table = _si_sdr_table(judged)
     known = {RESIDUAL, *reference.stems}
-    unknown = [stem for stem in estimate.stems if stem not in known]
+    unknown = [stem for stem in estimate.stems if not stems and stem not in known]
     said = f"no reference of {', '.join(unknown)}, expected some of {', '.join(reference.stems)}"
     notes = (printable(said),) if unknown else ()
     if museval is None:

@@ -124,13 +124,13 @@ def save_priors(priors: Mapping[str, NetworkPrior], folder: str | PathLike[str])
     ...     list(load_priors(folder))
     ['saw', 'sine']
     """
+    for prior in priors.values():
+        _check_network(prior)
     if wrong := [name for name, prior in priors.items() if name != prior.name]:
         raise ValueError(
             f"priors: got {wrong[0]!r} for the prior of {priors[wrong[0]].name!r}, expected its "
             "own name"
         )
-    for prior in priors.values():
-        _check_network(prior)
     for what in ("mixing", "estimate"):
         stated(priors, what, "save them as two sets")
     for prior in priors.values():

@@ -31,9 +31,9 @@ import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
-from pyro_sep.audio.channels import CHANNELS, deinterleave, interleave, mean_and_half
 from pyro_sep.checks.arguments import choice, shown, whole
 from pyro_sep.priors.base import ASKED, UNSTATED, Prior, Priors, check_priors, gain_error, misfit
+from pyro_sep.trace.channels import CHANNELS, deinterleave, interleave, mean_and_half
 
 Place = Literal["centre", "wide"]
 PLACES: tuple[Place, ...] = ("centre", "wide")
@@ -99,7 +99,7 @@ class StereoPrior(TorchDistribution):
                 f"sigma: got {shown(sigma)}, expected {low:g} to {high:g}, the noise levels of a "
                 f"channel that the prior of {self.mono.name!r} knows in this place"
             )
-        return sigma
+        return sigma if isinstance(sigma, float | int | Tensor) else level
 
     @property
     def _narrowing(self) -> float:
@@ -222,7 +222,7 @@ def in_stereo(priors: Priors, wide: Iterable[str] = ()) -> dict[str, StereoPrior
             f"wide: got {shown(wide)}, expected a list of names of sources, as ['guitar']"
         )
     wide = tuple(wide)
-    if unknown := [name for name in wide if name not in priors]:
+    if unknown := [name for name in wide if name not in [*priors]]:
         raise ValueError(f"wide: got {unknown[0]!r}, expected some of {', '.join(priors)}")
     if channels_of(priors) != 1:
         raise ValueError("priors: got some of two channels already, expected those of mono audio")

@@ -21,11 +21,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_sep.audio.channels import left_and_right
 from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
+from pyro_sep.trace.channels import left_and_right
 from pyro_sep.trace.dataset import (
     CHANNEL_TIME,
     SIDE,

@@ -9,7 +9,6 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.audio.channels import mid_and_side
 from pyro_sep.checks.arguments import audio, choice, positive, shown, whole
 from pyro_sep.inference.annealing.checkpoint import Checkpoint
 from pyro_sep.inference.annealing.draws import Draws
@@ -61,6 +60,7 @@ from pyro_sep.separation.presets import (
     resolve_settings,
 )
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
+from pyro_sep.trace.channels import mid_and_side
 from pyro_sep.trace.dataset import TREBLE, build_trace
 from pyro_sep.trace.draws import best_chain
 
@@ -438,7 +438,8 @@ def separation_from_draws(
     check_count(priors, mixing)
     noisy = audio("noisy", noisy, device_of(priors))
     given, channels = one_mixture(mixture, priors).to(noisy.device), channels_of(priors)
-    check_mixtures(given[None], channels)
+    if not bool(given.isfinite().all()):
+        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
     mixture = frames(given, priors)
     frame = frame_time(priors.values(), len(mixture))
     if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():

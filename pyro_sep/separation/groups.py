@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_sep.audio.channels import interleave, left_and_right, mid_and_side
 from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.inference.bridge import MassRatio, mass_ratio
 from pyro_sep.separation.modes import Group, Modes, find_modes
 from pyro_sep.storage.states import check_like, check_shapes
+from pyro_sep.trace.channels import interleave, left_and_right, mid_and_side
 from pyro_sep.trace.draws import chosen_draws
 from pyro_sep.trace.estimate import shrunk_mean
 

@@ -31,6 +31,7 @@ from pyro_sep.separation.inputs import Audio, axes, checked_sources, frames
 
 NOISED = 8  # noises of the stems, whose log densities are compared with those of draws
 COST = NOISED * FORWARD  # of them, in gradients of a mixture
+SILENCE = 1e-5  # power of a mixture, full scale 1, below which all stems may rest: -50 dB
 SEARCHED = ("sigma_max", "tries", "candidates", "levels", "replicas", "section")  # by a search
 
 
@@ -47,7 +48,7 @@ def checked_initial(
 ) -> Tensor:
     """Frames ``(mixture, source, time)`` of stems, on the device of their mixtures.
 
-    A stem may be silent: its source rests.
+    A stem may be silent: its source rests. All may where the mixture is nearly silent.
 
     Args:
         value: the stems as they were given.
@@ -65,8 +66,9 @@ def checked_initial(
     stems = stems.to(mixtures.device)
     if not bool(stems.isfinite().all()):
         raise ValueError("initial: got NaN or infinity, expected finite audio; export it again")
-    residual = (mixtures - stems.sum(1)).flatten(1).square().sum(-1)
-    if bool((residual >= mixtures.flatten(1).square().sum(-1)).any()):
+    power, left = (a.flatten(1).square().mean(-1) for a in (mixtures, mixtures - stems.sum(1)))
+    rest = (stems == 0).flatten(1).all(-1) & (power < SILENCE)
+    if bool(((left >= power) & ~rest).any()):
         raise ValueError(
             "initial: got stems whose sum is no nearer to the mixture than silence, expected "
             "contributions that add up to it; give the stems of this mixture, at its level"

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_sep.audio.channels import interleave
 from pyro_sep.checks.arguments import audio, shown
 from pyro_sep.data.tracks import check_source_name
 from pyro_sep.mixing.known import frame_time
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors, check_priors, device_of
 from pyro_sep.priors.stereo import channels_of
+from pyro_sep.trace.channels import interleave
 from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, plain_attrs
 
 MIN_TIME = 256  # audio samples; less holds no period of a low tone

@@ -18,11 +18,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from pyro_sep.audio.channels import left_and_right, mid_and_side
 from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
+from pyro_sep.trace.channels import left_and_right, mid_and_side
 from pyro_sep.trace.layout import MODES, SEARCH, SEARCH_DIMS, TraceError, check, choose
 from pyro_sep.workers import without_cluster
 

@@ -114,6 +114,9 @@ def check(tree: xr.DataTree) -> None:
     for name, part in posterior.data_vars.items():
         if part.dtype.kind != "f":
             raise TraceError(f"got posterior/{name} of {part.dtype}, expected floats")
+    for name in ("initial", "true_sources"):
+        if "side" in posterior and name in constant and f"{name}_side" not in constant:
+            raise TraceError(f"got constant_data/{name} of one channel, expected both of two")
     rate = constant["sample_rate"]
     if rate.dtype.kind not in "iu" or rate.shape or int(rate) < 1:
         raise TraceError(f"got the sample rate {rate.values!r:.80}, expected a number in Hz")

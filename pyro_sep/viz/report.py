@@ -32,7 +32,7 @@ from pyro_sep.diagnostics.verdict import (
     diagnose,
 )
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import FINGERPRINT, TREBLE
+from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, in_channels
 from pyro_sep.trace.draws import (
     alternative_modes,
     estimate_draws,
@@ -40,7 +40,7 @@ from pyro_sep.trace.draws import (
     mode_probabilities,
     select_draws,
 )
-from pyro_sep.trace.estimate import estimate_sources
+from pyro_sep.trace.estimate import estimate_channels
 from pyro_sep.viz.agreement import plot_agreement
 from pyro_sep.viz.listening import Listener, listener
 from pyro_sep.viz.png import encode
@@ -156,9 +156,10 @@ def render_report(
     diagnosis, moved = diagnose(tree), compare_initial(tree)
     rate = int(tree["constant_data"].to_dataset()["sample_rate"])
     start = zoom_start(tree)
-    estimates = estimate_sources(tree).values
+    channels = estimate_channels(tree)
+    estimates = channels.mean("channel").values
     ear = listener(tree, estimates, recording)
-    rows = [_mixture_row(tree, ear, start), *_source_rows(tree, estimates, ear, start)]
+    rows = [_mixture_row(tree, ear, start), *_source_rows(tree, channels, ear, start)]
     scores = expected_scores(tree)
     for name, bounds in (scores or {}).items():
         row = next(row for row in rows[1:] if row.name == name)
@@ -229,13 +230,12 @@ def _mixture_row(tree: xr.DataTree, ear: Listener, start: int) -> Row:
     return Row("mixture", to_hex("gray"), waveform, spectrogram, {"recording": ear.mixture})
 
 
-def _source_rows(
-    tree: xr.DataTree, estimates: NDArray[Any], ear: Listener, start: int
-) -> list[Row]:
+def _source_rows(tree: xr.DataTree, channels: xr.DataArray, ear: Listener, start: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
+    estimates = channels.mean("channel").values
     rate = ear.own
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    mixture, chosen = tree["observed_data"].to_dataset()["mixture"].values, estimate_draws(tree)
+    time, chosen = posterior.sizes["time"], estimate_draws(tree)
     chains, count = np.unique(chosen[:, 0]).tolist(), posterior.sizes["draw"]
     others = {f"explanation {m + 1}": mode_draws(tree, m) for m in alternative_modes(tree)}
     means = {
@@ -243,7 +243,7 @@ def _source_rows(
         for c in range(posterior.sizes["chain"])
         if [c] != chains and not others
     }
-    (first, last), rows = _excerpt(len(mixture), rate), []
+    (first, last), rows = _excerpt(time, rate), []
     for k, name in enumerate(posterior["source"].values.tolist()):
         draws, estimate = source_draws(tree, k), estimates[k]
         truth = constant["true_sources"].values[k] if "true_sources" in constant else None
@@ -262,7 +262,7 @@ def _source_rows(
         heard = {f"draw {i + 1}": draws[i] for i in apart}
         heard |= {label: source_draws(tree, k, own).mean(0) for label, own in means.items()}
         heard = {label: ear.hear(sound[first:last], k, first) for label, sound in heard.items()}
-        facts = _scores(estimate, draws, truth, mixture)
+        facts = _scores(tree, k, channels, chosen)
         scalars = posterior[[name for name in SCALARS if name in posterior]].isel(source=k)
         facts |= _scalars(select_draws(scalars, chosen))
         look = Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts, versions)
@@ -271,11 +271,21 @@ def _source_rows(
 
 
 def _scores(
-    estimate: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None, mixture: NDArray[Any]
+    tree: xr.DataTree, source: int, estimates: xr.DataArray, chosen: NDArray[np.integer]
 ) -> dict[str, list[str]]:
-    """SI-SDR and its improvement over the mixture, of the estimate and of single draws."""
-    if truth is None:
+    """SI-SDR and its improvement over the mixture, of the estimate and of single draws.
+
+    They are those of all channels.
+    """
+    constant = tree["constant_data"].to_dataset()
+    if "true_sources" not in constant:
         return {}
+    posterior = tree["posterior"].to_dataset().isel(source=source)
+    drawn = in_channels(select_draws(posterior, chosen), "sources").transpose("draw", ...).values
+    draws = np.nan_to_num(drawn.reshape(len(drawn), -1), posinf=0, neginf=0)
+    estimate = estimates.values[source].ravel()
+    truth = in_channels(constant, "true_sources").values[source].ravel()
+    mixture = in_channels(tree["observed_data"].to_dataset(), "mixture").values.ravel()
     if np.ptp(truth) == 0:
         return {"SI-SDR / dB": ["true source is silent", ""]}
     import torch  # here alone, so that a trace without truth is shown without torch

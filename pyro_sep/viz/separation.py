@@ -10,7 +10,8 @@ from matplotlib.mlab import psd
 from numpy.typing import NDArray
 
 from pyro_sep.checks.names import literal
-from pyro_sep.trace.estimate import estimate_sources
+from pyro_sep.trace.dataset import in_channels
+from pyro_sep.trace.estimate import estimate_channels
 from pyro_sep.viz.signals import (
     FLOOR_DB,
     TAILS,
@@ -66,7 +67,8 @@ def _waveform_figure(tree: xr.DataTree, rate: int) -> Figure:
     names = tree["posterior"].to_dataset()["source"].values.tolist()
     mixture = tree["observed_data"].to_dataset()["mixture"].values
     window = zoom_window(zoom_start(tree), len(mixture), rate)
-    estimates = estimate_sources(tree).values
+    channels = estimate_channels(tree)
+    estimates = channels.mean("channel").values
     figure = Figure(figsize=(11, 1.2 + 2.5 * (1 + len(names))), layout="constrained")
     heights = [2.0, *[3.0, 1.4] * len(names)]  # below each waveform the deviation of its draws
     grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
@@ -81,7 +83,7 @@ def _waveform_figure(tree: xr.DataTree, rate: int) -> Figure:
         below = figure.add_subplot(grid[rows.start + 1, 0], sharex=left)
         beside = figure.add_subplot(grid[rows, 1], sharex=right)
         draws, reference = source_draws(tree, k), _truth(tree, k)
-        title = literal(name) + _score(estimates[k], reference)
+        title = literal(name) + _score(tree, channels, k)
         above.set_title(title, loc="left", weight="bold", color=f"C{k}")
         axes = above, below, beside
         _source_panels(axes, f"C{k}", rate, window, estimates[k], draws, reference)
@@ -123,7 +125,8 @@ def _source_panels(
 def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
     names = tree["posterior"].to_dataset()["source"].values.tolist()
     mixture = tree["observed_data"].to_dataset()["mixture"].values
-    time, estimates = len(mixture), estimate_sources(tree).values
+    time, channels = len(mixture), estimate_channels(tree)
+    estimates = channels.mean("channel").values
     figure = Figure(figsize=(13, 1.4 + 2.1 * (1 + len(names))), layout="constrained")
     axes = figure.subplots(1 + len(names), 3, sharex=True, squeeze=False)
     draw_envelope(axes[0, 0], rate, mixture, mixture, "0.3")
@@ -139,7 +142,7 @@ def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
         mean, spread = mean_and_spread(draws, rate)
         draw_level(axes[k + 1, 1], mean, time, rate)
         shown = draw_spread(axes[k + 1, 2], mean, spread, time, rate)
-        title = literal(name) + _score(estimate, _truth(tree, k))
+        title = literal(name) + _score(tree, channels, k)
         axes[k + 1, 0].set_title(title, loc="left", weight="bold", color=color)
     for ax in axes[:, 0]:
         ax.set(ylabel="amplitude", xlim=(0, time / rate))
@@ -183,13 +186,19 @@ def _spectra(ax: Axes, rate: int, *curves: Curve) -> None:
     ax.set(ylim=(FLOOR_DB, 6), xlim=(0, rate / 2), ylabel="dB re full scale")
 
 
-def _score(estimate: NDArray[Any], reference: NDArray[Any] | None) -> str:
-    """The SI-SDR for a title, where there is a true source that is not silent."""
-    if reference is None or np.ptp(reference) == 0:
+def _score(tree: xr.DataTree, estimates: xr.DataArray, source: int) -> str:
+    """The SI-SDR for a title, of all channels, where there is a true source that is not silent."""
+    constant = tree["constant_data"].to_dataset()
+    if "true_sources" not in constant:
+        return ""
+    reference = in_channels(constant, "true_sources").values[source].ravel()
+    if np.ptp(reference) == 0:
         return ""
     import torch  # here alone, so that a trace without truth is drawn without torch
 
     from pyro_sep.evaluation.metrics import si_sdr
 
-    score = float(si_sdr(torch.from_numpy(estimate), torch.from_numpy(reference)))
+    score = float(
+        si_sdr(torch.from_numpy(estimates.values[source].ravel()), torch.from_numpy(reference))
+    )
     return f": SI-SDR {score:.1f} dB"

@@ -5,7 +5,6 @@ import torch
 from conftest import GaussianPrior
 from torch import Tensor
 
-from pyro_sep.audio.channels import interleave
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.conditioning import divide
 from pyro_sep.inference.posterior import AnnealedPosterior
@@ -14,6 +13,7 @@ from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.priors.stereo import in_stereo
 from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.separation.api import separate
+from pyro_sep.trace.channels import interleave
 
 RATE, SIGMA, TIME = 16_000, 0.1, 8_000
 ONES, NONE = torch.ones(2, 1), torch.zeros(())

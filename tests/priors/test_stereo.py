@@ -12,7 +12,6 @@ from conftest import GaussianPrior
 from torch import Tensor
 
 from pyro_sep import load_priors, separate
-from pyro_sep.audio.channels import deinterleave, interleave
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing, model
 from pyro_sep.priors import audit, save_priors
@@ -26,6 +25,7 @@ from pyro_sep.priors.stereo import (
 from pyro_sep.priors.waveform import WaveformPrior
 from pyro_sep.separation import estimate_cost, separate_batch, separation_from_draws
 from pyro_sep.trace import load_trace, save_trace
+from pyro_sep.trace.channels import deinterleave, interleave
 from pyro_sep.trace.dataset import log_likelihood
 
 LEVEL, SIGMA = 0.5, 0.2
@@ -321,6 +321,9 @@ def test_the_posterior_of_frames_is_exact_on_both_channels() -> None:
         ),
         (lambda p: StereoPrior(p, "wide").log_prob(torch.ones(8).int()), "value: got torch.int32"),
         (lambda p: in_stereo({p.name: p}, None), "wide: got None, expected a list of names"),
+        (lambda p: in_stereo({p.name: p}, [["a"]]), r"wide: got \['a'\], expected some of guitar"),
+        (lambda p: StereoPrior(p, "wide").condition([0.1, 9]), r"sigma: got \[0.1, 9\], expected"),
+        (lambda p: save_priors({"a": 3}, Path("x")), "prior: got a int, expected a NetworkPrior"),
         (
             lambda p: save_priors(in_stereo({p.name: p}), Path("x")),
             "a StereoPrior, expected a Net",
@@ -335,6 +338,11 @@ def test_the_posterior_of_frames_is_exact_on_both_channels() -> None:
 def test_what_is_none_is_refused(make: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(load_priors("guitar")["guitar"].frame(512))
+
+
+def test_levels_may_be_a_list() -> None:
+    prior = StereoPrior(load_priors("guitar")["guitar"], "wide").condition([0.1, 0.2])
+    assert prior.batch_shape == (2,)
 
 
 def test_a_mixture_is_long_enough_in_each_channel() -> None:

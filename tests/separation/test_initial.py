@@ -237,3 +237,18 @@ def test_a_comparison_says_which_is_preferred() -> None:
     )
     assert said[-30.0].endswith("the initial stems are more probable than draws, by 30 nats")
     assert said[19.0].endswith("about as probable as draws")
+
+
+def test_sources_may_rest(gaussian_priors: Callable[..., Any], wave: Tensor) -> None:
+    """Of a section in which one rests, and of one in which there is noise alone."""
+    mixture = wave[0]
+    stems = torch.stack([mixture, 0 * mixture])
+    budget: dict[str, Any] = {"gains": (1, 1), "cooling": 2, "warmup": 2, "draws": 3}
+    result = separate(mixture, gaussian_priors(0.3, 0.1), initial=stems, **budget)
+    comparison = compare_initial(result.trace)
+    assert comparison is not None
+    assert list(comparison.si_sdr) == ["one"]
+    hiss = 1e-5 * torch.randn(len(mixture))
+    separate(hiss, gaussian_priors(0.3, 0.1), initial=0 * stems, **budget)
+    with pytest.raises(ValueError, match="no nearer to the mixture than silence"):
+        separate(mixture, gaussian_priors(0.3, 0.1), initial=0 * stems, **budget)

@@ -24,6 +24,8 @@ from pyro_sep.separation.api import Separation
 from pyro_sep.trace import build_trace, load_trace, save_trace
 from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.estimate import estimate_channels, estimate_sources, shrunk_mean
+from pyro_sep.viz.report import render_report
+from pyro_sep.viz.separation import plot_separation
 
 RATE, TIME = 4_000, 4_000
 NAMES = ["bass", "guitar"]
@@ -165,3 +167,19 @@ def test_mean_and_side_are_shrunk_by_themselves() -> None:
     np.testing.assert_allclose(estimate_sources(tree).values, mid, atol=1e-5)
     expected = np.stack([mid + side, mid - side], 1)
     np.testing.assert_allclose(estimate_channels(tree).values, expected, atol=1e-5)
+
+
+def test_a_trace_that_lacks_a_side_is_refused(tmp_path: Path) -> None:
+    tree = trace([OPPOSITE])
+    known = tree["constant_data"].to_dataset().drop_vars("initial_side")
+    save_trace(tree.assign({"constant_data": xr.DataTree(known)}), tmp_path / "old.nc")
+    with pytest.raises(ValueError, match=r"got constant_data/initial of one channel, expected"):
+        load_trace(tmp_path / "old.nc")
+
+
+def test_pages_and_pictures_score_both_channels() -> None:
+    tree = trace([OPPOSITE + 0.1 * CENTRE])
+    titles = [ax.get_title(loc="left") for ax in plot_separation(tree).axes]
+    assert "guitar: SI-SDR 20.0 dB" in titles
+    assert " 20.0" in render_report(tree)
+    assert "true source is silent" not in render_report(tree)
