@@ -56,7 +56,6 @@ WATCH_SECONDS = 2.0  # between measurements
 LENGTHS = (3.0, 6.0, 12.0)  # seconds of music
 TRACK = 180.0  # seconds of a track on paper
 COLLECTIONS = {10**3: 64, 10**5: 2_000, 10**7: 20_000}  # tracks, and cores for them
-GPU_CORES = 100.0  # cores that a GPU replaces: assumed, not measured
 
 
 def main(
@@ -283,14 +282,12 @@ def projection(content: Row) -> Row:
                 "core_hours": tracks * core_hours,
                 "cores": cores,
                 "days": tracks * core_hours / cores / 24,
-                "gpu_days": tracks * core_hours / GPU_CORES / 24,
                 "terabytes": tracks * (trace + stems) / 1e6,
                 "scheduler_seconds": tracks * task,
                 "tasks_per_second": sections * cores / core_hours / 3_600,
             }
             for tracks, cores in COLLECTIONS.items()
         ],
-        "gpu_cores_assumed": GPU_CORES,
     }
 
 
