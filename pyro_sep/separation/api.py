@@ -350,8 +350,7 @@ def separate_batch(  # noqa: D417
     groups = GroupedDraws(
         observed,
         mixing.gains,
-        rate,
-        channels,
+        rate * channels,
         log_density if weighed else None,
         0.0 if exact else DENSITY_ERROR * time,
     )

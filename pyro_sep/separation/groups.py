@@ -13,7 +13,6 @@ from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.inference.bridge import MassRatio, mass_ratio
 from pyro_sep.separation.modes import Group, Modes, find_modes
 from pyro_sep.storage.states import check_like, check_shapes
-from pyro_sep.trace.channels import interleave, left_and_right, mid_and_side
 from pyro_sep.trace.draws import chosen_draws
 from pyro_sep.trace.estimate import shrunk_mean
 
@@ -32,8 +31,7 @@ class GroupedDraws:
     Args:
         mixtures: ``(mixture, time)``.
         gains: known a_k.
-        sample_rate: in Hz.
-        channels: that audio has by turns.
+        sample_rate: in Hz, of all channels together, which audio has by turns.
         log_density: by which chains that share no mode are weighed; None where they count alike.
         density_error: see :func:`~pyro_sep.separation.modes.find_modes`.
     """
@@ -43,12 +41,11 @@ class GroupedDraws:
         mixtures: Tensor,
         gains: Sequence[float],
         sample_rate: int,
-        channels: int,
         log_density: LogDensity | None,
         density_error: float,
     ) -> None:
         self.mixtures, self.gains = mixtures.cpu(), torch.tensor(gains)
-        self.sample_rate, self.channels = sample_rate, channels
+        self.sample_rate = sample_rate
         self.log_density, self.density_error = log_density, density_error
         self.orders: list[Tensor] = []  # of blocks, (mixture, chain, draw, source)
         self.lp: list[Tensor] = []  # of blocks, (mixture, chain, draw)
@@ -90,8 +87,7 @@ class GroupedDraws:
         centres = [mean.pop("frame") for mean in means] if self.noisy else []
         weigh = partial(self._compare, keys, centres) if centres else None
         found = find_modes(groups, self.mixtures[i].numpy(), weigh, self.density_error)
-        kind = (self.gains, self.sample_rate, self.channels)
-        return MixtureModes(lp, groups, means, chosen, found, *kind)
+        return MixtureModes(lp, groups, means, chosen, found, self.gains, self.sample_rate)
 
     def _compare(
         self, keys: Sequence[Key], centres: Sequence[Tensor], one: int, other: int
@@ -147,7 +143,6 @@ class MixtureModes(NamedTuple):
     modes: Modes
     gains: Tensor  # known a_k
     sample_rate: int
-    channels: int
 
     def of_draws(self) -> dict[str, Any]:
         """Mode and weight of every draw ``(chain, draw)``, and the probability of every mode."""
@@ -179,17 +174,11 @@ class MixtureModes(NamedTuple):
                 part = own / share[group.chain].sum() * mean["contributions"]
                 chains[group.chain] = chains.get(group.chain, 0.0) + part
         if len(chains) > 1:
-            totals["contributions"] = self._shrunk(torch.stack([*chains.values()]).float())
+            found = shrunk_mean(torch.stack([*chains.values()]).float().numpy(), self.sample_rate)
+            totals["contributions"] = torch.from_numpy(found)
             gains = totals.get("gains", self.gains)
             totals["sources"] = totals["contributions"] / gains[:, None]
         return {name: total.float() for name, total in totals.items()}
-
-    def _shrunk(self, chains: Tensor) -> Tensor:
-        """The mean of contributions ``(chain, source, time)``; of two channels by mid and side."""
-        parts = mid_and_side(chains.numpy(), self.channels)
-        found = [shrunk_mean(part, self.sample_rate) for part in parts if part is not None]
-        channels = left_and_right(found[0], found[1] if len(found) > 1 else None)
-        return torch.from_numpy(interleave(np.stack(channels, -2)))
 
 
 def _keys(orders: Iterable[Tensor]) -> list[Key]:

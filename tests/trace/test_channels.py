@@ -157,16 +157,14 @@ def test_a_silent_truth_is_named() -> None:
         actual(silenced)
 
 
-def test_mean_and_side_are_shrunk_by_themselves() -> None:
+def test_both_channels_are_shrunk_as_one_frame() -> None:
     left, right = tone(300), tone(1_200)
     guitars = [by_turns(left, right), by_turns(left, -right), by_turns(left, 0 * right)]
     tree = trace(guitars)
-    mids = np.stack([[BASS, (left + sign * right) / 2] for sign in (1, -1, 0)])
-    sides = np.stack([[0 * BASS, (left - sign * right) / 2] for sign in (1, -1, 0)])
-    mid, side = shrunk_mean(mids, RATE), shrunk_mean(sides, RATE)
-    np.testing.assert_allclose(estimate_sources(tree).values, mid, atol=1e-5)
-    expected = np.stack([mid + side, mid - side], 1)
+    shrunk = shrunk_mean(np.stack([[CENTRE, guitar] for guitar in guitars]), 2 * RATE)
+    expected = np.stack([shrunk[:, 0::2], shrunk[:, 1::2]], 1)
     np.testing.assert_allclose(estimate_channels(tree).values, expected, atol=1e-5)
+    np.testing.assert_allclose(estimate_sources(tree).values, expected.mean(1), atol=1e-5)
 
 
 def test_a_trace_that_lacks_a_side_is_refused(tmp_path: Path) -> None:
