@@ -186,8 +186,9 @@ def report(rows: Sequence[Row], names: Sequence[str], results: Results) -> None:
     )
     results.json(summary)
     low, high = summary["quartiles_improvement_db"]
+    count = "1 mixture" if len(rows) == 1 else f"{len(rows)} mixtures"
     print(
-        f"{len(rows)} mixtures, {summary['cpu_seconds']:.0f} CPU s each: SI-SDR improvement median "
+        f"{count}, {summary['cpu_seconds']:.0f} CPU s each: SI-SDR improvement median "
         f"{summary['median_improvement_db']:.1f} dB (quartiles {low:.1f}, {high:.1f}), mean "
         f"{summary['mean_improvement_db']:.1f} dB; SI-SDR median "
         f"{summary['median_si_sdr_db']:.1f} dB, above 10 dB in "
