@@ -267,7 +267,7 @@ def actual(trace: xr.DataTree) -> xr.Dataset:
             "trace: got none of constant_data/true_sources, expected the sources that were mixed"
         )
     true = in_channels(constant, "true_sources")
-    quiet = np.ptp(true.values, (-2, -1)) == 0
+    quiet = np.ptp(true.values, CHANNEL_TIME) == 0
     if quiet.any():
         raise ValueError(
             f"trace: got a silent true source of {str(true['source'].values[quiet][0])!r}, "

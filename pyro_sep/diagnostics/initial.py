@@ -105,4 +105,4 @@ def format_initial(comparison: InitialComparison) -> str:
         "initial": f"the initial stems are more probable than draws, by {nats}",
         "neither": "the initial stems are about as probable as draws",
     }
-    return f"SI-SDR to the initial stems: {moved}; {said[comparison.preferred]}"
+    return f"SI-SDR to the initial stems: {moved or 'none sounds'}; {said[comparison.preferred]}"

@@ -42,8 +42,8 @@ from pyro_sep.data.tracks import (
 )
 from pyro_sep.evaluation.metrics import si_sdr, silent
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.channels import CHANNELS, interleave
-from pyro_sep.trace.dataset import SIDE, TRACE, load_trace, with_side
+from pyro_sep.trace.channels import CHANNELS, SIDE, interleave
+from pyro_sep.trace.dataset import TRACE, load_trace, with_side
 
 EXPECTED = ["lowest", "highest"]  # SI-SDR against a draw
 SLACK = 0.1  # seconds by which an estimate may differ in length from its reference
@@ -232,7 +232,7 @@ def _score(estimate: Track, reference: Track, stems: Sequence[str], museval: Any
     judged = _judged(estimate, reference, stems)
     table = _si_sdr_table(judged)
     known = {RESIDUAL, *reference.stems}
-    unknown = [stem for stem in estimate.stems if not stems and stem not in known]
+    unknown = [] if stems else [stem for stem in estimate.stems if stem not in known]
     said = f"no reference of {', '.join(unknown)}, expected some of {', '.join(reference.stems)}"
     notes = (printable(said),) if unknown else ()
     if museval is None:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors
-from pyro_sep.priors.stereo import channels_of
+from pyro_sep.priors.stereo import check_mono
 from pyro_sep.storage.files import save_json
 
 UNIT = "nats per audio sample over the noise"
@@ -75,8 +75,7 @@ def audit(
     >>> discriminative(table)
     {0.359: True}
     """
-    if channels_of(priors) > 1:
-        raise ValueError("priors: got some of two channels, expected those of mono audio")
+    check_mono(priors)
     if set(priors) != set(audio):
         raise ValueError(f"audio: got {sorted(audio)}, expected the priors' names {sorted(priors)}")
     if empty := [name for name, frames in audio.items() if not len(frames)]:

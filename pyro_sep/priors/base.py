@@ -64,6 +64,12 @@ Priors = Mapping[str, Prior]
 ASKED = (*Prior.__annotations__, *(name for name in vars(Prior) if not name.startswith("_")))
 
 
+def within(level: Any, bounds: tuple[float, float]) -> Any:
+    """Whether a noise level, a number or a tensor, is within those that are known, to rounding."""
+    low, high = bounds
+    return (level >= low * 0.9999) & (level <= high * 1.0001)
+
+
 def check_priors(priors: Any) -> None:
     """Raise ValueError unless these are priors by source name, of one device and sample rate."""
     expected = 'priors by source name, as load_priors("toy") gives them'

@@ -18,7 +18,7 @@ from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.registry import Network
 from pyro_sep.models.waveform import Waveform
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors.base import Estimate, MixingRule
+from pyro_sep.priors.base import Estimate, MixingRule, within
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
 GAIN_ERROR = 0.03  # of WaveNets of tones, whose denoisers err by 1 to 2 % of the amplitude at the
@@ -94,7 +94,7 @@ class NetworkPrior(TorchDistribution):
             if sigma is True or sigma is False:
                 raise TypeError
             level = torch.as_tensor(sigma, dtype=reference.dtype, device=reference.device)
-            known = bool(((level >= low * 0.9999) & (level <= high * 1.0001)).all())
+            known = bool(within(level, self.sigmas).all())
         except (TypeError, ValueError, RuntimeError):
             known = False
         if not known:

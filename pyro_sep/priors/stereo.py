@@ -32,7 +32,16 @@ from pyro.distributions import Normal, TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.checks.arguments import choice, shown, whole
-from pyro_sep.priors.base import ASKED, UNSTATED, Prior, Priors, check_priors, gain_error, misfit
+from pyro_sep.priors.base import (
+    ASKED,
+    UNSTATED,
+    Prior,
+    Priors,
+    check_priors,
+    gain_error,
+    misfit,
+    within,
+)
 from pyro_sep.trace.channels import CHANNELS, deinterleave, interleave, mean_and_half
 
 Place = Literal["centre", "wide"]
@@ -88,13 +97,13 @@ class StereoPrior(TorchDistribution):
 
     def _level(self, sigma: float | Tensor) -> float | Tensor:
         """A noise level that the prior knows."""
-        low, high = self.sigmas
         try:
             level = torch.as_tensor(sigma)
-            known = bool(((level >= low * 0.9999) & (level <= high * 1.0001)).all())
+            known = bool(within(level, self.sigmas).all())
         except (TypeError, ValueError, RuntimeError):
             known = False
         if not known or isinstance(sigma, bool):
+            low, high = self.sigmas
             raise ValueError(
                 f"sigma: got {shown(sigma)}, expected {low:g} to {high:g}, the noise levels of a "
                 f"channel that the prior of {self.mono.name!r} knows in this place"
@@ -224,12 +233,17 @@ def in_stereo(priors: Priors, wide: Iterable[str] = ()) -> dict[str, StereoPrior
     wide = tuple(wide)
     if unknown := [name for name in wide if name not in [*priors]]:
         raise ValueError(f"wide: got {unknown[0]!r}, expected some of {', '.join(priors)}")
-    if channels_of(priors) != 1:
-        raise ValueError("priors: got some of two channels already, expected those of mono audio")
+    check_mono(priors)
     return {
         name: StereoPrior(prior, "wide" if name in wide else "centre")
         for name, prior in priors.items()
     }
+
+
+def check_mono(priors: Priors) -> None:
+    """Raise ValueError for priors of two channels."""
+    if channels_of(priors) > 1:
+        raise ValueError("priors: got some of two channels already, expected those of mono audio")
 
 
 def channels_of(priors: Priors) -> int:

@@ -25,18 +25,12 @@ from pyro_sep.audio.io import check_peak, encoded, save_audio
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.data.tracks import ALTERNATIVES, DRAWS, RESIDUAL, Audio
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.channels import left_and_right
-from pyro_sep.trace.dataset import (
-    CHANNEL_TIME,
-    SIDE,
-    in_channels,
-    level_db,
-    treble_of,
-)
+from pyro_sep.separation.inputs import SILENT_DB
+from pyro_sep.trace.channels import SIDE, left_and_right
+from pyro_sep.trace.dataset import CHANNEL_TIME, in_channels, level_db, treble_of
 from pyro_sep.trace.draws import ALTERNATIVES as MOST
 from pyro_sep.trace.draws import alternative_modes, estimate_draws, mode_draws, select_draws
 
-SILENT_DB = -50.0  # of full scale: stems below it are written as silence
 BELOW_DB = -30.0  # of the mixture, where that is quiet
 WINDOW = 1.0  # seconds that are silent or not
 FADE = 0.01  # seconds, within what is silent
@@ -109,7 +103,8 @@ def write_stems(
             then nothing is written.
         OSError: the folder cannot be written to.
     """
-    mixture = _tensor(in_channels(result.trace["observed_data"].to_dataset(), "mixture"))
+    observed = in_channels(result.trace["observed_data"].to_dataset(), "mixture")
+    mixture = torch.from_numpy(observed.values)
     recording = None if files.native else recording
     separated = mixture.shape[-2]
     if recording is not None and separated > 1 and len(recording[0]) != separated:
@@ -185,10 +180,6 @@ def inside_name(folder: str, source: str, number: int) -> str:
     return f"{folder}/{source}_{number:02d}"
 
 
-def _tensor(audio: xr.DataArray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(audio.values))
-
-
 def _estimate(result: Separation) -> Tensor:
     """Contributions ``(source, channel, time)``."""
     return torch.stack(left_and_right(result.contributions, result.side), 1)
@@ -244,4 +235,4 @@ def _contributions(trace: xr.DataTree, draws: NDArray[np.integer]) -> Tensor:
     heard = {
         name: (gains * drawn[name]).transpose(*axes) for name in ("sources", SIDE) if name in drawn
     }
-    return _tensor(in_channels(xr.Dataset(heard), "sources"))
+    return torch.from_numpy(in_channels(xr.Dataset(heard), "sources").values)

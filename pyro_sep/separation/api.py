@@ -38,6 +38,7 @@ from pyro_sep.separation.inputs import (
     FilePath,
     axes,
     check_device,
+    check_finite,
     check_mixtures,
     check_separable,
     checked_attrs,
@@ -260,7 +261,7 @@ def separate_batch(  # noqa: D417
 
     Raises:
         ValueError: mixtures that are short, silent or not finite; priors, gains, rates or settings
-            that do not fit; initial stems that are silent or not of these mixtures; a checkpoint
+            that do not fit; initial stems that are not of these mixtures; a checkpoint
             that is damaged or of another run; a path that is no store.
         OSError: a checkpoint or store that cannot be written.
 
@@ -437,8 +438,7 @@ def separation_from_draws(
     check_count(priors, mixing)
     noisy = audio("noisy", noisy, device_of(priors))
     given, channels = one_mixture(mixture, priors).to(noisy.device), channels_of(priors)
-    if not bool(given.isfinite().all()):
-        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
+    check_finite("mixture", given)
     mixture = frames(given, priors)
     frame = frame_time(priors.values(), len(mixture))
     if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():

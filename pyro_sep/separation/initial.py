@@ -27,11 +27,10 @@ from pyro_sep.inference.annealing.evaluator import FORWARD
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors
-from pyro_sep.separation.inputs import Audio, axes, checked_sources, frames
+from pyro_sep.separation.inputs import SILENT_DB, Audio, axes, check_finite, checked_sources, frames
 
 NOISED = 8  # noises of the stems, whose log densities are compared with those of draws
 COST = NOISED * FORWARD  # of them, in gradients of a mixture
-SILENCE = 1e-5  # power of a mixture, full scale 1, below which all stems may rest: -50 dB
 SEARCHED = ("sigma_max", "tries", "candidates", "levels", "replicas", "section")  # by a search
 
 
@@ -64,10 +63,9 @@ def checked_initial(
     shape = (len(mixtures), len(priors), *mixtures.shape[1:])
     stems = checked_sources("initial", value, shape, axes("mixture, source", priors))
     stems = stems.to(mixtures.device)
-    if not bool(stems.isfinite().all()):
-        raise ValueError("initial: got NaN or infinity, expected finite audio; export it again")
+    check_finite("initial", stems)
     power, left = (a.flatten(1).square().mean(-1) for a in (mixtures, mixtures - stems.sum(1)))
-    rest = (stems == 0).flatten(1).all(-1) & (power < SILENCE)
+    rest = (stems == 0).flatten(1).all(-1) & (power < 10 ** (SILENT_DB / 10))
     if bool(((left >= power) & ~rest).any()):
         raise ValueError(
             "initial: got stems whose sum is no nearer to the mixture than silence, expected "

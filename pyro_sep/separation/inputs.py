@@ -21,6 +21,7 @@ from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, plain_attrs
 
 MIN_TIME = 256  # audio samples; less holds no period of a low tone
 SILENT = 1e-6  # a peak below it is silence
+SILENT_DB = -50.0  # of full scale: stems below it are silence
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers
 RESERVED = (  # attributes of a trace that say how it was made
     *("seed", "noise_scale", "constraint", "presence", "estimate", "settings", "gradients"),
@@ -105,8 +106,7 @@ def check_mixtures(mixtures: Tensor, channels: int = 1) -> None:
             f"mixture: got {shape[-1]} audio samples, expected at least {MIN_TIME}; record a "
             "longer one"
         )
-    if not bool(mixtures.isfinite().all()):
-        raise ValueError("mixture: got NaN or infinity, expected finite audio; export it again")
+    check_finite("mixture", mixtures)
     peaks = mixtures.abs().flatten(1).amax(-1)
     if bool((peaks < SILENT).any()):
         raise ValueError("mixture: got silence, expected audio with sources in it")
@@ -115,6 +115,12 @@ def check_mixtures(mixtures: Tensor, channels: int = 1) -> None:
             f"mixture: got a peak of {float(peaks.max()):g}, expected audio of full scale 1; "
             "divide 16-bit samples by 32768"
         )
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Raise ValueError for audio that is not finite."""
+    if not bool(value.isfinite().all()):
+        raise ValueError(f"{name}: got NaN or infinity, expected finite audio; export it again")
 
 
 def checked_sources(name: str, value: Audio, shape: tuple[int, ...], axes: str) -> Tensor:

@@ -10,7 +10,7 @@ from pyro_sep.checks.arguments import choice, shown
 from pyro_sep.inference.annealing.schedules import start_level
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing
-from pyro_sep.priors.base import Estimate, Priors, sample_rate_of, stated
+from pyro_sep.priors.base import Estimate, Priors, sample_rate_of, stated, within
 from pyro_sep.priors.stereo import channels_of
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -215,7 +215,7 @@ def _check_ladder(settings: Annealing, priors: Priors) -> None:
     high = min(prior.sigmas[1] for prior in priors.values())
     for name in ("sigma_min", "sigma_max"):
         sigma = getattr(settings, name)
-        if not low * 0.9999 <= sigma <= high * 1.0001:
+        if not within(sigma, (low, high)):
             raise ValueError(
                 f"{name}: got {sigma:g}, expected {low:g} to {high:g}, which all priors know"
             )

@@ -6,6 +6,7 @@ All functions take tensors and arrays of NumPy or xarray alike, so they import n
 from typing import Any
 
 CHANNELS = 2
+SIDE = "side"  # variable of a trace: half of left less right
 Sound = Any  # an array of NumPy or xarray, or a tensor
 
 
@@ -20,8 +21,8 @@ def interleave(channels: Sound) -> Sound:
     return channels.swapaxes(-1, -2).reshape(*batch, count * time)
 
 
-def deinterleave(frame: Sound) -> Sound:
-    """The two channels ``(..., channel, time)`` of a frame of :func:`interleave`.
+def deinterleave(frame: Sound, channels: int = CHANNELS) -> Sound:
+    """The channels ``(..., channel, time)`` of a frame of :func:`interleave`.
 
     >>> import numpy as np
     >>> deinterleave(np.array([1, 10, 2, 20]))
@@ -29,7 +30,7 @@ def deinterleave(frame: Sound) -> Sound:
            [10, 20]])
     """
     *batch, time = frame.shape
-    return frame.reshape(*batch, time // CHANNELS, CHANNELS).swapaxes(-1, -2)
+    return frame.reshape(*batch, time // channels, channels).swapaxes(-1, -2)
 
 
 def mean_and_half(left: Sound, right: Sound) -> tuple[Sound, Sound]:
@@ -54,3 +55,8 @@ def mid_and_side(frames: Sound, channels: int) -> tuple[Sound, Sound | None]:
 def left_and_right(mid: Sound, side: Sound | None) -> list[Sound]:
     """The channels of which there is the mean and half the difference; the mean where None."""
     return [mid] if side is None else [mid + side, mid - side]
+
+
+def side_of(name: str) -> str:
+    """The variable of a trace with half the difference of the channels of another."""
+    return SIDE if name in ("sources", "mixture") else f"{name}_{SIDE}"

@@ -22,7 +22,7 @@ from pyro_sep.checks.optional import import_optional
 from pyro_sep.storage.files import atomic_write_bytes
 from pyro_sep.storage.seals import check_seal, sealed
 from pyro_sep.trace import hdf5, zarr_store
-from pyro_sep.trace.channels import left_and_right, mid_and_side
+from pyro_sep.trace.channels import SIDE, left_and_right, mid_and_side, side_of
 from pyro_sep.trace.layout import MODES, SEARCH, SEARCH_DIMS, TraceError, check, choose
 from pyro_sep.workers import without_cluster
 
@@ -36,7 +36,6 @@ NETCDF_NAMES = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST")  # of attri
 NAME_MAX = 1_000  # characters
 TINY = float(np.finfo(np.float32).tiny)
 TREBLE = "treble"  # attribute: what each source has above the band, see pyro_sep.audio.treble
-SIDE = "side"  # variable: half of left less right
 CHANNEL_TIME = (-2, -1)  # axes of audio of several channels
 Axis = int | tuple[int, ...]
 FINGERPRINT = "prior of "  # attributes: of a source, by whose value its prior is known again
@@ -232,16 +231,11 @@ def in_channels(data: xr.Dataset, name: str) -> xr.DataArray:
     array([[1., 2.],
            [3., 2.]])
     """
-    mid, side = data[name], data.get(_side_of(name))
+    mid, side = data[name], data.get(side_of(name))
     if side is None:
         return mid.expand_dims("channel", -2)
     both = xr.concat(left_and_right(mid, side), "channel")
     return both.transpose(..., "channel", "time")
-
-
-def _side_of(name: str) -> str:
-    """Name of half the difference of the channels of an audio variable."""
-    return SIDE if name in ("sources", "mixture") else f"{name}_{SIDE}"
 
 
 def with_side(
@@ -249,7 +243,7 @@ def with_side(
 ) -> dict[str, Any]:
     """An audio variable, and its side where the frames have two channels by turns."""
     mid, side = mid_and_side(frames, channels)
-    return {name: (dims, mid)} | ({} if side is None else {_side_of(name): (dims, side)})
+    return {name: (dims, mid)} | ({} if side is None else {side_of(name): (dims, side)})
 
 
 def treble_of(tree: xr.DataTree) -> list[tuple[float, ...]]:

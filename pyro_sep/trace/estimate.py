@@ -83,8 +83,7 @@ def estimate_channels(tree: xr.DataTree) -> xr.DataArray:
     if len(means) > 1:
         gains, rate = known["gains"].values[:, None], int(known["sample_rate"])
         frames = interleave(gains[..., None] * means)
-        shrunk = shrunk_mean(frames, rate * channels) / gains
-        estimate = deinterleave(shrunk) if channels > 1 else shrunk[:, None]
+        estimate = deinterleave(shrunk_mean(frames, rate * channels) / gains, channels)
     return xr.DataArray(estimate, {"source": posterior["source"]}, ("source", "channel", "time"))
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from pyro_sep.trace.channels import SIDE, side_of
+
 DIMS = ("chain", "draw", "source", "time")  # in this order; a variable has some of them
 SEARCH = "search_stats"  # has dimensions of its own
 SEARCH_DIMS = ("chain", "section", "candidate", "level", "source")
@@ -115,7 +117,7 @@ def check(tree: xr.DataTree) -> None:
         if part.dtype.kind != "f":
             raise TraceError(f"got posterior/{name} of {part.dtype}, expected floats")
     for name in ("initial", "true_sources"):
-        if "side" in posterior and name in constant and f"{name}_side" not in constant:
+        if SIDE in posterior and name in constant and side_of(name) not in constant:
             raise TraceError(f"got constant_data/{name} of one channel, expected both of two")
     rate = constant["sample_rate"]
     if rate.dtype.kind not in "iu" or rate.shape or int(rate) < 1:

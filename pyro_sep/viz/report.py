@@ -48,9 +48,11 @@ from pyro_sep.viz.signals import (
     SPREAD_RANGE_DB,
     TAILS,
     ZOOM,
+    channel_draws,
     plot_spectrogram,
     plot_waveform,
     source_draws,
+    true_source,
     zoom_start,
 )
 
@@ -232,7 +234,6 @@ def _mixture_row(tree: xr.DataTree, ear: Listener, start: int) -> Row:
 
 def _source_rows(tree: xr.DataTree, channels: xr.DataArray, ear: Listener, start: int) -> list[Row]:
     """A row per source; one source's draws are read at a time."""
-    estimates = channels.mean("channel").values
     rate = ear.own
     posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
     time, chosen = posterior.sizes["time"], estimate_draws(tree)
@@ -243,10 +244,12 @@ def _source_rows(tree: xr.DataTree, channels: xr.DataArray, ear: Listener, start
         for c in range(posterior.sizes["chain"])
         if [c] != chains and not others
     }
+    mixture = in_channels(tree["observed_data"].to_dataset(), "mixture").values
     (first, last), rows = _excerpt(time, rate), []
     for k, name in enumerate(posterior["source"].values.tolist()):
-        draws, estimate = source_draws(tree, k), estimates[k]
-        truth = constant["true_sources"].values[k] if "true_sources" in constant else None
+        drawn, true = channel_draws(tree, k, chosen), true_source(tree, k)
+        draws, estimate = drawn.mean(1), channels.values[k].mean(0)
+        truth = None if true is None else true.mean(0)
         waveform = plot_waveform(estimate, rate, start, f"C{k}", draws, truth)
         spectrogram = plot_spectrogram(estimate, rate, draws)
         sounds = {"estimate": ear.hear(estimate, k)}
@@ -262,7 +265,7 @@ def _source_rows(tree: xr.DataTree, channels: xr.DataArray, ear: Listener, start
         heard = {f"draw {i + 1}": draws[i] for i in apart}
         heard |= {label: source_draws(tree, k, own).mean(0) for label, own in means.items()}
         heard = {label: ear.hear(sound[first:last], k, first) for label, sound in heard.items()}
-        facts = _scores(tree, k, channels, chosen)
+        facts = _scores(channels.values[k], drawn, true, mixture)
         scalars = posterior[[name for name in SCALARS if name in posterior]].isel(source=k)
         facts |= _scalars(select_draws(scalars, chosen))
         look = Row(name, to_hex(f"C{k}"), waveform, spectrogram, sounds, heard, facts, versions)
@@ -271,21 +274,14 @@ def _source_rows(tree: xr.DataTree, channels: xr.DataArray, ear: Listener, start
 
 
 def _scores(
-    tree: xr.DataTree, source: int, estimates: xr.DataArray, chosen: NDArray[np.integer]
+    estimate: NDArray[Any], draws: NDArray[Any], truth: NDArray[Any] | None, mixture: NDArray[Any]
 ) -> dict[str, list[str]]:
     """SI-SDR and its improvement over the mixture, of the estimate and of single draws.
 
-    They are those of all channels.
+    They are those of all channels: ``(channel, time)``, draws ``(draw, channel, time)``.
     """
-    constant = tree["constant_data"].to_dataset()
-    if "true_sources" not in constant:
+    if truth is None:
         return {}
-    posterior = tree["posterior"].to_dataset().isel(source=source)
-    drawn = in_channels(select_draws(posterior, chosen), "sources").transpose("draw", ...).values
-    draws = np.nan_to_num(drawn.reshape(len(drawn), -1), posinf=0, neginf=0)
-    estimate = estimates.values[source].ravel()
-    truth = in_channels(constant, "true_sources").values[source].ravel()
-    mixture = in_channels(tree["observed_data"].to_dataset(), "mixture").values.ravel()
     if np.ptp(truth) == 0:
         return {"SI-SDR / dB": ["true source is silent", ""]}
     import torch  # here alone, so that a trace without truth is shown without torch
@@ -294,7 +290,7 @@ def _scores(
 
     scores = np.array(
         [
-            float(si_sdr(torch.from_numpy(signal), torch.from_numpy(truth)))
+            float(si_sdr(torch.from_numpy(signal.ravel()), torch.from_numpy(truth.ravel())))
             for signal in (mixture, estimate, *draws)
         ]
     )

@@ -10,7 +10,6 @@ from matplotlib.mlab import psd
 from numpy.typing import NDArray
 
 from pyro_sep.checks.names import literal
-from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.estimate import estimate_channels
 from pyro_sep.viz.signals import (
     FLOOR_DB,
@@ -24,6 +23,7 @@ from pyro_sep.viz.signals import (
     levels,
     mean_and_spread,
     source_draws,
+    true_source,
     zoom_start,
     zoom_window,
 )
@@ -82,8 +82,9 @@ def _waveform_figure(tree: xr.DataTree, rate: int) -> Figure:
         above = figure.add_subplot(grid[rows.start, 0], sharex=left)
         below = figure.add_subplot(grid[rows.start + 1, 0], sharex=left)
         beside = figure.add_subplot(grid[rows, 1], sharex=right)
-        draws, reference = source_draws(tree, k), _truth(tree, k)
-        title = literal(name) + _score(tree, channels, k)
+        draws, true = source_draws(tree, k), true_source(tree, k)
+        reference = None if true is None else true.mean(0)
+        title = literal(name) + _score(channels.values[k], true)
         above.set_title(title, loc="left", weight="bold", color=f"C{k}")
         axes = above, below, beside
         _source_panels(axes, f"C{k}", rate, window, estimates[k], draws, reference)
@@ -142,7 +143,7 @@ def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
         mean, spread = mean_and_spread(draws, rate)
         draw_level(axes[k + 1, 1], mean, time, rate)
         shown = draw_spread(axes[k + 1, 2], mean, spread, time, rate)
-        title = literal(name) + _score(tree, channels, k)
+        title = literal(name) + _score(channels.values[k], true_source(tree, k))
         axes[k + 1, 0].set_title(title, loc="left", weight="bold", color=color)
     for ax in axes[:, 0]:
         ax.set(ylabel="amplitude", xlim=(0, time / rate))
@@ -155,13 +156,6 @@ def _spectrogram_figure(tree: xr.DataTree, rate: int) -> Figure:
     label = "standard deviation / dB: 0 where all draws agree"
     figure.colorbar(shown, ax=axes[:, 2].tolist(), label=label, extend="max", **bars)
     return figure
-
-
-def _truth(tree: xr.DataTree, source: int) -> NDArray[Any] | None:
-    constant = tree["constant_data"].to_dataset()
-    if "true_sources" not in constant:
-        return None
-    return np.asarray(constant["true_sources"].values[source])
 
 
 def _milliseconds(window: slice, rate: int) -> NDArray[Any]:
@@ -186,19 +180,13 @@ def _spectra(ax: Axes, rate: int, *curves: Curve) -> None:
     ax.set(ylim=(FLOOR_DB, 6), xlim=(0, rate / 2), ylabel="dB re full scale")
 
 
-def _score(tree: xr.DataTree, estimates: xr.DataArray, source: int) -> str:
+def _score(estimate: NDArray[Any], reference: NDArray[Any] | None) -> str:
     """The SI-SDR for a title, of all channels, where there is a true source that is not silent."""
-    constant = tree["constant_data"].to_dataset()
-    if "true_sources" not in constant:
-        return ""
-    reference = in_channels(constant, "true_sources").values[source].ravel()
-    if np.ptp(reference) == 0:
+    if reference is None or np.ptp(reference) == 0:
         return ""
     import torch  # here alone, so that a trace without truth is drawn without torch
 
     from pyro_sep.evaluation.metrics import si_sdr
 
-    score = float(
-        si_sdr(torch.from_numpy(estimates.values[source].ravel()), torch.from_numpy(reference))
-    )
+    score = float(si_sdr(torch.from_numpy(estimate.ravel()), torch.from_numpy(reference.ravel())))
     return f": SI-SDR {score:.1f} dB"

@@ -21,6 +21,7 @@ from matplotlib.image import AxesImage
 from matplotlib.mlab import specgram
 from numpy.typing import NDArray
 
+from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.draws import estimate_draws, select_draws
 
 ZOOM = 0.006  # seconds: between two and three periods of 440 Hz
@@ -49,6 +50,23 @@ def source_draws(
     sources = tree["posterior"].to_dataset()["sources"].isel(source=source)
     drawn = select_draws(sources, estimate_draws(tree) if chosen is None else chosen)
     return np.nan_to_num(drawn.transpose("draw", "time").values, posinf=0, neginf=0)
+
+
+def channel_draws(
+    tree: xr.DataTree, source: int, chosen: NDArray[np.integer]
+) -> NDArray[np.floating]:
+    """As :func:`source_draws`, of all channels: ``(draw, channel, time)``."""
+    posterior = tree["posterior"].to_dataset().isel(source=source)
+    drawn = in_channels(select_draws(posterior, chosen), "sources")
+    return np.nan_to_num(drawn.transpose("draw", "channel", "time").values, posinf=0, neginf=0)
+
+
+def true_source(tree: xr.DataTree, source: int) -> NDArray[np.floating] | None:
+    """The true audio of one source, ``(channel, time)``; None where it is not known."""
+    constant = tree["constant_data"].to_dataset()
+    if "true_sources" not in constant:
+        return None
+    return np.asarray(in_channels(constant, "true_sources").values[source])
 
 
 def zoom_start(tree: xr.DataTree) -> int:
