@@ -56,7 +56,7 @@ ABSENT_MAX = -20.0
 EXPECTED = "every source is what its prior expects"
 CHAIN = ("chain", "give more --chains")
 MORE = "give a larger --preset or more --candidates"
-MANY = "as chains mostly do in music: listen, and go by the SI-SDR to expect"
+MANY = "as chains mostly do in music: listen, and go by the SI-SDR to expect where it is told"
 
 NEEDED = {
     "posterior": ("sources", *SUMMARIES),
