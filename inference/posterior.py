@@ -78,6 +78,16 @@ class AnnealedPosterior:
         return all(getattr(prior, "may_be_silent", False) for prior in self.priors)
 
     @property
+    def errs_in_gains(self) -> bool:
+        """Whether a prior is known to be wrong about gains."""
+        return any(map(gain_error, self.priors))
+
+    @property
+    def clean_gradients(self) -> int:
+        """Gradients that a clean draw takes."""
+        return TANGENTS + (self.exact and self.by_spectrum) + REFITS * self.errs_in_gains
+
+    @property
     def frame(self) -> int:
         """Audio samples of a source, as many as of the mixture or a few more."""
         return frame_time(self.priors, self.mixture.shape[-1])
@@ -198,21 +208,15 @@ class AnnealedPosterior:
         self, sources: Tensor, sigma: float, generator: torch.Generator | None = None
     ) -> "AnnealedPosterior":
         """The posterior with a draw of which sources are present, given noisy ones (Gibbs)."""
-        log_odds = sources.new_empty(sources.shape[:2])
-        for k, prior in enumerate(self.priors):
-            law = cast(SpikeAndSlab, prior.frame(sources.shape[-1]).condition(sigma))
-            for rows, _ in self._laws(k, sources[:, k], None, sigma):
-                log_odds[rows, k] = law.log_odds(sources[rows, k])
+        priors = cast(Sequence[SpikeAndSlab], self.priors)
+        log_odds = at_draws(SpikeAndSlab.log_odds, priors, sources, sigma)
         uniform = torch.empty_like(log_odds).uniform_(generator=generator)
         return replace(self, present=uniform < log_odds.sigmoid())
 
     def flip(self, clean: Tensor, flipped: Tensor) -> tuple["AnnealedPosterior", Tensor]:
         """Posterior and clean sources with another presence where flipped ``(batch, source)``."""
         present = cast(Tensor, self.present)
-        silent = torch.zeros_like(clean)
-        return replace(self, present=present ^ flipped), torch.where(
-            flipped[..., None], silent, clean
-        )
+        return replace(self, present=present ^ flipped), clean.masked_fill(flipped[..., None], 0)
 
     @torch.no_grad()
     def log_density(self, sources: Tensor, sigma: float) -> Tensor:
@@ -290,7 +294,7 @@ class AnnealedPosterior:
             sources: noisy sources ``(batch, source, time)``.
             evaluation: of this posterior, at the sources.
             sigma: their noise level.
-            generator: source of randomness; :func:`clean_gradients` are evaluated.
+            generator: source of randomness; :attr:`clean_gradients` are evaluated.
 
         Returns:
             Draw and mean, each ``(batch, source, time)``.
@@ -299,7 +303,7 @@ class AnnealedPosterior:
         if self.exact and self.by_spectrum:  # the projected gradient has lost what they lack
             expected = self._expected(sources, sigma)
         drawn = mean = expected
-        if clean_gradients(self.priors) > TANGENTS:
+        if self.errs_in_gains:
             first = self._expected(sources, sigma)
             errors = self._gain_errors(first, sigma).mean
             noisy = self.tie(sources + OVERSHOOT * errors[..., None] * first)
@@ -351,11 +355,6 @@ class AnnealedPosterior:
 
     def _condition(self, clean: Tensor, sigma: float) -> Tensor:
         return clean if self.exact else self.mixing.condition_on(self.mixture, clean, sigma)
-
-
-def clean_gradients(priors: Sequence[Prior], lacking: bool = False) -> int:
-    """Gradients that a clean draw takes, with what an exact mixture lacks of it or without."""
-    return TANGENTS + lacking + (REFITS if any(map(gain_error, priors)) else 0)
 
 
 @torch.no_grad()

@@ -2,28 +2,27 @@
 
 from pyro_sep.inference.annealing.evaluator import FORWARD
 from pyro_sep.inference.annealing.recombination import AFTER, BEFORE, WINDOW
+from pyro_sep.inference.annealing.sections import sections_of
 from pyro_sep.inference.annealing.settings import REPLICA_LEVELS, SCREENED, SWAP_EVERY, Annealing
-from pyro_sep.inference.posterior import TANGENTS
+from pyro_sep.inference.posterior import AnnealedPosterior
 
 
 def count_gradients(
-    settings: Annealing,
-    count: int,
-    may_be_silent: bool,
-    average: bool,
-    overlap: float = 1.0,
-    clean: int = TANGENTS,
+    settings: Annealing, target: AnnealedPosterior, average: bool, searched: bool = True
 ) -> float:
-    """About how many gradients of a frame of ``count`` sources each chain takes.
+    """About how many gradients of a frame of the target each chain takes.
 
-    Searches are assumed to succeed; ``average`` is that of :func:`anneal`, and ``overlap`` the
-    length of all sections together, in lengths of the frame; 0 where chains begin from sources
-    that are given, and nothing is searched. ``clean`` are those of a clean draw.
+    Searches are assumed to succeed; ``average`` is that of :func:`anneal`. Where chains begin from
+    sources that are given, nothing is ``searched``.
     """
+    count, may_be_silent = len(target.priors), target.may_be_silent
+    starts, length = sections_of(target, settings.section)
+    overlap = len(starts) * length / target.frame if searched else 0.0
     cross = FORWARD * count  # every source under every prior
     swap = cross if settings.swaps and count > 1 else 0
-    cooling = len(settings.cooling_sigmas if overlap else settings.initial_sigmas)
-    chain = cooling + settings.warmup + settings.draws * (settings.thin + clean + swap)
+    cooling = len(settings.cooling_sigmas if searched else settings.initial_sigmas)
+    draw = settings.thin + target.clean_gradients + swap
+    chain = cooling + settings.warmup + settings.draws * draw
     if average:
         return overlap * settings.candidates * (settings.levels + 1) + chain
     sigmas, rounds = settings.search_sigmas, settings.rounds(count, may_be_silent)

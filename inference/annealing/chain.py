@@ -29,7 +29,6 @@ from torch import Tensor
 from pyro_sep.inference.annealing.draws import Draws, by_chain, history_by_chain, statistics
 from pyro_sep.inference.annealing.run import Run
 from pyro_sep.inference.annealing.sections import join
-from pyro_sep.inference.posterior import clean_gradients
 from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState
 from pyro_sep.inference.steps.gains import RESCALE_EVERY, JointState, follow, rescale
 from pyro_sep.inference.steps.ghmc import adjusted_step
@@ -97,8 +96,7 @@ def _block(run: Run, count: int, mixtures: int) -> Draws:
             clean, mean = target.draw_clean(
                 chain.position, chain.evaluation, sigma, run.evaluator.generator
             )
-            gradients = clean_gradients(target.priors, target.exact and target.by_spectrum)
-            run.evaluator.count(chain.position, gradients)
+            run.evaluator.count(chain.position, target.clean_gradients)
             audio.append((clean, mean, chain.position))
             latents.append(target.mixing.latents())
             orders.append(cast(Tensor, run.assignment))

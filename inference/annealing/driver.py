@@ -30,7 +30,7 @@ from pyro_sep.inference.annealing.run import Run
 from pyro_sep.inference.annealing.search import search
 from pyro_sep.inference.annealing.sections import grow
 from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.posterior import AnnealedPosterior, clean_gradients
+from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.progress import Progress
 from pyro_sep.storage.states import readable
 
@@ -106,10 +106,8 @@ def anneal(
     with Progress(progress) as shown:
         given = None if initial is None else initial.repeat_interleave(settings.chains, 0)
         run = Run(target, Evaluator(settings, generator, shown), given)
-        kind = (len(target.priors), target.may_be_silent, average)
-        overlap = len(run.starts) * run.length / target.frame
-        clean = clean_gradients(target.priors)
-        shown.total = settings.chains * audio * count_gradients(settings, *kind, overlap, clean)
+        expected = count_gradients(settings, target, average, searched=initial is None)
+        shown.total = settings.chains * audio * expected
         if checkpoint is not None and saved:
             with readable(checkpoint.path, KIND):
                 run.restore(saved["run"])

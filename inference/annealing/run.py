@@ -9,10 +9,9 @@ from torch import Tensor
 
 from pyro_sep.inference.annealing.draws import Statistics
 from pyro_sep.inference.annealing.evaluator import Evaluator
-from pyro_sep.inference.annealing.sections import split
+from pyro_sep.inference.annealing.sections import sections_of
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.state import Evaluation, UnderdampedState
-from pyro_sep.mixing.known import frame_time
 from pyro_sep.storage.states import check_like, check_shapes
 
 
@@ -29,10 +28,7 @@ class Run:
     ) -> None:
         self.target, self.evaluator, self.initial = target, evaluator, initial
         self.settings = settings = evaluator.settings
-        # Gains, noise and presence are those of the whole frame.
-        whole = target.may_be_silent or target.mixing.has_latents
-        section = target.frame if whole else settings.section
-        self.starts, self.length = split(target.frame, section, frame_time(target.priors, 1))
+        self.starts, self.length = sections_of(target, settings.section)
         if initial is not None:
             self.starts, self.length = [], target.frame  # nothing is searched
         self.sigmas = settings.cooling_sigmas if initial is None else settings.initial_sigmas

@@ -42,6 +42,16 @@ def split(frame: int, section: int, multiple: int) -> tuple[list[int], int]:
     return [*starts, last], min(length, frame)
 
 
+def sections_of(target: AnnealedPosterior, section: int) -> tuple[list[int], int]:
+    """Where the sections that are searched of a posterior's frame start, and their length.
+
+    Unknown gains, noise and presence are those of the whole frame, which then is one section.
+    """
+    whole = target.may_be_silent or target.mixing.has_latents
+    length = target.frame if whole else section
+    return split(target.frame, length, frame_time(target.priors, 1))
+
+
 def join(sections: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
     """Audio ``(batch, source, frame)`` from its sections ``(batch, source, length)``.
 

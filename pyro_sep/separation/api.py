@@ -3,24 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import xarray as xr
 from torch import Tensor
 
-from pyro_sep.checks.arguments import audio, choice, positive, shown, whole
+from pyro_sep.checks.arguments import audio, positive, whole
 from pyro_sep.inference.annealing.checkpoint import Checkpoint
 from pyro_sep.inference.annealing.draws import Draws
 from pyro_sep.inference.annealing.driver import anneal
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing, check_count, frame_time
-from pyro_sep.mixing.latent import Gains, Infer, known_mixing, start_mixing
+from pyro_sep.mixing.latent import Gains, Infer
 from pyro_sep.models.arithmetic import sampling_arithmetic
 from pyro_sep.priors.base import (
     Estimate,
-    Prior,
     Priors,
     check_priors,
     device_of,
@@ -31,15 +30,13 @@ from pyro_sep.priors.base import (
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.priors.stereo import channels_of
 from pyro_sep.separation.groups import GroupedDraws
-from pyro_sep.separation.initial import COST, Initial, checked_initial, prepare
+from pyro_sep.separation.initial import COST, Initial, prepare
 from pyro_sep.separation.inputs import (
     CPU,
     Audio,
     FilePath,
     axes,
-    check_device,
     check_finite,
-    check_mixtures,
     check_separable,
     checked_attrs,
     checked_path,
@@ -51,15 +48,12 @@ from pyro_sep.separation.inputs import (
     one_mixture,
 )
 from pyro_sep.separation.presets import (
-    CONSTRAINTS,
     FIELDS,
     Constraint,
     Preset,
-    default_constraint,
-    relative_loudness,
     resolve_estimate,
-    resolve_settings,
 )
+from pyro_sep.separation.problem import pose
 from pyro_sep.separation.recorder import DrawRecorder, MemoryBackend, ZarrBackend
 from pyro_sep.trace.channels import mid_and_side
 from pyro_sep.trace.dataset import TREBLE, build_trace
@@ -274,38 +268,30 @@ def separate_batch(  # noqa: D417
     (2, ('chain', 'draw', 'source', 'time'))
     """
     given = {name: value for name, value in locals().items() if name in FIELDS}
-    check_separable(priors)
-    mixing = known_mixing(priors, gains, noise_scale)
-    check_device("mixtures", mixtures, priors)
+    problem = pose(
+        mixtures,
+        priors,
+        given,
+        gains=gains,
+        noise_scale=noise_scale,
+        constraint=constraint,
+        presence=presence,
+        estimate=estimate,
+        preset=preset,
+        initial=initial,
+        settings=settings,
+        stored=store is not None,
+    )
     home = mixtures.device if isinstance(mixtures, Tensor) else CPU
-    heard = audio("mixtures", mixtures, device_of(priors))
-    check_mixtures(heard, channels_of(priors))
-    observed = frames(heard, priors)
-    infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
-    inferred = infer_gains or infer_noise
-    if presence is not None and not (isinstance(presence, str) and presence == "infer"):
-        raise ValueError(
-            f"presence: got {shown(presence)}, expected 'infer', or None where all are present"
-        )
-    tie = _constraint(constraint, mixing, presence is not None, inferred, store is not None)
-    estimate_name = resolve_estimate(priors, estimate)
-    average = estimate_name == "mean"
-    time = observed.shape[-1]
-    loudness = relative_loudness(observed, priors, mixing)
-    plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **given)
+    observed, mixing, plan = problem.mixtures, problem.mixing, problem.settings
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
-        shape = (len(heard), len(priors), *heard.shape[1:])
-        true = checked_sources("true_sources", true_sources, shape, axes("mixture, source", priors))
-        truth = list(frames(true, priors))
-    if initial is not None:
-        unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = checked_initial(initial, heard, priors, given | unknown)
+        count, *rest = problem.heard.shape
+        shape, expected = (count, len(priors), *rest), axes("mixture, source", priors)
+        truth = list(frames(checked_sources("true_sources", true_sources, shape, expected), priors))
     own_attrs = checked_attrs(attrs)
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
-    silenced = [SpikeAndSlab(prior) for prior in priors.values()] if presence else []
-    laws: Sequence[Prior] = silenced or tuple(priors.values())
     rate, channels = sample_rate_of(priors), channels_of(priors)
     known: dict[str, Any] = {
         "gains": mixing.gains,
@@ -315,9 +301,8 @@ def separate_batch(  # noqa: D417
     }
     begun: Initial | None = None
     starts: Sequence[dict[str, Any]] = [{}] * len(observed)
-    if initial is not None:
-        target = AnnealedPosterior(observed, laws, mixing, tie == "exact")
-        begun = prepare(stems, target, mixing, plan.sigma_min, seed)
+    if problem.stems is not None:
+        begun = prepare(problem.stems, problem.posterior(observed), mixing, plan.sigma_min, seed)
         starts = [
             {"initial": stem.cpu(), "initial_lp": lp.cpu()}
             for stem, lp in zip(begun.stems, begun.lp, strict=True)
@@ -334,54 +319,51 @@ def separate_batch(  # noqa: D417
     def extras(block: Draws) -> dict[str, Tensor]:
         noisy, sigma = block.noisy, plan.sigma_min
         own = {"misfit": at_draws(misfit, tuple(priors.values()), noisy, sigma)}
-        if silenced:
-            own["presence"] = at_draws(SpikeAndSlab.presence, silenced, noisy, sigma)
+        if presence is not None:
+            laws = cast(Sequence[SpikeAndSlab], problem.laws)
+            own["presence"] = at_draws(SpikeAndSlab.presence, laws, noisy, sigma)
         return block.mixing | own
 
-    def posterior(batch: Tensor) -> AnnealedPosterior:
-        own = start_mixing(batch, priors, mixing, infer_gains, infer_noise) if inferred else mixing
-        return AnnealedPosterior(batch, laws, own, tie == "exact", by_spectrum=average)
-
     def log_density(i: int, noisy: Tensor) -> Tensor:
-        target = posterior(observed[i].expand(len(noisy), -1))
+        target = problem.posterior(observed[i].expand(len(noisy), -1))
         return target.log_density(noisy.to(observed.device), plan.sigma_min).cpu()
 
-    weighed = estimate_name == "mode" and not inferred  # others have too many modes, or latents
+    weighed = not (problem.average or problem.inferred)  # others have too many modes, or latents
     exact = all(getattr(prior, "is_exact", False) for prior in priors.values())
     groups = GroupedDraws(
         observed,
         mixing.gains,
         rate * channels,
         log_density if weighed else None,
-        0.0 if exact else DENSITY_ERROR * time,
+        0.0 if exact else DENSITY_ERROR * observed.shape[-1],
     )
     run: dict[str, Any] = {
         "seed": seed,
-        "noise_scale": "infer" if infer_noise else mixing.noise_scale,
-        "constraint": tie,
+        "noise_scale": "infer" if problem.infer_noise else mixing.noise_scale,
+        "constraint": problem.constraint,
         "presence": presence,
     }
     prints, places = fingerprints(priors, observed), {}
     if channels > 1:
         places = {"places": {name: getattr(prior, "place", "") for name, prior in priors.items()}}
-    identity = run | {"gains": "infer" if infer_gains else mixing.gains, "estimate": estimate_name}
-    identity |= {"store": store is not None, **asdict(plan), "sources": list(priors)}
-    identity |= {"mixture": digest(observed), **prints, **places}
+    identity = run | {"gains": "infer" if problem.infer_gains else mixing.gains}
+    identity |= {"estimate": problem.estimate, "store": store is not None, **asdict(plan)}
+    identity |= {"sources": list(priors), "mixture": digest(observed), **prints, **places}
     identity |= {"initial": None if begun is None else digest(begun.stems)}
-    recorder = DrawRecorder(backends, estimate_name, groups, extras)
+    recorder = DrawRecorder(backends, problem.estimate, groups, extras)
     descent = anneal(
         observed,
-        posterior,
+        problem.posterior,
         plan,
         torch.Generator(observed.device).manual_seed(seed),
         recorder,
         None if place is None else Checkpoint(place, identity),
         progress,
-        average,
+        problem.average,
         None if begun is None else begun.sources,
     )
     gradients = descent.gradients + (0 if begun is None else round(COST))
-    about: dict[str, Any] = {"estimate": estimate_name, "settings": asdict(plan)}
+    about: dict[str, Any] = {"estimate": problem.estimate, "settings": asdict(plan)}
     about["gradients"] = gradients
     about[TREBLE] = treble(priors)
     about |= places
@@ -489,23 +471,3 @@ def separation_from_draws(
     contributions, side = mid_and_side(mixing.weights(estimate) * estimate, channels)
     estimate, _ = mid_and_side(estimate, channels)
     return Separation(estimate, tuple(priors), rate, trace, contributions, side=side)
-
-
-def _constraint(
-    given: Constraint | None, mixing: Mixing, may_be_silent: bool, inferred: bool, stored: bool
-) -> str:
-    """The constraint that is given, or the default.
-
-    Raises:
-        ValueError: another word, or gains or noise to infer where they cannot be.
-    """
-    if given is None:
-        # experiments/presence.py: 40 mixtures of 40 are right by the likelihood, 3 of 5 if exact.
-        given = "gaussian" if may_be_silent or inferred else default_constraint(mixing)
-    tie = choice("constraint", given, CONSTRAINTS)
-    if inferred and (tie == "exact" or stored):
-        raise ValueError(
-            "gains: got 'infer', or noise_scale did, with an exact constraint or a store, expected "
-            "neither; give their numbers"
-        )
-    return tie

@@ -1,33 +1,26 @@
 """The time and memory of a separation, predicted before it is begun."""
 
 import time as clock
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pyro_sep.checks.arguments import audio
 from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.driver import GROUP
-from pyro_sep.inference.annealing.sections import split
+from pyro_sep.inference.annealing.sections import sections_of
 from pyro_sep.inference.annealing.settings import Annealing
-from pyro_sep.inference.posterior import CHUNK, AnnealedPosterior, clean_gradients
-from pyro_sep.mixing.known import NOISE_SCALE, Mixing, frame_time
-from pyro_sep.mixing.latent import Gains, Infer, known_mixing
+from pyro_sep.inference.posterior import CHUNK
+from pyro_sep.mixing.known import NOISE_SCALE
+from pyro_sep.mixing.latent import Gains, Infer
 from pyro_sep.models.arithmetic import sampling_arithmetic
-from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
-from pyro_sep.priors.spike_slab import SpikeAndSlab
+from pyro_sep.priors.base import Estimate, Priors, device_of
 from pyro_sep.priors.stereo import channels_of
 from pyro_sep.progress import duration
-from pyro_sep.separation.initial import COST, checked_initial
-from pyro_sep.separation.inputs import Audio, check_mixtures, frames
-from pyro_sep.separation.presets import (
-    Preset,
-    relative_loudness,
-    resolve_estimate,
-    resolve_settings,
-)
+from pyro_sep.separation.initial import COST
+from pyro_sep.separation.inputs import Audio
+from pyro_sep.separation.presets import Constraint, Preset
+from pyro_sep.separation.problem import Problem, pose
 
 FLOAT = 4  # bytes
 PROGRAM = 600_000_000  # bytes of Python, PyTorch and the rest, measured
@@ -66,6 +59,7 @@ def estimate_cost(
     *,
     gains: Gains | Infer | None = None,
     noise_scale: float | Infer = NOISE_SCALE,
+    constraint: Constraint | None = None,
     presence: Infer | None = None,
     estimate: Estimate | None = None,
     preset: Preset | None = None,
@@ -91,6 +85,7 @@ def estimate_cost(
         priors: of the sources, by name.
         gains: as of :func:`~pyro_sep.separate_batch`.
         noise_scale: likewise.
+        constraint: likewise.
         presence: likewise.
         estimate: likewise.
         preset: likewise.
@@ -109,40 +104,35 @@ def estimate_cost(
     >>> 0 < cost.seconds < estimate_cost(tone, priors, preset="quick", draws=1_000).seconds
     True
     """
-    mixing, channels = known_mixing(priors, gains, noise_scale), channels_of(priors)
-    heard = audio("mixtures", mixtures, device_of(priors))
-    alone = heard.ndim == (1 if channels == 1 else 2)
-    heard = heard[None] if alone else heard
-    check_mixtures(heard, channels)
-    if initial is not None:
-        unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = audio("initial", initial)
-        checked_initial(stems[None] if alone else stems, heard, priors, fields | unknown)
-    mixtures = frames(heard, priors)
-    count, time = mixtures.shape
-    loudness = relative_loudness(mixtures, priors, mixing)
-    plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **fields)
-    average = resolve_estimate(priors, estimate) == "mean"
-    silent = presence is not None
-    laws: Sequence[Prior] = list(priors.values())
-    if silent:
-        laws = [SpikeAndSlab(prior) for prior in priors.values()]
-    whole = silent or isinstance(gains, str) or isinstance(noise_scale, str)
-    frame = frame_time(laws, time)
-    section = frame if whole else plan.section
-    starts, length = split(frame, section, frame_time(laws, 1))
-    overlap = len(starts) * length / frame if initial is None else 0.0
-    kind = (len(laws), silent, average)
-    clean = clean_gradients(laws, average and not whole)  # whole: not exact
-    gradients = plan.chains * count_gradients(plan, *kind, overlap, clean)
-    gradients += 0 if initial is None else COST
+    given, channels = audio("mixtures", mixtures, device_of(priors)), channels_of(priors)
+    alone = given.ndim == (1 if channels == 1 else 2)
+    if initial is not None and alone:
+        initial = audio("initial", initial)[None]
+    problem = pose(
+        given[None] if alone else given,
+        priors,
+        fields,
+        gains=gains,
+        noise_scale=noise_scale,
+        constraint=constraint,
+        presence=presence,
+        estimate=estimate,
+        preset=preset,
+        initial=initial,
+        settings=settings,
+    )
+    plan, laws = problem.settings, problem.laws
+    count, time = problem.mixtures.shape
+    target = problem.posterior(problem.mixtures[:1])
+    searched = initial is None
+    gradients = plan.chains * count_gradients(plan, target, problem.average, searched)
+    gradients += 0 if searched else COST
     batch = count * plan.chains * plan.candidates
-    ends = (plan.sigma_max, plan.sigma_min)
-    rate = _seconds_per_sample(mixtures[0, :length], laws, mixing, batch, ends)
-    sources = len(laws) * frame
-    searched = batch * len(laws) * length
-    searched = min(searched, max(GROUP, plan.candidates * len(laws) * length))
-    held = STATES * (searched + count * plan.chains * sources)
+    _, length = sections_of(target, plan.section)
+    rate = _seconds_per_sample(problem, length, batch)
+    sources = len(laws) * target.frame
+    at_once = max(GROUP, plan.candidates * len(laws) * length)
+    held = STATES * (min(batch * len(laws) * length, at_once) + count * plan.chains * sources)
     drawn = count * plan.chains * plan.draws * (2 * len(laws) + 1) * time
     return Cost(
         seconds=gradients * count * sources * rate,
@@ -151,36 +141,29 @@ def estimate_cost(
     )
 
 
-def _seconds_per_sample(
-    mixture: Tensor,
-    laws: Sequence[Prior],
-    mixing: Mixing,
-    batch: int,
-    sigmas: tuple[float, float],
-) -> float:
-    """Seconds of a gradient per audio sample of a source, the mean over both noise levels.
+def _seconds_per_sample(problem: Problem, length: int, batch: int) -> float:
+    """Seconds of a gradient per audio sample of a source, the mean over both ends of the levels.
 
     Args:
-        mixture: of a section ``(time,)``.
-        laws: priors of the sources.
-        mixing: gains and noise.
+        problem: whose first section is timed.
+        length: audio samples of a section.
         batch: chains that are evaluated side by side.
-        sigmas: noise levels.
     """
+    mixture, plan = problem.mixtures[0, :length], problem.settings
     generator = torch.Generator(mixture.device).manual_seed(0)
 
     def evaluate(samples: int, sigma: float) -> tuple[float, int]:
         part = mixture[:samples]
         rows = max(1, min(batch, samples // len(part), CHUNK // len(part)))
-        target = AnnealedPosterior(part.expand(rows, -1), laws, mixing)
+        target = problem.posterior(part.expand(rows, -1))
         position = target.start(sigma, generator)
         started = clock.perf_counter()
         float(target.evaluate(position, sigma).log_density.sum())  # waits for a GPU
         return clock.perf_counter() - started, position.numel()
 
     rates = []
-    evaluate(PIECE, sigmas[0])
-    for sigma in sigmas:
+    evaluate(PIECE, plan.sigma_max)
+    for sigma in (plan.sigma_max, plan.sigma_min):
         spent, _ = evaluate(PIECE, sigma)
         spent, size = evaluate(int(PIECE * max(1, min(TIMING / spent, LARGER))), sigma)
         rates.append(spent / size)

@@ -469,9 +469,8 @@ def test_about_as_many_gradients_as_were_said(
         "section": 4_096,
     }
     draws, _ = walk(torch.ones(1, 4_000), priors, Mixing.mean(count), average=average, **settings)
-    expected = count_gradients(
-        Annealing(**(LADDER | ALONE | settings)), count, may_be_silent, average
-    )
+    target = AnnealedPosterior(torch.ones(1, 4_000), priors, Mixing.mean(count))
+    expected = count_gradients(Annealing(**(LADDER | ALONE | settings)), target, average)
     # A wrong presence takes a second round; sections of 512 samples are evaluated for 64.
     assert draws.gradients == pytest.approx(expected, rel=0.4 if may_be_silent else 0.1)
 
@@ -959,12 +958,18 @@ def test_one_level_of_cooling_is_the_last() -> None:
 
 
 def test_more_sources_take_more_gradients() -> None:
-    settings = Annealing(2.0, 0.5, 0.02)
+    settings, prior = Annealing(2.0, 0.5, 0.02), GaussianPrior(0.5)
+
+    def gradients(count: int, may_be_silent: bool) -> float:
+        priors: list[Any] = [SpikeAndSlab(prior) if may_be_silent else prior] * count
+        target = AnnealedPosterior(torch.ones(1, 256), priors, Mixing.mean(count))
+        return count_gradients(settings, target, False)
+
     for may_be_silent in (False, True):
-        costs = [count_gradients(settings, count, may_be_silent, False) for count in (1, 2, 3, 4)]
+        costs = [gradients(count, may_be_silent) for count in (1, 2, 3, 4)]
         assert costs == sorted(set(costs))
     # Where who is present is open, each of three sources is a candidate more in every round.
-    known, open_too = (count_gradients(settings, 3, silent, False) for silent in (False, True))
+    known, open_too = (gradients(3, silent) for silent in (False, True))
     presence, swap = settings.rounds(3, True)
     tried = 1 + SCREENED + 3
     more = len(presence.sigmas) * tried + 1 + 3 * len(swap.sigmas)

@@ -1,7 +1,8 @@
 """Gain errors of denoised sources, and the clean draws that are corrected for them."""
 
 import math
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_sep.inference.gain_errors import fit_gain_errors
-from pyro_sep.inference.posterior import REFITS, TANGENTS, AnnealedPosterior, clean_gradients
+from pyro_sep.inference.posterior import REFITS, TANGENTS, AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import gain_error
 from pyro_sep.priors.io import load_priors
@@ -93,9 +94,16 @@ def test_the_mixture_tells_the_gains_that_priors_get_wrong(exact: bool) -> None:
 
 def test_only_priors_that_err_in_gains_cost_more() -> None:
     sure, exact = SureOfItsGain(0), WaveformPrior.of("sine")
-    assert clean_gradients([exact, GaussianPrior("white", 1.0)]) == TANGENTS
-    assert clean_gradients([exact, sure]) == TANGENTS + REFITS
-    assert clean_gradients([SpikeAndSlab(sure)]) == TANGENTS + REFITS
+
+    def gradients(*priors: Any, exact: bool = False, by_spectrum: bool = False) -> int:
+        target = AnnealedPosterior(torch.ones(1, 256), priors, Mixing.mean(len(priors)), exact)
+        return replace(target, by_spectrum=by_spectrum).clean_gradients
+
+    assert gradients(exact, GaussianPrior("white", 1.0)) == TANGENTS
+    assert gradients(exact, sure) == TANGENTS + REFITS
+    assert gradients(SpikeAndSlab(sure)) == TANGENTS + REFITS
+    assert gradients(exact, exact=True) == gradients(exact, by_spectrum=True) == TANGENTS
+    assert gradients(exact, exact=True, by_spectrum=True) == TANGENTS + 1
 
 
 def test_wavenets_of_tones_state_a_gain_error() -> None:

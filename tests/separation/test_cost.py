@@ -114,3 +114,14 @@ def test_unknown_gains_and_presence_are_taken(priors: Priors) -> None:
     for options in ({"gains": "infer"}, {"presence": "infer"}, {"noise_scale": "infer"}):
         found = pyro_sep.estimate_cost(noise(600), priors, **SMALL, **options)
         assert found.seconds > 0
+
+
+@pytest.mark.usefixtures("steady")
+def test_of_means_it_is_exact_and_knows_the_constraint(priors: Priors) -> None:
+    mixture, found = noise(1_000), []
+    for constraint in ("gaussian", "exact"):
+        own = SMALL | {"estimate": "mean", "constraint": constraint, "draws": 8, "chains": 1}
+        expected = separate(mixture, priors, **own).trace.attrs["gradients"]
+        found.append(estimate_cost(mixture, priors, **own).gradients)
+        assert found[-1] == pytest.approx(expected, abs=1)
+    assert found[1] == found[0] + 8  # what a clean draw lacks of its mixture takes another one
