@@ -15,7 +15,7 @@ short-time Fourier transform, which is denoised by a Wiener filter:
 .. math:: J = \frac{S}{S + \sigma^2}, \qquad |D|^2 = \frac{S^2}{S + \sigma^2}, \qquad
           S = \tfrac12 \Bigl(|D|^2 + \sqrt{|D|^4 + 4 \sigma^2 |D|^2}\Bigr)
 
-with sigma^2 the power of the noise in a cell. Of two channels, their mean and difference have
+with sigma^2 the power of the noise in a cell. Of two channels, their mean and half difference have
 spectra of their own.
 
 The covariance of a diffusion posterior for its conditioning: Boys et al. 2023 (arXiv 2310.06721),
@@ -25,8 +25,8 @@ Rozet et al. 2024 (arXiv 2405.13712); Wiener filters of mixtures: Benaroya et al
 import torch
 from torch import Tensor
 
-from pyro_sep.audio.treble import frame_size, transform
-from pyro_sep.trace.channels import deinterleave, interleave
+from pyro_sep.audio.stft import inverse, transform, window
+from pyro_sep.trace.channels import interleave, left_and_right, mid_and_side
 
 LEAST = 1e-9  # J of a source that is silent: where all are, each is given the same
 
@@ -61,37 +61,24 @@ def divide(
     >>> (given.square().mean(-1)[0] / (0.1 * tone).square().mean()).round(decimals=2)
     tensor([1., 0.])
     """
-    size = frame_size(rate)
-    window = torch.hann_window(size, dtype=expected.dtype, device=expected.device)
-    power = _cells(expected, rate, channels).abs().square() / (sigma**2 * window.square().sum())
+    variance = sigma**2 / channels  # of the noise of one channel, or of a row of two
+    energy = float(window(rate, expected).square().sum())
+    power = transform(_rows(expected, channels), rate).abs().square() / (variance * energy)
     prior = (power + (power.square() + 4 * power).sqrt()) / 2  # S in units of the noise
     gain = (prior / (1 + prior)).clamp(min=LEAST)
     gains, rest = weights[..., None, None], (noise / sigma).square().reshape(-1, 1, 1, 1, 1)
     share = gains * gain / ((gains.square() * gain).sum(-4, keepdim=True) + rest)
-    cells = share * _cells(lacking, rate, channels)[..., None, :, :, :]
-    time = lacking.shape[-1] // channels
-    rows = torch.istft(cells.flatten(0, -3), size, size // 4, window=window, length=time)
-    return _frame(rows.reshape(*cells.shape[:-2], time), channels)
-
-
-def _cells(frame: Tensor, rate: int, channels: int) -> Tensor:
-    """Transforms ``(..., row, frequency, moment)`` of audio ``(..., time)``."""
-    rows = _rows(frame, channels)
-    found = transform(rows.flatten(0, -2), rate)
-    return found.reshape(*rows.shape[:-1], *found.shape[-2:])
+    cells = share * transform(_rows(lacking, channels), rate)[..., None, :, :, :]
+    return _frame(inverse(cells, rate, lacking.shape[-1] // channels))
 
 
 def _rows(frame: Tensor, channels: int) -> Tensor:
-    """Audio ``(..., row, time)`` with independent noise: that of one channel, or mid and side."""
-    if channels == 1:
-        return frame[..., None, :]
-    left, right = deinterleave(frame).unbind(-2)
-    return torch.stack([left + right, left - right], -2) / 2**0.5
+    """Audio ``(..., row, time)`` of independent noise: the channel, or mid and side."""
+    mid, side = mid_and_side(frame, channels)
+    return mid[..., None, :] if side is None else torch.stack([mid, side], -2)
 
 
-def _frame(rows: Tensor, channels: int) -> Tensor:
+def _frame(rows: Tensor) -> Tensor:
     """The frame ``(..., time)`` of rows ``(..., row, time)``."""
-    if channels == 1:
-        return rows[..., 0, :]
-    mid, side = rows.unbind(-2)
-    return interleave(torch.stack([mid + side, mid - side], -2) / 2**0.5)
+    mid, side = rows.unbind(-2) if rows.shape[-2] > 1 else (rows[..., 0, :], None)
+    return interleave(torch.stack(left_and_right(mid, side), -2))

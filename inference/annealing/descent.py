@@ -13,6 +13,7 @@ from pyro_sep.inference.steps.gains import follow
 from pyro_sep.inference.steps.permutation import draw_assignment
 
 RECENT = 3  # levels, whose mean log density ranks candidates
+AVERAGED = 2  # last levels of a search, whose mean log density compares what was found
 
 
 class Found(NamedTuple):

@@ -21,12 +21,12 @@ Where a frame holds more decisions than any candidate takes right, as music does
 not tell the better candidate; the mean of all is nearer to the truth than any (``average``).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.annealing.descent import Found, descend, repeat
+from pyro_sep.inference.annealing.descent import AVERAGED, Found, descend, repeat
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.recombination import refine
 from pyro_sep.inference.annealing.swaps import swap_search
@@ -70,9 +70,18 @@ def candidates(
         start = repeated.tie(start + given.nan_to_num(nan=0.0))
     traced = None if traced is None else traced.flatten(0, 1)  # a view: what is filled is given
     if not average:
-        how: dict[str, Any] = {"halving": settings.halving, "swap": given is None, "given": given}
-        how |= {"averaged": 2, "group": group, "traced": traced}
-        return descend(repeated, start, sigmas, evaluator, **how)
+        return descend(
+            repeated,
+            start,
+            sigmas,
+            evaluator,
+            averaged=AVERAGED,
+            group=group,
+            halving=settings.halving,
+            swap=given is None,
+            given=given,
+            traced=traced,
+        )
     found = descend(repeated, start, sigmas, evaluator, traced=traced)
     first = torch.arange(len(target.mixture), device=start.device) * group
     means = (p.reshape(-1, group, *p.shape[1:]).mean(1) for p in (found.clean, found.log_density))

@@ -32,7 +32,6 @@ class Round(NamedTuple):
     """A comparison of candidates that all start from the same noise level."""
 
     sigmas: tuple[float, ...]  # from the level of the start to that of the comparison
-    averaged: int  # last levels, whose mean log density is compared
     most: int  # rounds one after the other, at most
 
 
@@ -172,5 +171,5 @@ class Annealing:
             end = max(self.sigma_min, low * self.sigma_freeze)
             start = min(self.sigma_max, max(high * self.sigma_freeze, 2 * end))
             sigmas = geometric_ladder(start, end, levels)
-            rounds.append(Round((*sigmas, end), 2, most))
+            rounds.append(Round((*sigmas, end), most))
         return rounds

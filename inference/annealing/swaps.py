@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_sep.inference.annealing.descent import Found, best_of_groups, descend
+from pyro_sep.inference.annealing.descent import AVERAGED, Found, best_of_groups, descend
 from pyro_sep.inference.annealing.evaluator import Evaluator
 from pyro_sep.inference.annealing.settings import SCREENED, Round
 
@@ -62,7 +62,7 @@ def swap_round(found: Found, held: Round, evaluator: Evaluator) -> tuple[Found, 
         target, clean = target.flip(clean, flipped)
     changed = (moved | flipped).any(1)
     position = clean + held.sigmas[0] * evaluator.noise(target, clean)
-    result = descend(target, position, held.sigmas, evaluator, averaged=held.averaged)
+    result = descend(target, position, held.sigmas, evaluator, averaged=AVERAGED)
     best = best_of_groups(result.log_density, group)
     return result.select(best), changed[best]
 

@@ -17,27 +17,11 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-FRAME = 0.1  # seconds; a transform takes the power of two next to it, 4096 at 44.1 kHz
+from pyro_sep.audio.stft import frame_size, transform
+
 BAND = 0.95  # of a Nyquist frequency: above, resampling leaves little
 BLOCK = 1 << 21  # audio samples that are transformed at once, to bound the memory
 HALVES = 8  # half octaves at most: 32 kHz above a band of 2 kHz
-
-
-def frame_size(rate: int) -> int:
-    """Audio samples of a transform at a rate in Hz."""
-    return 2 ** round(math.log2(FRAME * rate))
-
-
-def transform(samples: Tensor, rate: int) -> Tensor:
-    """Short-time Fourier transform ``(..., frequency, frame)`` of ``(..., time)`` at a rate in Hz.
-
-    Audio is padded by silence: it may be shorter than a frame.
-    """
-    size = frame_size(rate)
-    window = torch.hann_window(size, dtype=samples.dtype, device=samples.device)
-    return torch.stft(
-        samples, size, size // 4, window=window, pad_mode="constant", return_complex=True
-    )
 
 
 def known_bins(rate: int, to_rate: int) -> int:

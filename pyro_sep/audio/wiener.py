@@ -38,7 +38,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_sep.audio.resampling import resample
-from pyro_sep.audio.treble import expected_ratios, frame_size, known_bins, transform
+from pyro_sep.audio.stft import frame_size, inverse, transform
+from pyro_sep.audio.treble import expected_ratios, known_bins
 from pyro_sep.trace.channels import left_and_right, mean_and_half
 
 AVERAGED = 1.6  # seconds of the window of an average
@@ -141,14 +142,9 @@ def _explain_both(mid: Tensor, side: Tensor, whole: Tensor, known: int, to_rate:
 
 def _filtered(parts: Tensor, powers: Tensor, recording: Tensor, rate: int) -> Tensor:
     """Stems ``(source, channel, time)``: the parts, and what they lack by their powers."""
-    size, time = frame_size(rate), recording.shape[-1]
-    window = torch.hann_window(size, dtype=recording.dtype, device=recording.device)
     total = powers.sum(0).clamp(min=torch.finfo(recording.dtype).tiny)
-    rest = transform(recording - parts.sum(0), rate)
-    filtered = [
-        torch.istft(power / total * rest, size, size // 4, window=window, length=time)
-        for power in powers[:-1]
-    ]
+    rest, time = transform(recording - parts.sum(0), rate), recording.shape[-1]
+    filtered = [inverse(power / total * rest, rate, time) for power in powers[:-1]]
     return parts[:-1, None] + torch.stack(filtered)
 
 

@@ -70,6 +70,22 @@ def within(level: Any, bounds: tuple[float, float]) -> Any:
     return (level >= low * 0.9999) & (level <= high * 1.0001)
 
 
+def check_level(sigma: Any, bounds: tuple[float, float], name: str) -> None:
+    """Raise ValueError unless a noise level, or all of a batch, is one that a prior knows."""
+    try:
+        levels = torch.as_tensor(sigma, device=getattr(sigma, "device", "cpu"))
+        known = not isinstance(sigma, bool) and bool(within(levels, bounds).all())
+    except (TypeError, ValueError, RuntimeError):
+        known = False
+    if not known:
+        low, high = bounds
+        got = sigma.tolist() if isinstance(sigma, Tensor) and not sigma.is_meta else sigma
+        raise ValueError(
+            f"sigma: got {shown(got)}, expected {low:g} to {high:g}, the noise levels that the "
+            f"prior of {name!r} knows; use prior.condition({low:g}), or another level of these"
+        )
+
+
 def check_priors(priors: Any) -> None:
     """Raise ValueError unless these are priors by source name, of one device and sample rate."""
     expected = 'priors by source name, as load_priors("toy") gives them'

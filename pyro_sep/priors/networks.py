@@ -18,7 +18,7 @@ from pyro_sep.models.flowavenet import FloWaveNet
 from pyro_sep.models.registry import Network
 from pyro_sep.models.waveform import Waveform
 from pyro_sep.models.wavenet import WaveNet
-from pyro_sep.priors.base import Estimate, MixingRule, within
+from pyro_sep.priors.base import Estimate, MixingRule, check_level
 
 DEFAULT_TIME = 16_000  # audio samples of an event: a second
 GAIN_ERROR = 0.03  # of WaveNets of tones, whose denoisers err by 1 to 2 % of the amplitude at the
@@ -88,22 +88,9 @@ class NetworkPrior(TorchDistribution):
 
     def _level(self, sigma: Any) -> Tensor:
         """A noise level as a tensor of the network's type and device."""
+        check_level(sigma, self.sigmas, self.name)
         reference = next(self.network.parameters())
-        low, high = self.sigmas
-        try:
-            if sigma is True or sigma is False:
-                raise TypeError
-            level = torch.as_tensor(sigma, dtype=reference.dtype, device=reference.device)
-            known = bool(within(level, self.sigmas).all())
-        except (TypeError, ValueError, RuntimeError):
-            known = False
-        if not known:
-            got = sigma.tolist() if isinstance(sigma, Tensor) and not sigma.is_meta else sigma
-            raise ValueError(
-                f"sigma: got {shown(got)}, expected {low:g} to {high:g}, "
-                f"the noise levels that the prior of {self.name!r} was trained for; use "
-                f"prior.condition({low:g}), or another level of these"
-            )
+        level = torch.as_tensor(sigma, dtype=reference.dtype, device=reference.device)
         return level.clone() if level.is_inference() else level
 
     def _time(self, time: Any) -> int:

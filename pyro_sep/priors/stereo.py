@@ -37,10 +37,10 @@ from pyro_sep.priors.base import (
     UNSTATED,
     Prior,
     Priors,
+    check_level,
     check_priors,
     gain_error,
     misfit,
-    within,
 )
 from pyro_sep.trace.channels import CHANNELS, deinterleave, interleave, mean_and_half
 
@@ -82,7 +82,9 @@ class StereoPrior(TorchDistribution):
             got = f"a {type(prior).__name__}"
             raise ValueError(f"prior: got {got}, expected the prior of a source's mono audio")
         self.mono = prior
-        level = self.sigmas[0] if sigma is None else self._level(sigma)
+        level = self.sigmas[0] if sigma is None else sigma
+        check_level(level, self.sigmas, prior.name)
+        level = level if isinstance(level, float | int) else torch.as_tensor(level)
         self.law = prior.condition(level / self._narrowing)
         own = torch.as_tensor(getattr(self.law, "sigma", level / self._narrowing))
         self.sigma = own * self._narrowing
@@ -94,21 +96,6 @@ class StereoPrior(TorchDistribution):
             setattr(self, what, getattr(prior, what, default))
         time = cast(TorchDistribution, prior).event_shape[-1]
         super().__init__(self.sigma.shape, Size([CHANNELS * time]), validate_args=False)
-
-    def _level(self, sigma: float | Tensor) -> float | Tensor:
-        """A noise level that the prior knows."""
-        try:
-            level = torch.as_tensor(sigma)
-            known = bool(within(level, self.sigmas).all())
-        except (TypeError, ValueError, RuntimeError):
-            known = False
-        if not known or isinstance(sigma, bool):
-            low, high = self.sigmas
-            raise ValueError(
-                f"sigma: got {shown(sigma)}, expected {low:g} to {high:g}, the noise levels of a "
-                f"channel that the prior of {self.mono.name!r} knows in this place"
-            )
-        return sigma if isinstance(sigma, float | int | Tensor) else level
 
     @property
     def _narrowing(self) -> float:

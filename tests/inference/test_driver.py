@@ -939,7 +939,7 @@ def test_rounds_are_held_where_there_is_something_to_mend() -> None:
     assert settings.rounds(2, False) == []
     (swap,) = settings.rounds(3, False)
     assert (swap.sigmas[0], swap.sigmas[-1]) == pytest.approx((0.6 * 0.5, 0.11 * 0.5))
-    assert (len(swap.sigmas), swap.averaged, swap.most) == (7, 2, 3)
+    assert (len(swap.sigmas), swap.most) == (7, 3)
     presence, again = settings.rounds(1, True)
     assert (presence.sigmas[0], presence.sigmas[-1]) == pytest.approx((1.4 * 0.5, 0.45 * 0.5))
     assert (len(presence.sigmas), presence.most) == (10, 6)

@@ -163,7 +163,7 @@ def test_misfit_of_the_true_prior_is_not_known() -> None:
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, 0.009, 50.1, float("nan"), [0.1, 60.0]])
 def test_unknown_noise_levels(make: MakePrior, sigma: float | list[float]) -> None:
-    match = r"^sigma: got .*, expected 0\.01 to 50?, .* prior of 'saw' was trained for; "
+    match = r"^sigma: got .*, expected 0\.01 to 50?, .* prior of 'saw' knows; "
     match += r"use prior\.condition\(0\.01\), or another level of these$"
     with pytest.raises(ValueError, match=match) as caught:
         make().condition(torch.tensor(sigma))
