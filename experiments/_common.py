@@ -316,17 +316,22 @@ def judge(result: Separation) -> Row:
     return said | {"expected_si_sdr": bounds}
 
 
+def inside_expected(rows: Sequence[Row]) -> list[bool]:
+    """Whether each SI-SDR is in the interval that it is expected in, of stems that have one."""
+    return [
+        low <= value <= high
+        for row in rows
+        for (low, high), value in zip(row.get("expected_si_sdr") or [], row["si_sdr"], strict=False)
+    ]
+
+
 def summarise_verdicts(rows: Sequence[Row], right_db: float = 10.0) -> dict[str, Any]:
     """How often the verdict was that a separation may be trusted, and how far it was right.
 
     A separation is right where every source has an SI-SDR above ``right_db``.
     """
     trusted = np.array([row["trusted"] for row in rows], bool)
-    inside = [
-        low <= value <= high
-        for row in rows
-        for (low, high), value in zip(row["expected_si_sdr"] or [], row["si_sdr"], strict=False)
-    ]
+    inside = inside_expected(rows)
     worst = decibels(rows, "si_sdr").min(1)
     return {
         "share_trusted": float(trusted.mean()),

@@ -53,7 +53,7 @@ from torch import Tensor
 from pyro_sep.checks.arguments import choice
 from pyro_sep.cli.program import run
 from pyro_sep.data.toy import SAMPLE_RATE, draw_sources
-from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
+from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks
 from pyro_sep.inference.annealing.draws import MemoryRecorder
 from pyro_sep.inference.annealing.driver import anneal
 from pyro_sep.inference.annealing.settings import Annealing
@@ -111,7 +111,7 @@ def particles(task: Task, mixtures: Tensor, seed: int) -> Tensor:
             **({} if task.steps is None else {"steps": task.steps}),
         )
         survivors = systematic(population.log_weight, generator)
-        kept.append(population.position[survivors[thin(count, task.draws)]])
+        kept.append(population.position[survivors[PARTICLES - 1 :: PARTICLES]])
     return torch.stack(kept)
 
 

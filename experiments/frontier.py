@@ -55,7 +55,7 @@ from pyro_sep.data.toy import SAMPLE_RATE, ToyMixture, toy_mixture
 from pyro_sep.inference.annealing.schedules import geometric_ladder
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.models.arithmetic import sampling_arithmetic
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, known_sigmas
 from pyro_sep.separation.api import Separation, separate_batch
 from pyro_sep.separation.presets import resolve_settings
 
@@ -275,7 +275,7 @@ def isdm(
     """
     begun = start(items, priors, seed, exact=True)
     target, sigmas = begun.target, karras_ladder(*begun.sigmas, steps)
-    highest = max(sigmas[0], min(prior.sigmas[1] for prior in priors.values()))
+    highest = max(sigmas[0], known_sigmas(priors)[1])
     churn = min(CHURN / steps, math.sqrt(2) - 1)
     position = sigmas[0] * begun.noise()
     for sigma, lower in pairwise(sigmas):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_sep.data.source import default_spec, open_source
 from pyro_sep.priors.auditing import audit, noise_entropy
-from pyro_sep.priors.base import Priors, sample_rate_of
+from pyro_sep.priors.base import Priors, known_sigmas, sample_rate_of
 from pyro_sep.priors.io import load_priors
 
 TWO_SETS = "toy/wavenet,toy/flow"  # both families that ship
@@ -23,7 +23,7 @@ def load_sets(names: str) -> dict[str, Priors]:
 
 def lowest_sigma(sets: Mapping[str, Priors]) -> float:
     """The lowest noise level that all priors know."""
-    return max(prior.sigmas[0] for priors in sets.values() for prior in priors.values())
+    return max(known_sigmas(priors)[0] for priors in sets.values())
 
 
 def held_out_audio(

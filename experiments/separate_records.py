@@ -52,6 +52,7 @@ from _common import (
     Row,
     Seed,
     choose,
+    inside_expected,
     judge,
     load_set,
     resume,
@@ -357,11 +358,7 @@ def line(rows: Sequence[Row]) -> dict[str, float]:
 
 def inside(rows: Sequence[Row]) -> dict[str, float]:
     """How many stems have an interval that the SI-SDR is expected in, and the share inside."""
-    hits = [
-        low <= value <= high
-        for row in rows
-        for (low, high), value in zip(row.get("expected_si_sdr") or [], row["si_sdr"], strict=False)
-    ]
+    hits = inside_expected(rows)
     return {"expected": len(hits), "inside": float(np.mean(hits))} if hits else {}
 
 

@@ -43,7 +43,7 @@ def divide(
     """What each source is given of what all lack of their mixture, by the equations above.
 
     Args:
-        lacking: r, ``(batch, time)``; of two channels, left and right by turns.
+        lacking: r, ``(batch, time)``; of two channels, left and right interleaved.
         expected: D(x), ``(batch, source, time)``.
         weights: the gains ``(..., source, 1)``.
         noise: gamma, ``(...)``, a scalar or of every element of the batch.

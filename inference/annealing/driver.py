@@ -37,7 +37,7 @@ from pyro_sep.storage.states import readable
 GROUP = 1 << 22  # audio samples of candidates that are searched together, to bound the memory
 
 
-class Searched(NamedTuple):
+class SearchInfo(NamedTuple):
     """What the searches of a run came to."""
 
     tries: Tensor  # (mixture, chain), searches of the section that took most
@@ -46,12 +46,12 @@ class Searched(NamedTuple):
     length: int  # audio samples of a section
 
 
-class Descent(NamedTuple):
+class RunInfo(NamedTuple):
     """How a run came to its draws, and what it cost."""
 
     warmup: Statistics  # of every step of the chains before the draws
     gradients: int  # evaluations per mixture, those of candidates included
-    search: Searched | None  # None where sources were given
+    search: SearchInfo | None  # None where sources were given
 
 
 def anneal(
@@ -64,7 +64,7 @@ def anneal(
     progress: bool = False,
     average: bool = False,
     initial: Tensor | None = None,
-) -> Descent:
+) -> RunInfo:
     """Search for modes of the posterior, then draw from it; all chains of all mixtures at once.
 
     Args:
@@ -90,7 +90,7 @@ def anneal(
     >>> least = dict.fromkeys(("tries", "candidates", "cooling", "warmup", "draws", "thin"), 1)
     >>> settings = Annealing(2.0, 1.0, 0.5, levels=6, replicas=0, **least)
     >>> recorder = MemoryRecorder()
-    >>> descent = anneal(
+    >>> info = anneal(
     ...     0.1 * torch.arange(256).sin()[None],
     ...     lambda batch: AnnealedPosterior(batch, priors, Mixing.mean(2)),
     ...     settings,
@@ -129,12 +129,12 @@ def anneal(
         shown.finish()
     shape = (len(mixtures), settings.chains)
     warmup, gradients = history_by_chain(run.history, *shape), round(run.evaluator.cost / audio)
-    return Descent(warmup, gradients, _searched(run, shape) if run.starts else None)
+    return RunInfo(warmup, gradients, _searched(run, shape) if run.starts else None)
 
 
-def _searched(run: Run, shape: tuple[int, int]) -> Searched:
+def _searched(run: Run, shape: tuple[int, int]) -> SearchInfo:
     """What was searched, by mixture and chain."""
-    return Searched(
+    return SearchInfo(
         torch.stack(run.tries, 1).amax(1).reshape(shape),
         torch.stack(run.plausible, 1).float().mean(1).reshape(shape),
         torch.stack(run.traced, 1).unflatten(0, shape),

@@ -27,7 +27,6 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 from torch.distributions import Normal
-from tqdm import tqdm
 
 from pyro_sep.inference.annealing.settings import PERSISTENT_ACCEPTANCE, Annealing
 from pyro_sep.inference.posterior import AnnealedPosterior
@@ -49,7 +48,6 @@ def anneal_particles(
     steps: int = 2,
     share: float = 0.9,
     adjusted: bool = False,
-    progress: bool = False,
 ) -> Population:
     """Particles ``(particle, source, frame)`` at the lowest noise level, and the log evidence.
 
@@ -62,7 +60,6 @@ def anneal_particles(
         steps: Langevin steps between levels, one gradient each.
         share: see :func:`~pyro_sep.inference.smc.core.smc`.
         adjusted: by a Metropolis test of every step.
-        progress: show a bar.
 
     >>> from pyro_sep.mixing.known import Mixing
     >>> from pyro_sep.priors.io import load_priors
@@ -74,16 +71,14 @@ def anneal_particles(
     torch.Size([4, 1, 64])
     """
     path = _Path(target, sigma_max, sigma_freeze, sigma_min, generator, steps, adjusted)
-    with tqdm(total=1.0, disable=not progress, bar_format="{l_bar}{bar}{elapsed}") as bar:
 
-        def move(particles: Tensor, t: float) -> Tensor:
-            bar.update(t - bar.n)
-            return torch.stack(path.move(particles[:, 0], particles[:, 1], t), 1)
+    def move(particles: Tensor, t: float) -> Tensor:
+        return torch.stack(path.move(particles[:, 0], particles[:, 1], t), 1)
 
-        position = path.draw()
-        velocity = torch.empty_like(position).normal_(generator=generator)
-        particles = torch.stack([position, velocity], 1)
-        result = smc(particles, lambda p, t: path.log_density(p[:, 0], t), move, share, generator)
+    position = path.draw()
+    velocity = torch.empty_like(position).normal_(generator=generator)
+    particles = torch.stack([position, velocity], 1)
+    result = smc(particles, lambda p, t: path.log_density(p[:, 0], t), move, share, generator)
     return result._replace(
         position=result.position[:, 0], log_evidence=result.log_evidence + path.log_evidence
     )

@@ -87,7 +87,6 @@ class MusdbSource:
         stem: one of :data:`STEMS`.
         sample_rate: to resample to, in Hz.
         time: audio samples of a frame, where it is longer than a second.
-        seed: of the positions of the frames.
 
     Attributes:
         notes: which tracks lack the stem and are left out, a line.
@@ -96,10 +95,10 @@ class MusdbSource:
         ValueError: unknown stem, or as :func:`musdb_tracks`.
     """
 
-    def __init__(self, root: Path, stem: str, sample_rate: int, time: int, seed: int = 0) -> None:
+    def __init__(self, root: Path, stem: str, sample_rate: int, time: int) -> None:
         if stem not in STEMS:
             raise ValueError(f"musdb: got stem {stem!r}, expected one of {', '.join(STEMS)}")
-        self.name, self.sample_rate, self.seed = stem, sample_rate, seed
+        self.name, self.sample_rate = stem, sample_rate
         tracks = musdb_tracks(root)
         self._root, self._time = root, max(time, sample_rate)
         self._tracks = [track for track in tracks if stem in track.stems]
@@ -152,7 +151,7 @@ class MusdbSource:
     def _frames(self, track: Track, time: int) -> Tensor:
         """The first ``time`` audio samples of its frames, where they are not silent."""
         length = max(time, self._time)
-        frames = stem_frames(track, (self.name,), self.sample_rate, length, self.seed)
+        frames = stem_frames(track, (self.name,), self.sample_rate, length)
         return active_frames(frames[:, 0, :time].reshape(-1), time)
 
 

@@ -32,19 +32,6 @@ NOMINAL = (0.5, 0.8, 0.95)  # probability of the central intervals
 REPLICATES = 10_000  # of uniform ranks: a p-value of 0.05 has a standard error of 0.002
 
 
-def thin(draws: int, count: int) -> NDArray[np.int64]:
-    """Indices of ``count`` draws of a chain of ``draws``, evenly spaced, the last one included.
-
-    Ranks need independent draws: as many of a chain as its effective sample size.
-
-    Raises:
-        ValueError: more draws asked for than there are, or none.
-    """
-    if not 1 <= count <= draws:
-        raise ValueError(f"count: got {count}, expected 1 to {draws}, the draws there are")
-    return np.arange(1, count + 1) * draws // count - 1
-
-
 def ranks(true: ArrayLike, draws: ArrayLike, generator: np.random.Generator) -> NDArray[np.int64]:
     """Ranks of the truth among the draws: how many are below it. Ties are broken at random.
 

@@ -211,18 +211,8 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
     channels, sources = CHANNELS if SIDE in posterior else 1, []
     for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
         samples, own_rate = track.read(str(name))
-        if abs(samples.shape[-1] / own_rate - time / rate) > SLACK:
-            raise ValueError(
-                f"{track.name}: got {name} of {samples.shape[-1] / own_rate:.2f} s, expected the "
-                f"{time / rate:.2f} s that were separated; separate the whole track"
-            )
-        if channels > 1 and len(samples) != channels:
-            raise ValueError(
-                f"{track.name}: got {name} of {len(samples)} channels, expected the {channels} "
-                "that were separated; give stems of the recording"
-            )
-        heard = samples if channels > 1 else samples.mean(0, keepdim=True)
-        sources.append(resample(heard, own_rate, rate, time).numpy() / gain)
+        heard = _like(samples, own_rate, rate, time, channels, f"{track.name}: got {name}")
+        sources.append(heard.numpy() / gain)
     frames = interleave(np.stack(sources))
     known = constant.assign(with_side("true_sources", ("source", "time"), frames, channels))
     return trace.assign({"constant_data": xr.DataTree(known)})
@@ -264,23 +254,31 @@ def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
     channels, time = samples.shape[1:]
 
     def like_estimates(audio: Audio) -> Tensor:
-        true, true_rate = audio
-        if abs(true.shape[-1] / true_rate - time / rate) > SLACK:
-            raise ValueError(
-                f"{estimate.name}: got {time / rate:.2f} s, expected the reference's "
-                f"{true.shape[-1] / true_rate:.2f} s; separate the whole track"
-            )
-        if channels not in (1, len(true)):
-            raise ValueError(
-                f"{estimate.name}: got {channels} channels, expected 1 or the reference's "
-                f"{len(true)}; mix the estimates down"
-            )
-        true = true.mean(0, keepdim=True) if channels == 1 else true
-        return resample(true, true_rate, rate, time)
+        return _like(*audio, rate, time, channels, f"{estimate.name}: got a reference")
 
     references = torch.stack([like_estimates(reference.read(stem)) for stem in names])
     mixture = like_estimates(reference.mixture(stems))
     return _Judged(names, samples, references, mixture, rate, estimate.draws)
+
+
+def _like(audio: Tensor, own_rate: int, rate: int, time: int, channels: int, got: str) -> Tensor:
+    """True audio at the rate, of the length and of the channels of a separation.
+
+    ``got`` begins a message.
+    """
+    seconds, separated = audio.shape[-1] / own_rate, time / rate
+    if abs(seconds - separated) > SLACK:
+        raise ValueError(
+            f"{got} of {seconds:.2f} s, expected the {separated:.2f} s that were separated; "
+            "separate the whole track"
+        )
+    if channels not in (1, len(audio)):
+        raise ValueError(
+            f"{got} of {len(audio)} channels, expected the {channels} that were separated; give "
+            "stems of the recording"
+        )
+    heard = audio.mean(0, keepdim=True) if channels == 1 else audio
+    return resample(heard, own_rate, rate, time)
 
 
 def _si_sdr_table(judged: _Judged) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_sep.models.arithmetic import plain_arithmetic
-from pyro_sep.priors.base import Priors
+from pyro_sep.priors.base import Priors, known_sigmas
 from pyro_sep.priors.stereo import check_mono
 from pyro_sep.storage.files import save_json
 
@@ -111,8 +111,8 @@ def audit(
 
 def known_levels(priors: Priors) -> list[float]:
     """Those of :data:`SIGMAS` that all priors know."""
-    low, high = zip(*(prior.sigmas for prior in priors.values()), strict=True)
-    return [sigma for sigma in SIGMAS if max(low) <= sigma <= min(high)]
+    low, high = known_sigmas(priors)
+    return [sigma for sigma in SIGMAS if low <= sigma <= high]
 
 
 def noise_entropy(sigma: float) -> float:

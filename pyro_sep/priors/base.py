@@ -70,6 +70,12 @@ def within(level: Any, bounds: tuple[float, float]) -> Any:
     return (level >= low * 0.9999) & (level <= high * 1.0001)
 
 
+def known_sigmas(priors: Priors) -> tuple[float, float]:
+    """Lowest and highest noise level that all priors know."""
+    low, high = zip(*(prior.sigmas for prior in priors.values()), strict=True)
+    return max(low), min(high)
+
+
 def check_level(sigma: Any, bounds: tuple[float, float], name: str) -> None:
     """Raise ValueError unless a noise level, or all of a batch, is one that a prior knows."""
     try:

@@ -19,7 +19,7 @@ At noise level sigma both channels have noise of their own. With the mean :math:
 so the noise of a source in the centre is averaged out, and what differs between the channels cannot
 be its.
 
-Audio of two channels is one frame, left and right by turns, as audio files have it: 2 T audio
+Audio of two channels is one frame, left and right interleaved, as audio files have it: 2 T audio
 samples. Every sampler takes it like any other audio.
 """
 
@@ -143,7 +143,7 @@ class StereoPrior(TorchDistribution):
         return self.condition(self.sigma.expand(Size(batch_shape)))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Draw noisy audio ``sample_shape + batch + (time,)``, left and right by turns."""
+        """Draw noisy audio ``sample_shape + batch + (time,)``, left and right interleaved."""
         law = cast(TorchDistribution, self.law)
         one = law.sample(Size(sample_shape))
         if self.place == "wide":
@@ -183,7 +183,7 @@ class StereoPrior(TorchDistribution):
         if value.shape[-1:] != self.event_shape:
             raise ValueError(
                 f"value: got shape {tuple(value.shape)}, expected (..., {self.event_shape[0]}), "
-                f"left and right of {self.name!r} by turns; interleave (..., channel, time) first"
+                f"left and right of {self.name!r} interleaved, as audio files have them"
             )
         left, right = deinterleave(value).unbind(-2)
         return left, right

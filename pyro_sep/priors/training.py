@@ -4,7 +4,7 @@ import sys
 import time as clock
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -33,6 +33,7 @@ from pyro_sep.progress import resumable
 from pyro_sep.storage.files import only_run
 
 FLOW_SCORE_WEIGHT = 0.3
+SETTINGS = [field.name for field in fields(TrainConfig)]
 
 
 def train_prior(
@@ -122,6 +123,7 @@ def train_prior(
     >>> prior.name, prior.sample_rate
     ('sine', 16000)
     """
+    given = {name: value for name, value in locals().items() if name in SETTINGS}
     serial = choice("recipe", recipe, ("conditional", "serial")) == "serial"
     if init is not None and (family, size, serial) != (None, None, False):
         raise ValueError(
@@ -166,20 +168,7 @@ def train_prior(
     )
     if score_weight is None:
         score_weight = FLOW_SCORE_WEIGHT if kind == "flow" and not serial else 0.0
-    config = TrainConfig(
-        steps=steps,
-        batch=batch,
-        time=time,
-        learning_rate=learning_rate,
-        warmup=warmup,
-        decay=decay,
-        stairs=stairs,
-        ema=ema,
-        score_weight=score_weight,
-        gain_db=gain_db,
-        clip=clip,
-        seed=seed,
-    )
+    config = TrainConfig(**given | {"score_weight": score_weight})
     out, run = Path(out), Path(out) / f"{audio.name}.run"
     folders = [out / f"sigma-{sigma:g}" for sigma in SERIAL_SIGMAS] if serial else [out]
     check_free([folder / f"{audio.name}.safetensors" for folder in folders], run)

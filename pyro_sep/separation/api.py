@@ -44,7 +44,7 @@ from pyro_sep.separation.inputs import (
     checked_stores,
     digest,
     fingerprints,
-    frames,
+    interleaved,
     one_mixture,
 )
 from pyro_sep.separation.presets import (
@@ -289,7 +289,8 @@ def separate_batch(  # noqa: D417
     if true_sources is not None:
         count, *rest = problem.heard.shape
         shape, expected = (count, len(priors), *rest), axes("mixture, source", priors)
-        truth = list(frames(checked_sources("true_sources", true_sources, shape, expected), priors))
+        true = checked_sources("true_sources", true_sources, shape, expected)
+        truth = list(interleaved(true, priors))
     own_attrs = checked_attrs(attrs)
     place = None if checkpoint is None else checked_path("checkpoint", checkpoint)
     rate, channels = sample_rate_of(priors), channels_of(priors)
@@ -351,7 +352,7 @@ def separate_batch(  # noqa: D417
     identity |= {"sources": list(priors), "mixture": digest(observed), **prints, **places}
     identity |= {"initial": None if begun is None else digest(begun.stems)}
     recorder = DrawRecorder(backends, problem.estimate, groups, extras)
-    descent = anneal(
+    info = anneal(
         observed,
         problem.posterior,
         plan,
@@ -362,14 +363,14 @@ def separate_batch(  # noqa: D417
         problem.average,
         None if begun is None else begun.sources,
     )
-    gradients = descent.gradients + (0 if begun is None else round(COST))
+    gradients = info.gradients + (0 if begun is None else round(COST))
     about: dict[str, Any] = {"estimate": problem.estimate, "settings": asdict(plan)}
     about["gradients"] = gradients
     about[TREBLE] = treble(priors)
     about |= places
     search = {"noise_level": plan.search_sigmas}
     results = []
-    for trace, means in recorder.finish(descent, run | about | prints | own_attrs, search):
+    for trace, means in recorder.finish(info, run | about | prints | own_attrs, search):
         parts = {name: part.to(home) for name, part in means.items()}
         sources = parts["sources"]
         contributions = parts.get("contributions", mixing.weights(sources) * sources)
@@ -421,7 +422,7 @@ def separation_from_draws(
     noisy = audio("noisy", noisy, device_of(priors))
     given, channels = one_mixture(mixture, priors).to(noisy.device), channels_of(priors)
     check_finite("mixture", given)
-    mixture = frames(given, priors)
+    mixture = interleaved(given, priors)
     frame = frame_time(priors.values(), len(mixture))
     if noisy.ndim != 4 or noisy.shape[2:] != (len(priors), frame) or not noisy.numel():
         raise ValueError(
@@ -431,7 +432,7 @@ def separation_from_draws(
     if true_sources is not None:
         shape = (len(priors), *given.shape)
         true = checked_sources("true_sources", true_sources, shape, axes("source", priors))
-        true_sources = frames(true, priors)
+        true_sources = interleaved(true, priors)
     batch = noisy.flatten(0, 1)
     target = AnnealedPosterior(
         mixture.expand(len(batch), -1),

@@ -31,7 +31,7 @@ class GroupedDraws:
     Args:
         mixtures: ``(mixture, time)``.
         gains: known a_k.
-        sample_rate: in Hz, of all channels together, which audio has by turns.
+        sample_rate: in Hz, of all channels together, which are interleaved.
         log_density: by which chains that share no mode are weighed; None where they count alike.
         density_error: see :func:`~pyro_sep.separation.modes.find_modes`.
     """

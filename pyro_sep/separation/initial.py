@@ -27,7 +27,14 @@ from pyro_sep.inference.annealing.evaluator import FORWARD
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.priors.base import Priors
-from pyro_sep.separation.inputs import SILENT_DB, Audio, axes, check_finite, checked_sources, frames
+from pyro_sep.separation.inputs import (
+    SILENT_DB,
+    Audio,
+    axes,
+    check_finite,
+    checked_sources,
+    interleaved,
+)
 
 NOISED = 8  # noises of the stems, whose log densities are compared with those of draws
 COST = NOISED * FORWARD  # of them, in gradients of a mixture
@@ -71,7 +78,7 @@ def checked_initial(
             "initial: got stems whose sum is no nearer to the mixture than silence, expected "
             "contributions that add up to it; give the stems of this mixture, at its level"
         )
-    return frames(stems, priors)
+    return interleaved(stems, priors)
 
 
 def _check_options(given: Mapping[str, Any]) -> None:

@@ -54,11 +54,8 @@ def one_mixture(value: Audio, priors: Priors) -> Tensor:
     raise ValueError(f"mixture: got shape {tuple(mixture.shape)}, expected (time,); {remedy}")
 
 
-def frames(value: Tensor, priors: Priors) -> Tensor:
-    """Frames ``(..., time)``: the audio itself, or where it is ``(..., channel, time)``, by turns.
-
-    The latter is that for priors of two channels.
-    """
+def interleaved(value: Tensor, priors: Priors) -> Tensor:
+    """Frames ``(..., time)``: mono audio itself, or ``(..., channel, time)`` interleaved."""
     return value if channels_of(priors) == 1 else interleave(value)
 
 

@@ -10,7 +10,7 @@ from pyro_sep.checks.arguments import choice, shown
 from pyro_sep.inference.annealing.schedules import start_level
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing
-from pyro_sep.priors.base import Estimate, Priors, sample_rate_of, stated, within
+from pyro_sep.priors.base import Estimate, Priors, known_sigmas, sample_rate_of, stated, within
 from pyro_sep.priors.stereo import channels_of
 
 Preset = Literal["quick", "standard", "thorough"]
@@ -173,8 +173,7 @@ def default_ladder(
         average: whether the estimate is the mean, of frames that hold many decisions.
         loudness: of the mixtures, see :func:`relative_loudness`.
     """
-    low = max(prior.sigmas[0] for prior in priors.values())
-    high = min(prior.sigmas[1] for prior in priors.values())
+    low, high = known_sigmas(priors)
     level = mean(prior.rms for prior in priors.values())
     floor = FLOOR_SHARE / channels_of(priors) ** 0.5
     section = SONG_SECTION if average else SECTION
@@ -211,11 +210,10 @@ def default_constraint(mixing: Mixing) -> Constraint:
 
 def _check_ladder(settings: Annealing, priors: Priors) -> None:
     """Raise ValueError unless all priors know the noise levels at both ends of the ladder."""
-    low = max(prior.sigmas[0] for prior in priors.values())
-    high = min(prior.sigmas[1] for prior in priors.values())
+    bounds = low, high = known_sigmas(priors)
     for name in ("sigma_min", "sigma_max"):
         sigma = getattr(settings, name)
-        if not within(sigma, (low, high)):
+        if not within(sigma, bounds):
             raise ValueError(
                 f"{name}: got {sigma:g}, expected {low:g} to {high:g}, which all priors know"
             )

@@ -15,7 +15,13 @@ from pyro_sep.priors.base import Estimate, Prior, Priors, device_of
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.priors.stereo import channels_of
 from pyro_sep.separation.initial import checked_initial
-from pyro_sep.separation.inputs import Audio, check_device, check_mixtures, check_separable, frames
+from pyro_sep.separation.inputs import (
+    Audio,
+    check_device,
+    check_mixtures,
+    check_separable,
+    interleaved,
+)
 from pyro_sep.separation.presets import (
     CONSTRAINTS,
     Constraint,
@@ -106,7 +112,7 @@ def pose(
     check_device("mixtures", mixtures, priors)
     heard = audio("mixtures", mixtures, device_of(priors))
     check_mixtures(heard, channels_of(priors))
-    observed = frames(heard, priors)
+    observed = interleaved(heard, priors)
     infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
     if presence is not None and not (isinstance(presence, str) and presence == "infer"):
         raise ValueError(

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor
 
 from pyro_sep.inference.annealing.draws import Draws, Statistics
-from pyro_sep.inference.annealing.driver import Descent
+from pyro_sep.inference.annealing.driver import RunInfo
 from pyro_sep.separation.groups import GroupedDraws
 from pyro_sep.storage.states import check_like
 from pyro_sep.trace.dataset import load_trace
@@ -118,13 +118,13 @@ class DrawRecorder:
             backend.add(block | {name: values[i] for name, values in extras.items()}, first)
 
     def finish(
-        self, descent: Descent, attrs: Mapping[str, Any], search: Mapping[str, Any]
+        self, info: RunInfo, attrs: Mapping[str, Any], search: Mapping[str, Any]
     ) -> list[tuple[xr.DataTree, dict[str, Tensor]]]:
         """The trace of each mixture and its estimate, which is means by name.
 
         ``search`` has what the candidates of all mixtures have in common.
         """
-        warmup = Statistics._make(part.cpu() for part in descent.warmup)._asdict()
+        warmup = Statistics._make(part.cpu() for part in info.warmup)._asdict()
         del warmup["log_prior"]
         results = []
         for i, backend in enumerate(self.backends):
@@ -135,7 +135,7 @@ class DrawRecorder:
                 "warmup_stats": {name: part[i] for name, part in warmup.items()},
                 "modes": found.of_draws(),
             }
-            if (searched := descent.search) is not None:
+            if (searched := info.search) is not None:
                 own["search_tries"] = int(searched.tries[i].max())
                 own["search_found"] = float(searched.found[i].mean())
                 candidates = {"length": searched.length, "log_prior": searched.log_prior[i].cpu()}

@@ -1,4 +1,4 @@
-"""Two channels of audio: apart, by turns in one frame, and as their mean and half difference.
+"""Two channels of audio: apart, interleaved in one frame, and as their mean and half difference.
 
 All functions take tensors and arrays of NumPy or xarray alike, so they import none of these.
 """
@@ -11,7 +11,7 @@ Sound = Any  # an array of NumPy or xarray, or a tensor
 
 
 def interleave(channels: Sound) -> Sound:
-    """Audio ``(..., channel, time)`` as one frame ``(..., channel * time)``, channels by turns.
+    """Audio ``(..., channel, time)`` as one frame ``(..., channel * time)``: L R L R ...
 
     >>> import numpy as np
     >>> interleave(np.array([[1, 2], [10, 20]]))
@@ -39,7 +39,7 @@ def mean_and_half(left: Sound, right: Sound) -> tuple[Sound, Sound]:
 
 
 def mid_and_side(frames: Sound, channels: int) -> tuple[Sound, Sound | None]:
-    """Mean and half the difference of two channels that audio ``(..., time)`` has by turns.
+    """Mean and half the difference of two channels, interleaved in audio ``(..., time)``.
 
     Audio of one channel is its own mean, and has no difference: None.
 

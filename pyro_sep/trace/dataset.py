@@ -101,7 +101,7 @@ def build_trace(
             began from a search. A constant, with the mean and std of ``initial_lp``.
         initial_lp: log posterior of these with noise of the draws' level ``(noise,)``, in nats, see
             :mod:`pyro_sep.separation.initial`.
-        channels: of all audio, which has the channels by turns where there are two. The trace has
+        channels: of all audio, interleaved where there are two. The trace has
             their mean then, and half of left less right as ``side`` in the groups posterior,
             posterior predictive and observed data, and as ``initial_side`` and
             ``true_sources_side`` among the constants; :func:`in_channels` gives both channels.
@@ -152,29 +152,20 @@ def build_trace(
         "source": np.array(source_names, dtype=str),
         "time": xr.Variable("time", np.arange(time) / sample_rate, {"units": "s"}),
     }
+    each = ("chain", "draw", "source")
+    centre = centroid(np.stack(left_and_right(draws, side), -2), sample_rate, CHANNEL_TIME)
     posterior: dict[str, Any] = {
-        "sources": (("chain", "draw", "source", "time"), draws),
-        "level_db": (("chain", "draw", "source"), level_db(frames), {"units": "dB"}),
-        "centroid": (
-            ("chain", "draw", "source"),
-            centroid(np.stack(left_and_right(draws, side), -2), sample_rate, CHANNEL_TIME),
-            {"units": "Hz"},
-        ),
-        "log_prior": (
-            ("chain", "draw", "source"),
-            _array("log_prior", log_prior, (chain, draw, source)),
-        ),
+        "sources": ((*each, "time"), draws),
+        "level_db": (each, level_db(frames), {"units": "dB"}),
+        "centroid": (each, centre, {"units": "Hz"}),
     }
-    for name, values in (("misfit", misfit), ("presence", presence)):
+    for name, values in {"log_prior": log_prior, "misfit": misfit, "presence": presence}.items():
         if values is not None:
-            posterior[name] = (
-                ("chain", "draw", "source"),
-                _array(name, values, (chain, draw, source)),
-            )
+            posterior[name] = (each, _array(name, values, (chain, draw, source)))
     if side is not None:
-        posterior[SIDE] = (("chain", "draw", "source", "time"), side)
+        posterior[SIDE] = ((*each, "time"), side)
     if inferred:
-        posterior["gains"] = (("chain", "draw", "source"), weights)
+        posterior["gains"] = (each, weights)
     if noise_scale is not None:
         gamma = _array("noise_scale", noise_scale, (chain, draw))
         posterior["noise_scale"] = (("chain", "draw"), gamma)
@@ -210,9 +201,9 @@ def build_trace(
         numbers = {name: np.arange(size) for name, size in search.sizes.items()}
         groups[SEARCH] = search.assign_coords({**numbers, "source": coords["source"]})
     if modes is not None:
-        each: dict[str, Any] = dict.fromkeys(("label", "weight"), ("chain", "draw"))
-        each["probability"] = ("mode",)
-        told = xr.Dataset({name: (axes, _floats(modes[name])) for name, axes in each.items()})
+        axes: dict[str, Any] = dict.fromkeys(("label", "weight"), ("chain", "draw"))
+        axes["probability"] = ("mode",)
+        told = xr.Dataset({name: (axis, _floats(modes[name])) for name, axis in axes.items()})
         groups[MODES] = told.assign_coords({dim: np.arange(n) for dim, n in told.sizes.items()})
     tree = xr.DataTree.from_dict(groups)
     tree.attrs = {**plain_attrs(attrs), **_versions()}
@@ -241,7 +232,7 @@ def in_channels(data: xr.Dataset, name: str) -> xr.DataArray:
 def with_side(
     name: str, dims: tuple[str, ...], frames: NDArray[Any], channels: int
 ) -> dict[str, Any]:
-    """An audio variable, and its side where the frames have two channels by turns."""
+    """An audio variable, and its side where the frames have two channels interleaved."""
     mid, side = mid_and_side(frames, channels)
     return {name: (dims, mid)} | ({} if side is None else {side_of(name): (dims, side)})
 

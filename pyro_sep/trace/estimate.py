@@ -27,8 +27,8 @@ Liutkus & Badeau 2015 (ICASSP, "Generalized Wiener filtering with fractional pow
 for the filter, at the exponent 1. This exponent, the factor 2 and the length of the transform were
 chosen on training excerpts of music.
 
-Two channels are one frame, left and right by turns, whose low frequencies are their mean and whose
-high ones are their difference. To shrink these by themselves was a little worse on guitars.
+Two channels are one frame, left and right interleaved: its low frequencies are their mean, its high
+ones their difference. To shrink these by themselves was a little worse on guitars.
 """
 
 import math

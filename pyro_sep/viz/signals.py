@@ -261,7 +261,7 @@ def draw_deviation(
     low: NDArray[np.floating],
     high: NDArray[np.floating],
     color: str,
-    reference: NDArray[np.floating] | None = None,
+    reference: NDArray[np.floating] | None,
 ) -> None:
     """Draw the band of the draws less the estimate, and the true signal less the estimate.
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
-from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks, thin
+from pyro_sep.diagnostics.sbc import NOMINAL, RankTest, coverage, coverage_error, ranks
 
 SIMULATIONS, DRAWS, CELLS = 400, 15, 6
 
@@ -134,15 +134,8 @@ def test_bands_hold_the_uniform_and_shrink() -> None:
     assert widths[1] == pytest.approx(widths[0] / 2, rel=0.15)
 
 
-def test_thin_spreads_over_the_chain() -> None:
-    assert thin(12, 3).tolist() == [3, 7, 11]
-    assert thin(5, 5).tolist() == [0, 1, 2, 3, 4]
-
-
 def test_refusals() -> None:
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="count: got 4, expected 1 to 3"):
-        thin(3, 4)
     with pytest.raises(ValueError, match=r"draws: got shape \(3, 5\) for a truth of shape \(4,\)"):
         ranks(np.zeros(4), np.zeros((3, 5)), rng)
     with pytest.raises(ValueError, match="NaN or infinity"):

@@ -19,7 +19,7 @@ from pyro_sep.inference.annealing import driver as annealed
 from pyro_sep.inference.annealing.budget import count_gradients
 from pyro_sep.inference.annealing.checkpoint import Checkpoint
 from pyro_sep.inference.annealing.draws import MemoryRecorder, Statistics
-from pyro_sep.inference.annealing.driver import Descent, anneal
+from pyro_sep.inference.annealing.driver import RunInfo, anneal
 from pyro_sep.inference.annealing.sections import split
 from pyro_sep.inference.annealing.settings import (
     MOST,
@@ -124,7 +124,7 @@ def walk(
     annealing = Annealing(**(LADDER | ALONE | settings))
     generator = torch.Generator().manual_seed(seed)
     recorder = MemoryRecorder()
-    descent = anneal(
+    info = anneal(
         mixtures,
         lambda m: LoggedPosterior(m, priors, mixing, exact, log=log),
         annealing,
@@ -133,12 +133,12 @@ def walk(
         checkpoint,
         average=average,
     )
-    return gather(recorder, descent), log
+    return gather(recorder, info), log
 
 
-def gather(recorder: MemoryRecorder, descent: Descent) -> Run:
-    assert descent.search is not None
-    return Run(*recorder.draws[:4], *descent[:2], *descent.search)
+def gather(recorder: MemoryRecorder, info: RunInfo) -> Run:
+    assert info.search is not None
+    return Run(*recorder.draws[:4], *info[:2], *info.search)
 
 
 #: The same for every seed.
@@ -986,7 +986,7 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
     settings = Annealing(**LADDER, candidates=3, replicas=2, draws=25)
     calls = 0
 
-    def run(path: Path | None, killed_at: int) -> tuple[MemoryRecorder, Descent]:
+    def run(path: Path | None, killed_at: int) -> tuple[MemoryRecorder, RunInfo]:
         nonlocal calls
         calls = 0
 
@@ -1008,7 +1008,7 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
         generator = torch.Generator().manual_seed(0)
         return recorder, anneal(mixture, posterior, settings, generator, recorder, checkpoint)
 
-    whole, descent = run(None, 0)
+    whole, info = run(None, 0)
     total = calls
     assert torch.diff(whole.draws.mixing["gains"], dim=2).abs().max() > 1e-3
     for killed_at in range(35, total, total // 5):
@@ -1020,4 +1020,4 @@ def test_a_run_with_unknown_gains_goes_on_exactly(
         for name in ("gains", "noise_scale"):
             assert torch.equal(again.draws.mixing[name], whole.draws.mixing[name])
         assert torch.equal(again.draws.noisy, whole.draws.noisy)
-        assert rest.gradients == descent.gradients
+        assert rest.gradients == info.gradients
