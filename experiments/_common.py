@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_sep.audio.io import active_frames
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.wiener import wiener_upmix
 from pyro_sep.cli.options import Device as Device
 from pyro_sep.cli.options import MusdbRoot as MusdbRoot
 from pyro_sep.data.toy import WAVEFORMS, ToyMixture
+from pyro_sep.data.tracks import Track, stem_frames
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.diagnostics.score_intervals import expected_scores
 from pyro_sep.diagnostics.verdict import Verdict, diagnose
@@ -291,6 +293,19 @@ def upmixed(
     above = [] if flat else [*treble(priors).values()]
     stems = wiener_upmix(contributions, observed, own, torch.atleast_2d(mixture), rate, above)
     return stems if contributions.ndim == 3 else stems[:, 0]
+
+
+def sounding_frame(
+    track: Track, names: Sequence[str], rate: int, time: int, seed: int = 0
+) -> Tensor | None:
+    """The first frame ``(stem, time)`` of a track in which all stems sound; None without one.
+
+    Frames are those of :func:`pyro_sep.data.tracks.stem_frames`.
+    """
+    if not set(names) <= set(track.stems):
+        return None
+    drawn = stem_frames(track, tuple(names), rate, time, seed=seed)
+    return next((f for f in drawn if all(len(active_frames(stem, time)) for stem in f)), None)
 
 
 def stacked(items: Sequence[ToyMixture]) -> tuple[Tensor, Tensor]:

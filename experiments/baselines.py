@@ -10,7 +10,7 @@ at the exponent 2), so that the estimates add up to the mixture.
 librosa and scikit-learn come with the extra ``music``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from scipy.signal import butter, sosfiltfilt
 from torch import Tensor
 
 from pyro_sep.checks.optional import import_optional
+from pyro_sep.data.source import SourceAudio
 
 # 128 ms and 8 Hz at 16 kHz: on training tracks all do better on average than with half of it.
 SIZE = 2048  # audio samples per frame
@@ -31,6 +32,7 @@ ORDER = 4  # of the Butterworth filter; there and back, it falls off by 48 dB an
 
 KERNEL = 31  # frames, and frequencies, of a median filter: librosa's default
 
+TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 COMPONENTS = 32  # spectra of a stem's dictionary
 ITERATIONS = 200  # of the multiplicative updates
 
@@ -105,6 +107,17 @@ def hpss(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
         low = _below_cutoff(harmonic, sample_rate)
         parts = dict.fromkeys(stems, harmonic - low) | {"drums": percussive, "bass": low}
     return torch.stack([parts[stem] for stem in stems])
+
+
+def learn_dictionaries(
+    sources: Iterable[SourceAudio], rate: int, seed: int = 0
+) -> dict[str, NDArray[Any]]:
+    """A dictionary of each stem by name, from :data:`TRAINING_SECONDS` of isolated audio."""
+    dictionaries = {}
+    for audio in sources:
+        frames = audio.draw(TRAINING_SECONDS, rate, torch.Generator().manual_seed(seed))
+        dictionaries[audio.name] = learn_dictionary(frames, seed=seed)
+    return dictionaries
 
 
 def learn_dictionary(frames: Tensor, components: int = COMPONENTS, seed: int = 0) -> NDArray[Any]:

@@ -26,14 +26,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from _common import MusdbRoot, Out, PriorSet, Results, Row, load_set, resume
+from _common import MusdbRoot, Out, PriorSet, Results, Row, load_set, resume, sounding_frame
 from torch import Tensor
 
-from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import musdb_tracks
 from pyro_sep.data.toy import toy_mixture
-from pyro_sep.data.tracks import Track, stem_frames, stems_folder
+from pyro_sep.data.tracks import Track, stems_folder
 from pyro_sep.diagnostics.score_intervals import (
     FILE,
     PROBABILITY,
@@ -140,11 +139,8 @@ def excerpt(
     """
     for k in range(len(tracks)):
         track = tracks[(i + k) % len(tracks)]
-        if not set(names) <= set(track.stems):
-            continue
-        for frame in stem_frames(track, names, rate, time, seed=i):
-            if all(len(active_frames(stem, time)) for stem in frame):
-                return frame, track.name
+        if (frame := sounding_frame(track, names, rate, time, seed=i)) is not None:
+            return frame, track.name
     raise ValueError(f"musdb: got no test track with {', '.join(names)} at once, expected some")
 
 

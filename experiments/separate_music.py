@@ -63,6 +63,7 @@ from _common import (
     resume,
     score,
     separate_at,
+    sounding_frame,
     summarise_verdicts,
     upmixed,
 )
@@ -71,16 +72,14 @@ from baselines import (
     check_stems,
     hpss,
     ideal_ratio_mask,
-    learn_dictionary,
+    learn_dictionaries,
     low_pass,
     nmf,
 )
 from torch import Tensor
 
-from pyro_sep.audio.io import active_frames
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, MusdbSource, musdb_tracks
-from pyro_sep.data.tracks import stem_frames
 from pyro_sep.priors.base import Priors, sample_rate_of
 from pyro_sep.results.writer import write_separation
 from pyro_sep.separation.api import Separation
@@ -88,7 +87,6 @@ from pyro_sep.separation.presets import resolve_settings
 from pyro_sep.trace.draws import best_chain
 
 SAMPLE_RATE = 16_000  # Hz
-TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 RIGHT_DB = 5.0  # SI-SDR of every stem of a separation that is right
 METHODS = ("mixture", "low-pass", "hpss", "nmf", "mask", "posterior")
 
@@ -205,12 +203,8 @@ def find_excerpts(root: Path, names: Sequence[str], time: int, count: int) -> li
     for track in bar(tracks, "reading"):
         if len(found) == count:
             break
-        if not set(names) <= set(track.stems):
-            continue
-        for frame in stem_frames(track, names, SAMPLE_RATE, time):
-            if all(len(active_frames(stem, time)) for stem in frame):
-                found.append(Excerpt(track.name, frame))
-                break
+        if (frame := sounding_frame(track, names, SAMPLE_RATE, time)) is not None:
+            found.append(Excerpt(track.name, frame))
     if not found:
         raise ValueError(
             f"{root}: got no test track with {', '.join(names)} at once, expected one at least; "
@@ -255,13 +249,8 @@ def baseline(
 
 def learn(root: Path, names: Sequence[str], seed: int) -> dict[str, Any]:
     """A dictionary of each stem, from seconds of the training tracks."""
-    dictionaries = {}
-    for name in bar(names, "nmf"):
-        audio = MusdbSource(root, name, SAMPLE_RATE, SAMPLE_RATE)
-        generator = torch.Generator().manual_seed(seed)
-        frames = audio.draw(TRAINING_SECONDS, SAMPLE_RATE, generator)
-        dictionaries[name] = learn_dictionary(frames, seed=seed)
-    return dictionaries
+    audio = (MusdbSource(root, name, SAMPLE_RATE, SAMPLE_RATE) for name in bar(names, "nmf"))
+    return learn_dictionaries(audio, SAMPLE_RATE, seed)
 
 
 def posterior(

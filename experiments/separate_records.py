@@ -61,7 +61,7 @@ from _common import (
     split,
     upmixed,
 )
-from baselines import applies, hpss, ideal_ratio_mask, learn_dictionary, nmf
+from baselines import applies, hpss, ideal_ratio_mask, learn_dictionaries, nmf
 from frontier import isdm
 from torch import Tensor
 
@@ -82,7 +82,6 @@ METHODS = ("mixture", "hpss", "nmf", "mask", "isdm", "posterior", "pooled", "tru
 MONO = ("nmf", "isdm")
 SLOW = ("nmf", "isdm", "pooled", "true-start")  # not made unless they are named
 RATE = 16_000  # Hz, of the excerpts
-TRAINING_SECONDS = 200  # of each stem, that an NMF learns from
 ISDM_STEPS = 75  # about what our default preset takes
 SILENT = -60.0  # dB of full scale, of stems that a track is taken not to have
 
@@ -315,12 +314,9 @@ def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
 
 def learned(training: Path | None, stems: Sequence[str], seed: int) -> dict[str, Any]:
     """A dictionary of each stem."""
-    dictionaries = {}
-    for stem in stems:
-        audio = RecordingFolder(Path(str(training)), RATE, RATE, stem)
-        frames = audio.draw(TRAINING_SECONDS, RATE, torch.Generator().manual_seed(seed))
-        dictionaries[stem] = learn_dictionary(frames, seed=seed)
-    return dictionaries
+    folder = Path(str(training))
+    audio = (RecordingFolder(folder, RATE, RATE, stem) for stem in stems)
+    return learn_dictionaries(audio, RATE, seed)
 
 
 def museval_sdr(estimate: Tensor, item: Excerpt) -> list[float]:

@@ -8,9 +8,10 @@ from pyro_sep.checks.arguments import flag, number, whole
 from pyro_sep.inference.annealing.schedules import MIN_LEVELS, geometric_ladder, two_rate_ladder
 from pyro_sep.inference.steps.mala import OPTIMAL_ACCEPTANCE
 
+MIN_TIME = 256  # audio samples of a frame, or a section: less holds no period of a low tone
+
 PERSISTENT_ACCEPTANCE = 0.9  # a rejected step reverses the velocity: it must be rare
 MOST = 1_000_000  # of levels, steps and other counts: a run of more would never end
-MIN_SECTION = 256  # audio samples: less holds no period of a low tone
 SWAP_EVERY = 4  # levels of a search, between two draws of which source explains what
 SCREENED = 2  # swaps that are tried in a round, of all pairs of sources
 REPLICA_LEVELS = 10
@@ -94,7 +95,7 @@ class Annealing:
         least = dict.fromkeys(
             ("tries", "candidates", "cooling", "warmup", "chains", "draws", "thin"), 1
         )
-        least |= {"swaps": 0, "replicas": 0, "levels": MIN_LEVELS, "section": MIN_SECTION}
+        least |= {"swaps": 0, "replicas": 0, "levels": MIN_LEVELS, "section": MIN_TIME}
         taken: dict[str, Any] = {
             name: whole(name, getattr(self, name), f"at least {low}" if low else "0 or more", low)
             for name, low in least.items()

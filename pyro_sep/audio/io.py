@@ -20,11 +20,10 @@ from pyro_sep.audio.soundfiles import NotBySoundfileError, soundfile_decoder
 from pyro_sep.audio.streams import STEM_MP4, STREAMS, missing_program, stream_decoder
 from pyro_sep.checks.names import printable
 from pyro_sep.storage.files import atomic_write_bytes
+from pyro_sep.trace.channels import CHANNELS, SIDE, mean_and_half
 
 FORMATS = {"wav": "FLOAT", "flac": "PCM_24"}  # that are written, and what their samples are
-SIDE = "side"  # in place of a channel's number: half the difference of two
 CANCELLED_DB = -20.0  # of two channels' mean to the channels, from where on they cancel
-STEREO = 2  # channels
 GONE_DB = -60.0  # from where on nothing is left of them but rounding
 ENDLESS = 2**62  # audio samples
 
@@ -85,7 +84,7 @@ def load_audio(
     excerpt = _read(path, start, duration)
     channels, rate, notes = excerpt.channels, excerpt.rate, list(excerpt.notes)
     owner = printable(path)
-    if stereo and (channel is not None or len(channels) != STEREO):
+    if stereo and (channel is not None or len(channels) != CHANNELS):
         got = f"{len(channels)} channels" if channel is None else f"channel {channel}"
         raise ValueError(
             f"{owner}: got {got}, expected both of two channels, by which sources are told apart; "
@@ -212,15 +211,15 @@ def _decoder(path: str | PathLike[str]) -> Iterator[Decoder]:
 
 def _chosen(owner: str, channels: Tensor, channel: int | str) -> tuple[Tensor, str]:
     """A channel ``(1, time)`` by its number or as the side, and what to say of it."""
-    if channel == SIDE and len(channels) == 2:
-        side = (channels[0] - channels[1]) / 2
+    if channel == SIDE and len(channels) == CHANNELS:
+        _, side = mean_and_half(*channels)
         return side[None], "took the side, half the difference of its 2 channels"
     try:
         number = int(channel)
     except ValueError:
         number = 0
     if not 1 <= number <= len(channels):
-        expected = f"1 to {len(channels)}" + (f" or {SIDE}" if len(channels) == 2 else "")
+        expected = f"1 to {len(channels)}" + (f" or {SIDE}" if len(channels) == CHANNELS else "")
         raise ValueError(
             f"{owner}: got channel {channel}, expected {expected}; it has {len(channels)}"
         )

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from pyro_sep.trace.dataset import TINY, in_channels
-from pyro_sep.trace.draws import estimate_draws, select_draws
+from pyro_sep.trace.draws import by_chain, estimate_draws, select_draws
 
 SUMMARIES = ("level_db", "centroid", "log_prior")
 AGREEMENT_SECONDS = 0.5  # of a window: music has a note or a beat in it
@@ -147,13 +147,8 @@ def prior_misfit(tree: xr.DataTree) -> xr.DataArray:
     if "misfit" not in posterior:
         return posterior["log_prior"].isel(chain=0, draw=0, drop=True) * np.nan
     draws = estimate_draws(tree)
-    misfit = xr.concat(
-        [
-            select_draws(posterior["misfit"], draws[draws[:, 0] == chain]).mean("draw")
-            for chain in np.unique(draws[:, 0])
-        ],
-        "chain",
-    ).max("chain")
+    means = [select_draws(posterior["misfit"], own).mean("draw") for own in by_chain(draws)]
+    misfit = xr.concat(means, "chain").max("chain")
     if "presence" not in posterior:
         return misfit
     return misfit.where(~(select_draws(posterior["presence"], draws).mean("draw") < 0.5))

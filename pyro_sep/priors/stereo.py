@@ -148,7 +148,7 @@ class StereoPrior(TorchDistribution):
         one = law.sample(Size(sample_shape))
         if self.place == "wide":
             return interleave(torch.stack([one, law.sample(Size(sample_shape))], -2))
-        half = self._half(one) * torch.randn_like(one)
+        half = self._half_std(one) * torch.randn_like(one)
         return interleave(torch.stack([one + half, one - half], -2))
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class StereoPrior(TorchDistribution):
         if self.place == "wide":
             return self.law.log_prob(self._takes(left, right)).sum(0)
         mean, half = mean_and_half(left, right)
-        noise = Normal(0.0, self._half(half), validate_args=False).log_prob(half).sum(-1)
+        noise = Normal(0.0, self._half_std(half), validate_args=False).log_prob(half).sum(-1)
         return self.law.log_prob(mean) + noise - left.shape[-1] * math.log(2)
 
     def misfit(self, value: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class StereoPrior(TorchDistribution):
         if self.place == "wide":
             return misfit(self.law, self._takes(left, right)).mean(0)
         mean, half = mean_and_half(left, right)
-        return (misfit(self.law, mean) + (half / self._half(half)).square().mean(-1)) / 2
+        return (misfit(self.law, mean) + (half / self._half_std(half)).square().mean(-1)) / 2
 
     def _channels(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Left and right of a frame."""
@@ -193,7 +193,7 @@ class StereoPrior(TorchDistribution):
         shape = torch.broadcast_shapes(channels[0].shape[:-1], self.batch_shape)
         return torch.stack([audio.expand(*shape, audio.shape[-1]) for audio in channels])
 
-    def _half(self, like: Tensor) -> Tensor:
+    def _half_std(self, like: Tensor) -> Tensor:
         """Std of half the difference of the channels of noise, a column."""
         return self.sigma.to(like)[..., None] / math.sqrt(CHANNELS)
 

@@ -283,11 +283,11 @@ def separate_batch(  # noqa: D417
         stored=store is not None,
     )
     home = mixtures.device if isinstance(mixtures, Tensor) else CPU
-    observed, mixing, plan = problem.mixtures, problem.mixing, problem.settings
+    observed, mixing, plan = problem.frames, problem.mixing, problem.settings
     seed = whole("seed", seed, SEEDS)
     truth: Sequence[Tensor | None] = [None] * len(observed)
     if true_sources is not None:
-        count, *rest = problem.heard.shape
+        count, *rest = problem.mixtures.shape
         shape, expected = (count, len(priors), *rest), axes("mixture, source", priors)
         true = checked_sources("true_sources", true_sources, shape, expected)
         truth = list(interleaved(true, priors))

@@ -122,8 +122,8 @@ def estimate_cost(
         settings=settings,
     )
     plan, laws = problem.settings, problem.laws
-    count, time = problem.mixtures.shape
-    target = problem.posterior(problem.mixtures[:1])
+    count, time = problem.frames.shape
+    target = problem.posterior(problem.frames[:1])
     searched = initial is None
     gradients = plan.chains * count_gradients(plan, target, problem.average, searched)
     gradients += 0 if searched else COST
@@ -149,7 +149,7 @@ def _seconds_per_sample(problem: Problem, length: int, batch: int) -> float:
         length: audio samples of a section.
         batch: chains that are evaluated side by side.
     """
-    mixture, plan = problem.mixtures[0, :length], problem.settings
+    mixture, plan = problem.frames[0, :length], problem.settings
     generator = torch.Generator(mixture.device).manual_seed(0)
 
     def evaluate(samples: int, sigma: float) -> tuple[float, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_sep.checks.arguments import audio, shown
 from pyro_sep.data.tracks import check_source_name
+from pyro_sep.inference.annealing.settings import MIN_TIME
 from pyro_sep.mixing.known import frame_time
 from pyro_sep.models.arithmetic import plain_arithmetic
 from pyro_sep.priors.base import Priors, check_priors, device_of
@@ -19,7 +20,6 @@ from pyro_sep.priors.stereo import channels_of
 from pyro_sep.trace.channels import interleave
 from pyro_sep.trace.dataset import FINGERPRINT, TREBLE, plain_attrs
 
-MIN_TIME = 256  # audio samples; less holds no period of a low tone
 SILENT = 1e-6  # a peak below it is silence
 SILENT_DB = -50.0  # of full scale: stems below it are silence
 MAX_PEAK = 100.0  # full scale 1; beyond it audio has another scale, such as that of integers

@@ -38,8 +38,8 @@ class Problem:
     """Mixtures, and how they are separated.
 
     Attributes:
-        heard: the mixtures ``(mixture, time)`` or ``(mixture, channel, time)``.
-        mixtures: frames of them, ``(mixture, time)``.
+        mixtures: ``(mixture, time)``, or of two channels ``(mixture, channel, time)``.
+        frames: the mixtures, channels interleaved, ``(mixture, time)``.
         priors: of the sources, by name.
         laws: priors of the sources, which may be silent where presence is inferred.
         mixing: gains and noise, or where they are inferred what they are compared with.
@@ -51,8 +51,8 @@ class Problem:
         stems: frames that chains begin from, ``(mixture, source, time)``; None where they search.
     """
 
-    heard: Tensor
     mixtures: Tensor
+    frames: Tensor
     priors: Priors
     laws: Sequence[Prior]
     mixing: Mixing
@@ -73,14 +73,14 @@ class Problem:
         """Whether the estimate is the mean of all draws, as of frames that hold many decisions."""
         return self.estimate == "mean"
 
-    def posterior(self, mixtures: Tensor) -> AnnealedPosterior:
-        """The posterior of mixtures ``(batch, time)``, some of these or sections of them."""
+    def posterior(self, frames: Tensor) -> AnnealedPosterior:
+        """The posterior of frames ``(batch, time)``, some of these or sections of them."""
         mixing: LinearMixing = self.mixing
         if self.inferred:
             unknown = (self.infer_gains, self.infer_noise)
-            mixing = start_mixing(mixtures, self.priors, self.mixing, *unknown)
+            mixing = start_mixing(frames, self.priors, self.mixing, *unknown)
         exact = self.constraint == "exact"
-        return AnnealedPosterior(mixtures, self.laws, mixing, exact, by_spectrum=self.average)
+        return AnnealedPosterior(frames, self.laws, mixing, exact, by_spectrum=self.average)
 
 
 def pose(
@@ -110,9 +110,9 @@ def pose(
     check_separable(priors)
     mixing = known_mixing(priors, gains, noise_scale)
     check_device("mixtures", mixtures, priors)
-    heard = audio("mixtures", mixtures, device_of(priors))
-    check_mixtures(heard, channels_of(priors))
-    observed = interleaved(heard, priors)
+    given = audio("mixtures", mixtures, device_of(priors))
+    check_mixtures(given, channels_of(priors))
+    frames = interleaved(given, priors)
     infer_gains, infer_noise = isinstance(gains, str), isinstance(noise_scale, str)
     if presence is not None and not (isinstance(presence, str) and presence == "infer"):
         raise ValueError(
@@ -120,16 +120,16 @@ def pose(
         )
     may_be_silent, inferred = presence is not None, infer_gains or infer_noise
     tie = _constraint(constraint, mixing, may_be_silent, inferred, stored)
-    loudness, time = relative_loudness(observed, priors, mixing), observed.shape[-1]
+    loudness, time = relative_loudness(frames, priors, mixing), frames.shape[-1]
     plan = resolve_settings(priors, time, estimate, preset, settings, loudness=loudness, **fields)
     stems = None
     if initial is not None:
         unknown = {"gains": gains, "noise_scale": noise_scale, "presence": presence}
-        stems = checked_initial(initial, heard, priors, {**fields, **unknown})
+        stems = checked_initial(initial, given, priors, {**fields, **unknown})
     own = tuple(priors.values())
     return Problem(
-        heard=heard,
-        mixtures=observed,
+        mixtures=given,
+        frames=frames,
         priors=priors,
         laws=[SpikeAndSlab(prior) for prior in own] if may_be_silent else own,
         mixing=mixing,

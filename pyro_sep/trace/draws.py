@@ -100,12 +100,19 @@ def select_draws(data: Data, draws: NDArray[np.integer]) -> Data:
     array([2., 3.])
     """
     parts = [
-        data.isel(chain=int(chain), draw=draws[draws[:, 0] == chain, 1]).drop_vars(
-            ("chain", "draw"), errors="ignore"
-        )
-        for chain in np.unique(draws[:, 0])
+        data.isel(chain=own[0, 0], draw=own[:, 1]).drop_vars(("chain", "draw"), errors="ignore")
+        for own in by_chain(draws)
     ]
     return parts[0] if len(parts) == 1 else xr.concat(parts, "draw")
+
+
+def by_chain(draws: NDArray[np.integer]) -> list[NDArray[np.integer]]:
+    """Draws ``(draw, 2)``, chain and number of each, chain by chain.
+
+    >>> [own.tolist() for own in by_chain(np.array([[0, 3], [2, 0], [2, 1]]))]
+    [[[0, 3]], [[2, 0], [2, 1]]]
+    """
+    return [draws[draws[:, 0] == chain] for chain in np.unique(draws[:, 0])]
 
 
 def mode_probabilities(tree: xr.DataTree) -> list[float]:

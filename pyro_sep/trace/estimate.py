@@ -40,12 +40,11 @@ from scipy.signal import ShortTimeFFT
 from scipy.signal.windows import hann
 
 from pyro_sep.trace.channels import deinterleave, interleave
-from pyro_sep.trace.dataset import in_channels
-from pyro_sep.trace.draws import estimate_draws, select_draws
+from pyro_sep.trace.dataset import TINY, in_channels
+from pyro_sep.trace.draws import by_chain, estimate_draws, select_draws
 
 FRAME = 0.128  # seconds of a transform, which takes the power of two next to it: 2,048 at 16 kHz
 SHRINKAGE = 2.0  # times the variance
-TINY = float(np.finfo(np.float32).tiny)
 
 
 def estimate_sources(tree: xr.DataTree) -> xr.DataArray:
@@ -71,8 +70,7 @@ def estimate_channels(tree: xr.DataTree) -> xr.DataArray:
     A trace of mono audio has one.
     """
     posterior, known = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
-    chosen = estimate_draws(tree)
-    own = [chosen[chosen[:, 0] == chain] for chain in np.unique(chosen[:, 0])]
+    own = by_chain(estimate_draws(tree))
     parts = []
     for k in range(posterior.sizes["source"]):  # the draws of one source are read at a time
         heard = in_channels(posterior.isel(source=k), "sources")
