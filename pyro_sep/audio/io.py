@@ -91,7 +91,7 @@ def load_audio(
             "give audio of two, or separate in mono, without wide sources"
         )
     if channel is not None:
-        channels, note = _chosen(owner, channels, channel)
+        channels, note = chosen_channel(owner, channels, channel)
         notes.append(note)
     elif len(channels) > 1 and not stereo:
         notes.append(f"mixed down from {len(channels)} channels")
@@ -209,8 +209,12 @@ def _decoder(path: str | PathLike[str]) -> Iterator[Decoder]:
         yield decoder
 
 
-def _chosen(owner: str, channels: Tensor, channel: int | str) -> tuple[Tensor, str]:
-    """A channel ``(1, time)`` by its number or as the side, and what to say of it."""
+def chosen_channel(owner: str, channels: Tensor, channel: int | str) -> tuple[Tensor, str]:
+    """A channel ``(1, time)`` by its number or as the side, and what to say of it.
+
+    Raises:
+        ValueError: a channel that is not there; the message begins with the owner's name.
+    """
     if channel == SIDE and len(channels) == CHANNELS:
         _, side = mean_and_half(*channels)
         return side[None], "took the side, half the difference of its 2 channels"

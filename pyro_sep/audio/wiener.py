@@ -133,7 +133,7 @@ def _explain_both(mid: Tensor, side: Tensor, whole: Tensor, known: int, to_rate:
         heard.append(power)
     found = mid[:-1, known:].clamp(min=TINY)
     for _ in range(STEPS):
-        explained = [found.sum(0), (ratio * found).sum(0).clamp(min=TINY)]
+        explained = [part.sum(0).clamp(min=TINY) for part in (found, ratio * found)]
         pull = heard[0] / explained[0] + ratio * heard[1] / explained[1]
         found = found * pull / (1 + ratio)
     mid[:-1, known:], side[:-1, known:] = found, ratio * found

@@ -75,7 +75,7 @@ def predicted(plan: "Plan", jobs: "Sequence[Job]") -> float | None:
     Others are taken to cost as much as their files are larger, or the same if they are excerpts or
     sections. None where no recording can be read.
     """
-    from pyro_sep.results.writer import SUMMARY
+    from pyro_sep.data.tracks import SUMMARY
 
     left = [job for job in jobs if not (job.folder / SUMMARY).exists() and job.path.is_file()]
     sizes = [job.path.stat().st_size if job.duration is None else 0 for job in left]

@@ -1,6 +1,7 @@
 """Tracks: pieces of music whose stems are known, as TRACK/STEM.wav or from elsewhere."""
 
 import hashlib
+import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial, reduce
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ DRAWS = "draws"  # folder in a separated track,
 ALTERNATIVES = "alternatives"  # and another one:
 INSIDE = (DRAWS, ALTERNATIVES)  # the stems in them are no track
 SECTIONS = "sections"  # folder in a long separated track, with a folder for each section
+SUMMARY = "summary.json"  # of a separated track
 NAME_MAX = 200  # bytes of a source's name; a suffix and numbers of draws go with it
 SEPARATORS = ("/", os.sep, os.altsep)  # of folders; a backslash is one on some systems
 NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # Unicode's: controls, bytes that are no text, ends of lines
@@ -45,6 +48,8 @@ class Track:
             it is known by itself.
         draws: read posterior draws of a stem by its name, where it was separated and there are any.
         path: of its folder in the one where it was found, ``"train/song"``; else its name.
+        channel: of the recording that was separated, by its number from 1, or ``"side"``; the mean
+            of all, or both of two, where None.
 
     >>> Track("song", "test", {"bass": lambda: (torch.zeros(2, 441), 44_100)}).stems
     ['bass']
@@ -55,6 +60,7 @@ class Track:
     readers: Mapping[str, Callable[[], Audio]]
     draws: Mapping[str, Sequence[Callable[[], Audio]]] = field(default_factory=dict)
     path: str = ""
+    channel: str | None = None
 
     @property
     def stems(self) -> list[str]:
@@ -209,7 +215,8 @@ def tracks_of(paths: Iterable[Path], root: Path) -> list[Track]:
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
     drawn: dict[Path, dict[str, list[Callable[[], Audio]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
-        if path.parent.name == ALTERNATIVES:
+        inside = path.parent.name in INSIDE
+        if path.parent.name == ALTERNATIVES or is_section(path.parents[inside], root):
             continue
         if path.parent.name == DRAWS:
             stem, _, _ = path.stem.rpartition("_")
@@ -230,9 +237,36 @@ def tracks_of(paths: Iterable[Path], root: Path) -> list[Track]:
             {stem: partial(read_audio, path) for stem, path in stems.items()},
             drawn[track],
             names[track][1],
+            separated_channel(track),
         )
         for track, stems in files.items()
     ]
+
+
+def is_section(folder: Path, root: Path) -> bool:
+    """Whether a folder below another one holds a section of a long separated track: it is no track.
+
+    >>> is_section(Path("out/song/sections/001"), Path("out"))
+    True
+    """
+    *_, holder, name = ("", "", *folder.relative_to(root).parts)
+    return holder == SECTIONS and name.isdecimal()
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What summary.json says of a separated track; empty where there is none."""
+    try:
+        content = json.loads((folder / SUMMARY).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def separated_channel(folder: Path) -> str | None:
+    """The channel of which the track in a folder was separated."""
+    settings = read_summary(folder).get("settings")
+    found = settings.get("channel") if isinstance(settings, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def left_out(stem: str, names: Sequence[str], total: int) -> tuple[str, ...]:

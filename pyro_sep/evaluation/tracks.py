@@ -28,6 +28,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from pyro_sep.audio.io import chosen_channel
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.scanning import files_below
 from pyro_sep.checks.names import printable
@@ -36,6 +37,7 @@ from pyro_sep.data.tracks import (
     RESIDUAL,
     Audio,
     Track,
+    is_section,
     reference_of,
     stem_name,
     track_names,
@@ -137,6 +139,8 @@ def traces_with_truth(
 ) -> Iterator[xr.DataTree]:
     """Every TRACK/trace.nc below a folder, with the true sources of its track.
 
+    Long recordings, which were separated in sections, are left out.
+
     Args:
         estimates: what ``pyro-sep separate`` wrote.
         references: tracks with their stems.
@@ -146,9 +150,11 @@ def traces_with_truth(
         ValueError: no trace, one without a reference, or as :func:`with_truth`.
         OSError: a folder that may not be read.
     """
-    paths = [path for path in files_below(estimates) if path.name == TRACE]
+    found = [path for path in files_below(estimates) if path.name == TRACE]
+    paths = [path for path in found if not is_section(path.parent, estimates)]
     if not paths:
-        raise ValueError(f"{printable(estimates)}: got no {TRACE} in it, expected TRACK/{TRACE}")
+        got = "those of sections alone" if found else f"no {TRACE} in it"
+        raise ValueError(f"{printable(estimates)}: got {got}, expected TRACK/{TRACE}")
     folders = [path.parent for path in paths]
     named = track_names(folders, estimates)
     tracks = [Track(named[folder][0], "", {}, path=named[folder][1]) for folder in folders]
@@ -211,7 +217,8 @@ def with_truth(trace: xr.DataTree, track: Track) -> xr.DataTree:
     channels, sources = CHANNELS if SIDE in posterior else 1, []
     for name, gain in zip(posterior["source"].values, constant["gains"].values, strict=True):
         samples, own_rate = track.read(str(name))
-        heard = _like(samples, own_rate, rate, time, channels, f"{track.name}: got {name}")
+        got = f"{track.name}: got {name}"
+        heard = _like(samples, own_rate, rate, time, channels, trace.attrs.get("channel"), got)
         sources.append(heard.numpy() / gain)
     frames = interleave(np.stack(sources))
     known = constant.assign(with_side("true_sources", ("source", "time"), frames, channels))
@@ -254,17 +261,26 @@ def _judged(estimate: Track, reference: Track, stems: Sequence[str]) -> _Judged:
     channels, time = samples.shape[1:]
 
     def like_estimates(audio: Audio) -> Tensor:
-        return _like(*audio, rate, time, channels, f"{estimate.name}: got a reference")
+        got = f"{estimate.name}: got a reference"
+        return _like(*audio, rate, time, channels, estimate.channel, got)
 
     references = torch.stack([like_estimates(reference.read(stem)) for stem in names])
     mixture = like_estimates(reference.mixture(stems))
     return _Judged(names, samples, references, mixture, rate, estimate.draws)
 
 
-def _like(audio: Tensor, own_rate: int, rate: int, time: int, channels: int, got: str) -> Tensor:
+def _like(
+    audio: Tensor,
+    own_rate: int,
+    rate: int,
+    time: int,
+    channels: int,
+    channel: str | None,
+    got: str,
+) -> Tensor:
     """True audio at the rate, of the length and of the channels of a separation.
 
-    ``got`` begins a message.
+    ``channel`` is the one that was separated, and ``got`` begins a message.
     """
     seconds, separated = audio.shape[-1] / own_rate, time / rate
     if abs(seconds - separated) > SLACK:
@@ -277,6 +293,8 @@ def _like(audio: Tensor, own_rate: int, rate: int, time: int, channels: int, got
             f"{got} of {len(audio)} channels, expected the {channels} that were separated; give "
             "stems of the recording"
         )
+    if channel is not None and len(audio) > 1:
+        audio, _ = chosen_channel(got, audio, channel)
     heard = audio.mean(0, keepdim=True) if channels == 1 else audio
     return resample(heard, own_rate, rate, time)
 

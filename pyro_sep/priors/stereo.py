@@ -25,7 +25,7 @@ samples. Every sampler takes it like any other audio.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from pyro.distributions import Normal, TorchDistribution, constraints
@@ -137,6 +137,11 @@ class StereoPrior(TorchDistribution):
         """The same prior on a device."""
         moved = self.mono.to(device) if hasattr(self.mono, "to") else self.mono
         return StereoPrior(moved, self.place, self.sigma.to(device))
+
+    def in_segments(self, seconds: float) -> "StereoPrior":
+        """See :meth:`pyro_sep.priors.NetworkPrior.in_segments`."""
+        mono = cast(Any, self.mono).in_segments(seconds)
+        return StereoPrior(mono, self.place, self.sigma)
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "StereoPrior":
         """The same law over a larger batch."""

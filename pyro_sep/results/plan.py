@@ -159,6 +159,7 @@ class Plan:
         """All options of :func:`~pyro_sep.separate` for a recording."""
         title = job.track.name if job.path.stem.lower() == MIXTURE else job.path.name
         attrs = {"mixture": printable(title), "notes": list(recording.notes)}
+        attrs |= {} if self.channel is None else {"channel": str(self.channel)}
         options = {**self.options, "seed": self.seed + (job.section or 0), "attrs": attrs}
         if self.initial is not None:
             own = self.initial / job.track.name

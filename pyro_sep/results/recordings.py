@@ -16,13 +16,12 @@ import torch
 
 from pyro_sep.audio.io import Recording
 from pyro_sep.audio.streams import STEM_MP4
-from pyro_sep.data.tracks import INSIDE, MIXTURE
+from pyro_sep.data.tracks import INSIDE, MIXTURE, SUMMARY
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.priors.base import UNSTATED, Priors, treble
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import (
     PICTURE,
-    SUMMARY,
     Seconds,
     is_finished,
     own_files,

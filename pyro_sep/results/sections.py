@@ -21,9 +21,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from pyro_sep.audio.io import FORMATS, audio_length
-from pyro_sep.data.tracks import SECTIONS
+from pyro_sep.data.tracks import SECTIONS, SUMMARY, separated_channel
 from pyro_sep.results.plan import Job, Outcome, failure
-from pyro_sep.results.writer import SUMMARY, is_finished, own_files, remove_files
+from pyro_sep.results.writer import is_finished, own_files, remove_files
 from pyro_sep.storage.files import atomic_write, only_run, save_json
 
 LONGEST = 120.0  # seconds of a recording that is separated as one state
@@ -130,7 +130,10 @@ def _join(whole: Job, jobs: Sequence[Job], summaries: Sequence[dict[str, object]
         files = {name: (folder / name).stat().st_size for name in names}
         parts = [job.folder.relative_to(folder).as_posix() for job in jobs]
         content = {"trusted": not bad, "sections": parts, "not_trusted": bad, "files": files}
-        save_json(content | {"run": run}, folder / SUMMARY)
+        channels = [*filter(None, (separated_channel(job.folder) for job in jobs))]
+        settings = {"channel": channels[0]} if channels else {}
+        content |= {"settings": settings, "run": run}
+        save_json(content, folder / SUMMARY)
     verdict = f"verdict: {trusted} of {len(jobs)} sections trusted"
     return Outcome(whole.path, folder, (*names, SUMMARY), verdict=verdict)
 

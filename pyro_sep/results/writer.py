@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from pyro_sep.audio.io import FORMATS, save_audio
-from pyro_sep.data.tracks import INSIDE, RESIDUAL, Audio
+from pyro_sep.data.tracks import INSIDE, RESIDUAL, SUMMARY, Audio, read_summary
 from pyro_sep.diagnostics.convergence import chain_agreement
 from pyro_sep.diagnostics.initial import compare_initial
 from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
@@ -20,16 +20,16 @@ from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.models.train import CHECKPOINT
 from pyro_sep.results.stems import StemFiles, silent_seconds, write_stems
 from pyro_sep.separation.api import Separation
-from pyro_sep.storage.files import atomic_write_bytes, only_run, save_json
+from pyro_sep.storage.files import atomic_write_bytes, has_mark, only_run, save_json
 from pyro_sep.trace.dataset import TRACE, save_trace
 from pyro_sep.trace.draws import alternative_modes, best_chain, mode_probabilities
 from pyro_sep.viz.png import save_figure
+from pyro_sep.viz.report import REPORT_MARK
 from pyro_sep.viz.separation import plot_separation
 
 PICTURE = "separation.png"
-SUMMARY = "summary.json"
 REPORT = "report.html"  # of a run, written after all else if it is asked for
-RESULTS = (TRACE, PICTURE, SUMMARY, REPORT)
+RESULTS = (TRACE, PICTURE, SUMMARY)
 
 
 class Seconds(NamedTuple):
@@ -176,15 +176,16 @@ def own_files(folder: Path) -> list[str]:
 
     Other names than those of results are ignored, whatever the summary lists.
     """
-    listed = _summary(folder).get("files")
+    listed = read_summary(folder).get("files")
     if not isinstance(listed, dict):
         return []
-    return [*filter(_is_stem, listed), *RESULTS]
+    page = [REPORT] * has_mark(folder / REPORT, REPORT_MARK)
+    return [*filter(_is_stem, listed), *RESULTS, *page]
 
 
 def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
     """Whether all files of the run of this identity are there, with their sizes."""
-    summary = _summary(folder)
+    summary = read_summary(folder)
     sizes = summary.get("files")
     if not run or not same_run(summary.get("run"), run) or not isinstance(sizes, dict):
         return False
@@ -192,15 +193,6 @@ def is_finished(folder: Path, run: Mapping[str, Any]) -> bool:
         (folder / name).is_file() and (folder / name).stat().st_size == size
         for name, size in sizes.items()
     )
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    """The summary in a folder; empty where there is none."""
-    try:
-        content = json.loads((folder / SUMMARY).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_stem(name: str) -> bool:

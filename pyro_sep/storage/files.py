@@ -132,13 +132,19 @@ def check_output(path: Path, mark: str, inputs: Collection[Path] = ()) -> None:
         return
     if any(is_same(path, other) for other in inputs):
         raise ValueError(f"{path}: got an input of this command as --out, expected another name")
-    with path.open("rb") as file:
-        known = mark.encode() in file.read(MARKED)
-    if not known:
+    if not has_mark(path, mark):
         raise ValueError(
             f"{path}: got a file that this command did not write, expected none; move it, or give "
             "another --out"
         )
+
+
+def has_mark(path: Path, mark: str) -> bool:
+    """Whether a file is there that has a mark near its beginning."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return mark.encode() in file.read(MARKED)
 
 
 def is_same(one: Path, other: Path) -> bool:

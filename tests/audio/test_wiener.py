@@ -160,3 +160,16 @@ def test_treble_is_divided_by_where_sources_stand() -> None:
     )
     gain = si_sdr(stems.mean(1), true.mean(1)) - si_sdr(mono[:, 0], true.mean(1))
     assert gain.min() > 1.5
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 1.0])
+def test_two_channels_may_begin_in_silence(seconds: float) -> None:
+    true = torch.stack([band(0, 100, 3_000), band(1, 500, 12_000)])[:, None].repeat(1, 2, 1)
+    true[1, 1] = band(2, 500, 12_000)
+    true[..., : round(seconds * TO_RATE)] = 0
+    low = resample(true, TO_RATE, RATE, RATE)
+    recording = true.sum(0)
+    stems = wiener_upmix(low, low.sum(0), RATE, recording, TO_RATE)
+    assert bool(stems.isfinite().all())
+    assert (recording - stems.sum(0)).abs().max() < 1e-2
+    assert stems[..., : round((seconds - 0.1) * TO_RATE)].abs().max() < 1e-4

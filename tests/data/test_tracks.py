@@ -47,6 +47,16 @@ def test_draws_are_no_tracks(folder: Path) -> None:
     assert not tracks[1].draws
 
 
+def test_sections_are_no_tracks(folder: Path) -> None:
+    before = [track.path for track in stems_folder(folder)]
+    for inside in ("", "draws"):
+        part = folder / "song" / "sections" / "001" / inside
+        write(part / ("bass_01.wav" if inside else "bass.wav"), 0)
+    assert [track.path for track in stems_folder(folder)] == before
+    parts = stems_folder(folder / "song" / "sections")  # these themselves may be asked for
+    assert [(part.name, len(part.draws["bass"])) for part in parts] == [("001", 1)]
+
+
 def test_a_mixture_is_its_own_or_the_sum(folder: Path) -> None:
     song, tune = stems_folder(folder)
     parts = [song.read(stem)[0] for stem in song.stems]

@@ -362,3 +362,15 @@ def test_a_checkpoint_of_other_places_is_named(tmp_path: Path) -> None:
     named = r"a run of .*places .*'wide'.*, expected .*places .*'centre'"
     with pytest.raises(ValueError, match=named):
         separate(mixture, in_stereo(mono), **options)
+
+
+def test_long_audio_is_evaluated_in_segments() -> None:
+    priors = load_priors("guitar")
+    both = in_stereo(priors, ["guitar"])
+    frames = 0.01 * torch.randn(1, 2 * 6_000, generator=torch.Generator().manual_seed(0))
+    for name, prior in both.items():
+        whole = prior.frame(12_000).log_prob(frames)
+        parts = prior.in_segments(0.25)
+        assert (parts.place, parts.sigma) == (prior.place, prior.sigma)
+        assert priors[name].network.window == 1_000
+        assert torch.allclose(parts.frame(12_000).log_prob(frames), whole, rtol=1e-4)

@@ -16,10 +16,10 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_sep.audio.io import save_audio
+from pyro_sep.data.tracks import SUMMARY
 from pyro_sep.priors.base import Prior
 from pyro_sep.priors.io import load_priors
 from pyro_sep.results import many, separate_many
-from pyro_sep.results.writer import SUMMARY
 from pyro_sep.trace.dataset import TRACE, load_trace
 from pyro_sep.workers import LostError, connected, local_cluster
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.results import writer
 from pyro_sep.results.stems import StemFiles
-from pyro_sep.results.writer import Seconds, is_finished, own_files, write_separation
+from pyro_sep.results.writer import REPORT, Seconds, is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import build_trace, load_trace
+from pyro_sep.viz.report import REPORT_MARK
 
 RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
 FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]
@@ -146,7 +147,7 @@ def listed(folder: Path) -> list[str]:
 def test_a_folder_holds_one_run(result: Separation, tmp_path: Path) -> None:
     foreign = ["draws/notes.txt", "drums.wav", "oboe.mp3", "oboe_01.wav"]
     write_separation(result, tmp_path, StemFiles(residual=True, draws=3))
-    (tmp_path / "report.html").touch()
+    (tmp_path / "report.html").write_text(REPORT_MARK)
     for name in foreign:
         (tmp_path / name).touch()
     write_separation(result, tmp_path, StemFiles("flac", draws=2))
@@ -171,6 +172,16 @@ def test_sources_of_the_former_run_go_with_it(result: Separation, tmp_path: Path
         (tmp_path / "summary.json").write_text(summary)
         write_separation(result, tmp_path)
         assert listed(tmp_path) == FILES
+
+
+def test_only_a_page_that_a_run_wrote_goes_with_it(result: Separation, tmp_path: Path) -> None:
+    page = tmp_path / REPORT
+    for text, stays in (("my own notes", True), (f"<title>song · {REPORT_MARK}", False)):
+        write_separation(result, tmp_path)
+        page.write_text(text)
+        assert (REPORT in own_files(tmp_path)) != stays
+        write_separation(result, tmp_path)
+        assert page.exists() == stays
 
 
 def test_what_cannot_be_written_removes_nothing(result: Separation, tmp_path: Path) -> None:
@@ -237,7 +248,7 @@ def test_a_summary_says_whose_the_files_are(result: Separation, tmp_path: Path) 
     write_separation(result, tmp_path, StemFiles(residual=True, draws=2))
     drawn = [f"draws/{name}_0{i}.wav" for name in NAMES for i in (1, 2)]
     stems = ["flute.wav", "oboe.wav", "residual.wav"]
-    results = ["report.html", "separation.png", "summary.json", "trace.nc"]
+    results = ["separation.png", "summary.json", "trace.nc"]
     assert sorted(own_files(tmp_path)) == sorted([*drawn, *stems, *results])
 
 
