@@ -257,3 +257,7 @@ def test_traces_find_their_tracks(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty: got no trace\.nc in it"):
         traces_with_truth(tmp_path / "empty", truth)
+    (tmp_path / "long" / "song" / "sections" / "001").mkdir(parents=True)
+    (tmp_path / "long" / "song" / "sections" / "001" / "trace.nc").touch()
+    with pytest.raises(ValueError, match=r"long: got those of sections alone, expected TRACK/tr"):
+        traces_with_truth(tmp_path / "long", truth)

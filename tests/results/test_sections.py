@@ -12,9 +12,11 @@ import soundfile
 import torch
 
 from pyro_sep.audio.io import read_audio, save_audio
+from pyro_sep.data.tracks import stems_folder
 from pyro_sep.priors.io import load_priors
 from pyro_sep.results import StemFiles, sections, separate_many
-from pyro_sep.results.sections import jobs_of, join_files, spans
+from pyro_sep.results.plan import Plan
+from pyro_sep.results.sections import jobs_of, join_files, spans, with_tracks
 
 RATE = 16_000
 BUDGET = {"levels": 6, "candidates": 1, "tries": 1, "replicas": 0, "cooling": 1, "draws": 3}
@@ -92,6 +94,29 @@ def test_the_stems_of_a_long_recording_add_up(short: None, tmp_path: Path) -> No
     (out / "long" / "sine.wav").unlink()
     (again,) = separate_many([path], tone, out, **use)
     assert again.written == done.written
+
+
+def test_a_long_recording_is_one_track_of_its_channel(short: None, tmp_path: Path) -> None:
+    tone = {"sine": load_priors("toy/oracle")["sine"]}
+    left = 0.5 * (torch.arange(4_000) / 8).sin()
+    save_audio(tmp_path / "long.wav", torch.stack([left, -left]), RATE)
+    plan = Plan(
+        priors=tone,
+        files=StemFiles(),
+        channel="side",
+        initial=None,
+        options=BUDGET,
+        seed=0,
+        device=torch.device("cpu"),
+        force=False,
+        page=False,
+    )
+    folders = plan.folders([tmp_path / "long.wav"], tmp_path / "out", nullcontext)
+    jobs = jobs_of(folders, 0.0, None, nullcontext)
+    assert len(jobs) == 3
+    assert not any(outcome.error for outcome in with_tracks(map(plan.attempt, jobs), jobs))
+    (track,) = stems_folder(tmp_path / "out")
+    assert (track.name, track.stems, track.channel) == ("long", ["sine"], "side")
 
 
 def test_a_section_that_fails_is_said_once_more_of_the_whole(
