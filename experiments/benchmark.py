@@ -26,6 +26,7 @@ import math
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,12 +184,11 @@ def build_networks(device: torch.device | None = None) -> dict[str, nn.Module]:
 
 def repeated(priors: Priors, count: int) -> dict[str, Prior]:
     """``count`` priors; past the last one they repeat under other names."""
-    names = list(priors)
+    names = [name for _, name in zip(range(count), cycle(priors), strict=False)]
+    turns = [i // len(priors) + 1 for i in range(count)]
     return {
-        names[i % len(names)] + (f"_{i // len(names) + 1}" if i >= len(names) else ""): priors[
-            names[i % len(names)]
-        ]
-        for i in range(count)
+        name if turn == 1 else f"{name}_{turn}": priors[name]
+        for name, turn in zip(names, turns, strict=True)
     }
 
 

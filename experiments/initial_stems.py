@@ -44,6 +44,7 @@ from _common import (
     decibels,
     load_set,
     resume,
+    split,
 )
 from baselines import hpss, ideal_ratio_mask
 from separate_music import find_excerpts
@@ -83,7 +84,7 @@ def main(
 ) -> None:
     """Separate mixtures from starts of every kind and print the table."""
     results, music = Results(out), musdb is not None
-    names = STEMS if music else tuple(sources.split(","))
+    names = STEMS if music else tuple(split(sources))
     priors = load_set("music" if music else "toy", ",".join(names), "sum" if music else "mean")
     time = round(seconds * SAMPLE_RATE)
     if musdb is not None:

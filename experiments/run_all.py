@@ -1,4 +1,4 @@
-"""Run every experiment in order, each as a process of its own.
+"""Run the experiments on Frank & Ilse 2020 in order, each as a process of its own.
 
     python experiments/run_all.py                      # small sizes
     python experiments/run_all.py --only waveforms,cross_likelihood
@@ -23,6 +23,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from _common import List, Only, Out, Results, choose
 
+from pyro_sep.checks.arguments import choice
 from pyro_sep.cli.program import run
 from pyro_sep.storage.files import save_json
 
@@ -60,8 +61,7 @@ def main(
 ) -> None:
     """Run the steps that are not done yet, and print how long each took."""
     results = Results(out)
-    if scale not in ("cpu", "paper"):
-        raise ValueError(f"scale: got {scale!r}, expected cpu or paper")
+    choice("scale", scale, ("cpu", "paper"))
     steps = {step.name: step for step in STEPS}
     commands = {name: command(steps[name], scale, out) for name in choose("only", only, steps)}
     if show:

@@ -33,7 +33,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from _common import Out, PriorSet, Results, Row, Sources, choose, load_set, split
+from _common import Only, Out, PriorSet, Results, Row, Sources, choose, load_set, split
 
 from pyro_sep.audio.io import save_audio
 from pyro_sep.cli.program import run
@@ -59,9 +59,7 @@ COLLECTIONS = {10**3: 64, 10**5: 2_000, 10**7: 20_000}  # tracks, and cores for 
 
 
 def main(
-    only: Annotated[str, typer.Option(help=f"Of {', '.join(PARTS)}, comma-separated.")] = ",".join(
-        PARTS
-    ),
+    only: Only = None,
     mixtures: Annotated[int, typer.Option(min=1, help="Mixtures for the speed.")] = 64,
     seconds: Annotated[float, typer.Option(min=0.016, help="Of a mixture.")] = 0.032,
     workers: Annotated[str, typer.Option(help="Numbers of workers, comma-separated.")] = "1,2",

@@ -164,7 +164,7 @@ def main(
 def chosen(tracks: Path, only: str | None) -> list[Track]:
     """Tracks in the order of their names."""
     found = musdb_tracks(tracks) if tracks.is_file() else stems_folder(tracks)
-    starts = ("",) if only is None else tuple(only.split(","))
+    starts = ("",) if only is None else tuple(split(only))
     return sorted((t for t in found if t.name.startswith(starts)), key=lambda track: track.name)
 
 

@@ -17,14 +17,14 @@ OUT/FAMILY/sigma-LEVEL, a prior and its model card for each source. Processes th
 share each batch; they need ``pip install 'pyro-sep[train]'``.
 """
 
-import time as clock
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from _common import Device, List, MusdbRoot, Only, Out, Results, choose
 
-from pyro_sep.cli.options import MusdbRoot, torch_device
+from pyro_sep.cli.options import torch_device
 from pyro_sep.cli.program import run
 from pyro_sep.data.musdb import STEMS, musdb_tracks
 from pyro_sep.data.toy import SAMPLE_RATE, WAVEFORMS
@@ -71,26 +71,21 @@ def main(
         Literal["cpu", "paper"], typer.Option(help="cpu: toy sizes, minutes; paper: the paper's.")
     ] = "cpu",
     musdb: MusdbRoot = None,
-    only: Annotated[str | None, typer.Option(help="Names, comma-separated.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Print the trainings, and end.")] = False,
+    only: Only = None,
+    show: List = False,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Optimizer steps of the first noise level.")
     ] = None,
-    device: str = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder for the runs and sets of priors.")] = Path(
-        "results/train_priors"
-    ),
+    device: Device = "cpu",
+    out: Out = Path("results/train_priors"),
 ) -> None:
     """Train the priors, one after the other."""
-    there = trainings(scale, musdb, steps)
-    names = list(there) if only is None else only.split(",")
-    if unknown := [name for name in names if name not in there]:
-        raise ValueError(f"only: got {unknown[0]!r}, expected some of {', '.join(there)}")
+    results, there = Results(out), trainings(scale, musdb, steps)
+    names = choose("only", only, there)
     if show:
         for name in names:
             print(f"{name}: {there[name]}: {out / there[name].folder}/sigma-*")
         return
-    started = clock.monotonic()
     ranks, place = start_ranks(torch_device(device))
     for name in names:
         ranks.check(there[name].config.batch)
@@ -116,7 +111,7 @@ def main(
             command=command,
         )
     if ranks.first:
-        print(f"{clock.monotonic() - started:.0f} s. Results: {out}")
+        results.done()
 
 
 def trainings(scale: str, musdb: Path | None, steps: int | None) -> dict[str, Training]:

@@ -29,12 +29,12 @@ import torch.nn.functional as F
 from nflows.transforms import ActNorm, CompositeTransform, Permutation, Transform
 from torch import Tensor, nn
 
+from pyro_sep.checks.arguments import choice
 from pyro_sep.models.couplings import COUPLINGS, Kind, coupling
 from pyro_sep.models.interpolator import Interpolator, nested_stages
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
 from pyro_sep.models.sizes import (
     WINDOW_MAX,
-    check_choice,
     check_integer,
     check_levels,
     check_spectra,
@@ -99,8 +99,8 @@ class FloWaveNetConfig:
     def __post_init__(self) -> None:
         for name, low, high in SIZES:
             check_integer(name, getattr(self, name), low, high)
-        check_choice("partition", self.partition, ("halves", "nested"))
-        check_choice("coupling", self.coupling, tuple(COUPLINGS))
+        choice("partition", self.partition, ("halves", "nested"))
+        choice("coupling", self.coupling, COUPLINGS)
         object.__setattr__(self, "spectra", check_spectra(self.spectra, self.squeeze))
         if self.partition == "nested" and self.blocks != 1:
             raise ValueError(f"blocks: got {self.blocks}, expected 1 with the nested partition")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from pyro_sep.checks.optional import import_optional
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -72,19 +74,16 @@ def start_ranks(device: torch.device) -> tuple[Ranks, torch.device]:
         The processes, and this one's device.
 
     Raises:
-        ValueError: there are several and Lightning Fabric is not installed.
+        ValueError: there are several, and Lightning Fabric is not installed.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Ranks(), device
-    try:
-        from lightning_fabric import Fabric
-    except ImportError:
-        raise ValueError(
-            f"torchrun: got {size} processes, expected lightning-fabric to join them; "
-            "pip install 'pyro-sep[train]'"
-        ) from None
+    lightning = import_optional("lightning_fabric", f"torchrun of {size} processes", "train")
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    fabric = Fabric(accelerator=device.type, strategy="ddp", devices=local, num_nodes=size // local)
+    nodes = size // local
+    fabric = lightning.Fabric(
+        accelerator=device.type, strategy="ddp", devices=local, num_nodes=nodes
+    )
     fabric.launch()
     return Ranks(fabric), fabric.device

@@ -5,8 +5,6 @@ without its weights is a matter of milliseconds and megabytes; how large the wei
 compared with those in the file.
 """
 
-from collections.abc import Sequence
-
 TABLE_MAX = 1 << 24  # entries of the fixed tables of a spectrum: 64 MB
 SPECTRA_MAX = 16
 WINDOW_MAX = 1 << 16  # audio samples: 4 s at 16 kHz
@@ -17,15 +15,6 @@ def check_integer(name: str, value: object, low: int, high: int) -> None:
     """Raise ValueError unless a value is an integer from ``low`` to ``high``."""
     if not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{name}: got {value!r:.80}, expected an integer from {low} to {high}")
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    """Raise ValueError unless a value is one of some."""
-    if not isinstance(value, str | int) or value not in choices:
-        said = f"one of {', '.join(map(str, choices))}"
-        if len(choices) == 2:
-            said = " or ".join(map(repr, choices))
-        raise ValueError(f"{name}: got {value!r:.80}, expected {said}")
 
 
 def check_levels(sigma_data: object, sigma_min: float, sigma_max: float) -> None:

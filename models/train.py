@@ -395,9 +395,9 @@ def fit_serially(
     for sigma in sigmas:
         level = replace(network_config, sigma_min=sigma, sigma_max=sigma)
         steps = config.steps if last is None else max(1, config.steps // TUNING_SHARE)
-        schedule = replace(config, steps=steps)
+        settings = replace(config, steps=steps)
         folder = run / f"sigma-{sigma:g}"
-        last = fit(source, folder, level, schedule, device, progress, last, ranks, audio)
+        last = fit(source, folder, level, settings, device, progress, last, ranks, audio)
         networks[sigma] = last
     return networks
 

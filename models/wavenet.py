@@ -34,12 +34,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_sep.audio.io import mu_law_bins
+from pyro_sep.checks.arguments import choice, flag
 from pyro_sep.models.noise import CHANNELS, NoiseEmbedding, noise_power
 from pyro_sep.models.score import COMPONENT_SCALE_MIN, WithScore, log_prob_and_score
 from pyro_sep.models.sizes import (
     WINDOW_MAX,
-    check_choice,
     check_integer,
     check_levels,
     check_spectra,
@@ -77,7 +76,6 @@ class WaveNetConfig:
         components: Gaussians, or quantisation bins.
         relative: the Gaussians' means and scales are in units of ``sigma_data`` instead of full
             scale, for audio that keeps far below it.
-        companding: spacing of the bins, ``"linear"`` or ``"mu-law"``; for the categorical head.
         head_width: channels of the head.
         head_past: audio samples that the head sees directly.
         sigma_data: RMS of the clean sources, full scale 1.
@@ -98,7 +96,6 @@ class WaveNetConfig:
     head: Literal["gaussians", "categorical"] = "gaussians"
     components: int = 8
     relative: bool = False
-    companding: Literal["linear", "mu-law"] = "linear"
     head_width: int = 48
     head_past: int = 16
     sigma_data: float = 0.55
@@ -108,9 +105,8 @@ class WaveNetConfig:
     def __post_init__(self) -> None:
         for name, low, high in SIZES:
             check_integer(name, getattr(self, name), low, high)
-        check_choice("head", self.head, ("gaussians", "categorical"))
-        check_choice("companding", self.companding, ("linear", "mu-law"))
-        check_choice("relative", self.relative, (False, True))
+        choice("head", self.head, ("gaussians", "categorical"))
+        flag("relative", self.relative)
         object.__setattr__(self, "spectra", check_spectra(self.spectra, self.hop))
         check_levels(self.sigma_data, self.sigma_min, self.sigma_max)
 
@@ -242,7 +238,7 @@ class WaveNet(nn.Module):
             taps = [hidden, *(_delayed(hidden, j * dilation) for j in range(1, c.kernel))]
             hidden, skips = self._layer(layer, hidden, skips, torch.cat(taps, -1), noise)
         context = self._context(skips)[:, :time]
-        return self._head(context, _past(y, c.head_past, 1)[:, :time], noise)
+        return self._head(context, _past(y, c.head_past)[:, :time], noise)
 
     def log_prob(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Log density of noisy audio, summed over time, in nats: ``(batch,)``.
@@ -423,9 +419,9 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return shifted - shifted.exp().sum(-1, keepdim=True).log()
 
 
-def _past(y: Tensor, length: int, hop: int) -> Tensor:
-    """The ``length`` samples before every ``hop``-th one: ``(batch, time // hop, length)``."""
-    return F.pad(y, (length, 0))[:, : length + y.shape[1] - hop].unfold(1, length, hop)
+def _past(y: Tensor, length: int) -> Tensor:
+    """The ``length`` samples before each one: ``(batch, time, length)``."""
+    return F.pad(y, (length, -1)).unfold(1, length, 1)
 
 
 def _draw(components: Components, sigma: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -441,10 +437,6 @@ def _draw(components: Components, sigma: Tensor, generator: torch.Generator | No
 
 def _quantisation_bins(config: WaveNetConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Edges, centres and standard deviations of the categorical head's bins over [-1, 1]."""
-    if config.companding == "mu-law":
-        edges, centres, widths = mu_law_bins(config.components)
-    else:
-        edges = torch.linspace(-1, 1, config.components + 1)
-        centres = (edges[1:] + edges[:-1]) / 2
-        widths = edges[1:] - edges[:-1]
+    edges = torch.linspace(-1, 1, config.components + 1)
+    centres, widths = (edges[1:] + edges[:-1]) / 2, edges[1:] - edges[:-1]
     return edges, centres, widths / math.sqrt(12)  # std of a uniform law over the bin

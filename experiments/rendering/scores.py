@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyro_sep.checks.optional import import_optional
+
 BEAT = 480  # ticks, half a second of an excerpt
 HELD = 4.0  # seconds that a note sounds which no note-off ends
 FIELDS = ("on", "off", "channel", "pitch", "velocity", "program")
@@ -124,13 +126,7 @@ def import_mido() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        import mido
-    except ImportError as error:
-        raise ValueError(
-            "mido: got no such package, which reads scores; pip install -e '.[music]'"
-        ) from error
-    return mido
+    return import_optional("mido", "scores", "music")
 
 
 def package_files(root: Path, package: str, pattern: str) -> list[Path]:

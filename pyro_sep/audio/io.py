@@ -1,4 +1,4 @@
-"""Audio files, mono or as they are; frames, and mu-law cells."""
+"""Audio files, mono or as they are, and frames of audio."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import soundfile
 import torch
-import torchaudio.functional
 from torch import Tensor
 
 from pyro_sep.audio.decoding import Decoder
@@ -342,39 +341,3 @@ def active_frames(samples: Tensor, time: int, threshold_db: float = -60.0) -> Te
     count = len(samples) // time
     frames = samples[: count * time].reshape(count, time)
     return frames[frames.square().mean(1) >= 10 ** (threshold_db / 10)]
-
-
-def mu_law_bins(bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Cells of mu-law quantisation, which partition [-1, 1].
-
-    With :math:`\mu` = bins - 1 and :math:`F^{-1}` the expansion
-    (:func:`torchaudio.functional.mu_law_decoding`), cell k has the centre and the edges
-
-    .. math:: c_k = F^{-1}(2 k / \mu - 1), \qquad
-              e_k = F^{-1}\bigl(2 (k - \tfrac{1}{2}) / \mu - 1\bigr)
-
-    clipped to [-1, 1]: an edge is the midpoint of two centres in the companded domain, so that
-    :func:`torchaudio.functional.mu_law_encoding` sends :math:`[e_k, e_{k+1})` to k. A categorical
-    head with logits l is then the piecewise constant density, in nats per audio sample,
-
-    .. math:: \log p(x) = \log \mathrm{softmax}(l)_k - \log(e_{k+1} - e_k),
-              \qquad x \in [e_k, e_{k+1})
-
-    WaveNet, van den Oord et al. 2016 (arXiv 1609.03499), section 2.2.
-
-    Args:
-        bins: number of cells, 256 in the paper.
-
-    Returns:
-        Edges ``(bins + 1,)``, centres ``(bins,)`` and widths ``(bins,)``, in float32.
-
-    Raises:
-        ValueError: fewer than 2 bins.
-    """
-    if bins < 2:
-        raise ValueError(f"bins: got {bins}, expected at least 2")
-    # float64: the cells about 0 are thousands of times narrower than 1.
-    positions = torch.arange(bins + 1, dtype=torch.float64)
-    centres = torchaudio.functional.mu_law_decoding(positions[:-1], bins)
-    edges = torchaudio.functional.mu_law_decoding((positions - 0.5).clamp(0, bins - 1), bins)
-    return edges.float(), centres.float(), edges.diff().float()

@@ -29,8 +29,8 @@ def evaluate(
     from pyro_sep.storage.files import atomic_write, check_output, only_run
 
     truth, separated = reference_tracks(musdb, references), stems_folder(estimates)
-    tracks.check_references(separated, truth)
     mixed = listed("stems", stems) if stems else []
+    judged = tracks.evaluate(separated, truth, mixed, bss_eval)
     batch, scores = Batch(), []
     with nullcontext() if out is None else only_run(out):
         if out is not None:
@@ -38,7 +38,7 @@ def evaluate(
                 check_output(out / f"{name}.csv", "SI-SDR")
         for estimate in separated:
             with batch.file(Path(estimate.name)):
-                (track,) = tracks.evaluate([estimate], truth, mixed, bss_eval)
+                track = next(judged)
                 for note in track.notes:
                     say(f"{track.name}: {note}", err=True)
                 say(f"{track.name}\n{track.table.to_string(float_format='{:.2f}'.format)}")

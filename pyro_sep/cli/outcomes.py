@@ -19,6 +19,7 @@ BEFORE = "separated before with these settings; --force does it anew"
 def say_outcome(outcome: "Outcome") -> None:
     """Say what was written, which sources are there, and whether to trust it."""
     from pyro_sep.results.writer import REPORT
+    from pyro_sep.separation.inputs import SILENT_DB
 
     folder = printable(outcome.folder)
     stems = [name for name in outcome.written if name != REPORT]
@@ -28,7 +29,7 @@ def say_outcome(outcome: "Outcome") -> None:
         say(f"probability of presence: {cells}")
     if outcome.silent:
         cells = ", ".join(f"{name} for {value:.3g} s" for name, value in outcome.silent.items())
-        say(f"{folder}: written as silence, being below -50 dB of full scale: {cells}")
+        say(f"{folder}: written as silence, being below {SILENT_DB:g} dB of full scale: {cells}")
     if outcome.initial:
         say(outcome.initial)
     if REPORT in outcome.written:

@@ -193,9 +193,6 @@ class MixedSource:
     Attributes:
         notes: those of all parts.
 
-    Raises:
-        ValueError: parts of different rates.
-
     >>> source = MixedSource([(ToySource("sine"), 1.0), (ToySource("saw"), 0.5)])
     >>> source.name, source.held_out(3, 256).shape
     ('sine', torch.Size([3, 256]))
@@ -205,9 +202,6 @@ class MixedSource:
         self._parts = [audio for audio, _ in parts]
         self._weights = torch.tensor([weight for _, weight in parts])
         self.name, self.sample_rate = self._parts[0].name, self._parts[0].sample_rate
-        rates = [audio.sample_rate for audio in self._parts]
-        if len(set(rates)) > 1:
-            raise ValueError(f"source: got audio of {rates} Hz, expected one rate; resample it")
         self.notes = tuple(note for audio in self._parts for note in audio.notes)
 
     @property
@@ -284,7 +278,7 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
         musdb: root of musdb18.
 
     Raises:
-        ValueError: none of these, or what it names cannot be read.
+        ValueError: none of these, what it names cannot be read, or a tone at another rate.
 
     >>> open_source("toy:saw", sample_rate=16_000, time=256).name
     'saw'
@@ -293,6 +287,10 @@ def open_source(spec: str, sample_rate: int, time: int, musdb: Path | None = Non
         raise ValueError("source: got no name, expected toy:WAVEFORM, a folder, or FOLDER:STEM")
     kind, _, name = spec.partition(":")
     if kind == "toy":
+        if sample_rate != toy.SAMPLE_RATE:
+            raise ValueError(
+                f"source: got {sample_rate} Hz for {spec}, expected {toy.SAMPLE_RATE}, its own rate"
+            )
         return ToySource(name)
     if kind == "musdb":
         if musdb is None:

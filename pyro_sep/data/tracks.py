@@ -215,10 +215,10 @@ def tracks_of(paths: Iterable[Path], root: Path) -> list[Track]:
     files: dict[Path, dict[str, Path]] = defaultdict(dict)
     drawn: dict[Path, dict[str, list[Callable[[], Audio]]]] = defaultdict(lambda: defaultdict(list))
     for path in paths:
-        inside = path.parent.name in INSIDE
-        if path.parent.name == ALTERNATIVES or is_section(path.parents[inside], root):
+        inside = path.parent.name if path.parent != root else ""
+        if inside == ALTERNATIVES or is_section(path.parents[inside == DRAWS], root):
             continue
-        if path.parent.name == DRAWS:
+        if inside == DRAWS:
             stem, _, _ = path.stem.rpartition("_")
             drawn[path.parent.parent][stem_name(stem)].append(partial(read_audio, path))
             continue

@@ -19,6 +19,7 @@ errs alike in all of them: a true score below the lowest says that there is more
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,24 +113,22 @@ def evaluate(
     museval = None
     if bss_eval:
         museval = import_optional("museval", "bss-eval", "music", "apt-get install ffmpeg")
-    check_references(estimates, references)
-    truths = [reference_of(track, references) for track in estimates]
-    return (
-        _score(track, truth, stems, museval)
-        for track, truth in zip(estimates, truths, strict=True)
-        if truth is not None
-    )
+    judge = partial(_score, stems=stems, museval=museval)
+    return map(judge, estimates, _references_of(estimates, references))
 
 
-def check_references(estimates: Sequence[Track], references: Sequence[Track]) -> None:
-    """Raise ValueError, in which they are named, for estimates without a reference."""
-    unknown = [track.name for track in estimates if reference_of(track, references) is None]
-    if unknown:
-        named = ", ".join(repr(name) for name in unknown)
+def _references_of(estimates: Sequence[Track], references: Sequence[Track]) -> list[Track]:
+    """The reference of each estimate.
+
+    Raises:
+        ValueError: estimates without one, which are named.
+    """
+    found = [reference_of(track, references) for track in estimates]
+    if unknown := [repr(e.name) for e, truth in zip(estimates, found, strict=True) if not truth]:
         known = ", ".join(track.name for track in references)
-        raise ValueError(
-            printable(f"estimates: got track {named} without a reference, expected some of {known}")
-        )
+        got = f"estimates: got track {', '.join(unknown)} without a reference"
+        raise ValueError(printable(f"{got}, expected some of {known}"))
+    return [truth for truth in found if truth]
 
 
 def traces_with_truth(
@@ -158,20 +157,18 @@ def traces_with_truth(
     folders = [path.parent for path in paths]
     named = track_names(folders, estimates)
     tracks = [Track(named[folder][0], "", {}, path=named[folder][1]) for folder in folders]
-    check_references(tracks, references)
-    truths = [reference_of(track, references) for track in tracks]
-    return _loaded(paths, truths, attempt)
+    return _loaded(paths, _references_of(tracks, references), attempt)
 
 
 def _loaded(
     paths: Sequence[Path],
-    truths: Sequence[Track | None],
+    truths: Sequence[Track],
     attempt: Callable[[Path], AbstractContextManager[object]],
 ) -> Iterator[xr.DataTree]:
     for path, truth in zip(paths, truths, strict=True):
         tree = None
         with attempt(path):
-            tree = None if truth is None else with_truth(load_trace(path), truth)
+            tree = with_truth(load_trace(path), truth)
         if tree is not None:
             yield tree
 

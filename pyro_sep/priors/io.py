@@ -231,7 +231,9 @@ def _header(
     family: str, metadata: Mapping[str, str]
 ) -> tuple[NetworkConfig, str, int, list[float]]:
     """Config, name of the source, sample rate and treble, none in files from before it was kept."""
-    values = json.loads(metadata["config"])
+    values = dict(json.loads(metadata["config"]))
+    if values.get("companding") == "linear":  # of files from before that was the only one
+        del values["companding"]
     config = FAMILIES[family].config(**values)
     if absent := [part for part in ("sigma_data", "sigma_min", "sigma_max") if part not in values]:
         raise ValueError(f"config: got none of {absent[0]}, expected it")

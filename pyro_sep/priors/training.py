@@ -134,11 +134,6 @@ def train_prior(
     sources = [source] if isinstance(source, str) else list(source)
     audio = open_sources(sources, sample_rate, time, None if musdb is None else Path(musdb))
     check_source_name(audio.name)
-    if audio.sample_rate != sample_rate:
-        raise ValueError(
-            f"sample_rate: got {sample_rate} Hz for {sources[0]}, expected {audio.sample_rate}, "
-            "its own"
-        )
     for note in audio.notes if progress and ranks.first else ():
         tqdm.write(note, file=sys.stderr)
     above = ratios(audio.energies)

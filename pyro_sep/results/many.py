@@ -257,14 +257,14 @@ class _Attempt:
 
 def _see_same_files(client: "Client", jobs: Sequence[Job]) -> bool:
     """Whether all workers see the recordings and the folders of results, by one of each."""
-    for job in jobs:
-        there = next(parent for parent in job.folder.absolute().parents if parent.is_dir())
-        with NamedTemporaryFile(dir=there, prefix=TEMPORARY) as token:
-            path = job.path.absolute()
-            seen = [Path(token.name), *([path] if path.is_file() else [])]
-            sizes = [(file, file.stat().st_size) for file in seen]
-            return all(client.run(_sees, sizes).values())
-    return True
+    if not jobs:
+        return True
+    path, folder = jobs[0].path.absolute(), jobs[0].folder.absolute()
+    there = next(parent for parent in folder.parents if parent.is_dir())
+    with NamedTemporaryFile(dir=there, prefix=TEMPORARY) as token:
+        seen = [Path(token.name), *([path] if path.is_file() else [])]
+        sizes = [(file, file.stat().st_size) for file in seen]
+        return all(client.run(_sees, sizes).values())
 
 
 def _sees(sizes: Sequence[tuple[Path, int]]) -> bool:

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio.functional
 
 from pyro_sep.audio.io import (
     active_frames,
     load_audio,
-    mu_law_bins,
     read_audio,
     save_audio,
 )
@@ -578,24 +576,3 @@ def test_silent_frames_are_skipped() -> None:
         active_frames(samples, 0)
     with pytest.raises(ValueError, match="expected \\(time,\\)"):
         active_frames(samples[None], 8)
-
-
-@pytest.mark.parametrize("bins", [2, 3, 255, 256])
-def test_mu_law_cells(bins: int) -> None:
-    edges, centres, widths = mu_law_bins(bins)
-    assert (edges.shape, centres.shape, widths.shape) == ((bins + 1,), (bins,), (bins,))
-    assert edges[0] == -1
-    assert edges[-1] == 1
-    assert (widths > 0).all()
-    assert widths.sum() == pytest.approx(2, abs=1e-5)
-    # The quantiser sends a cell's inside, just off its edges, to the cell.
-    codes = torch.arange(bins)
-    for weight in (0.01, 0.5, 0.99):
-        inside = torch.lerp(edges[:-1], edges[1:], weight)
-        assert torch.equal(torchaudio.functional.mu_law_encoding(inside, bins), codes)
-    assert torch.equal(torchaudio.functional.mu_law_encoding(centres, bins), codes)
-
-
-def test_mu_law_needs_two_bins() -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        mu_law_bins(1)

@@ -1238,7 +1238,8 @@ def test_train_goes_on_with_its_own_audio_alone(call, tmp_path: Path) -> None:
     assert slower.code == 2
     assert call(*use, "--source", tmp_path / "a" / "bass").code == 0
     assert (tmp_path / "out" / "bass.safetensors").read_bytes() == weights
-    refused(call(*use, "--source", "toy:sine", "--sample-rate", "8000"), "expected 16000, its own")
+    tones = call(*use, "--source", "toy:sine", "--sample-rate", "8000")
+    refused(tones, "expected 16000, its own rate")
     refused(call(*use, "--source", ""), "source: got no name")
 
 

@@ -209,7 +209,9 @@ def test_a_folder_without_audio(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", toy.WAVEFORMS)
 def test_toy_sources(name: str) -> None:
-    source = open_source(f"toy:{name}", 44_100, TIME)
+    with pytest.raises(ValueError, match=f"source: got 44100 Hz for toy:{name}, expected 16000"):
+        open_source(f"toy:{name}", 44_100, TIME)
+    source = open_source(f"toy:{name}", toy.SAMPLE_RATE, TIME)
     assert isinstance(source, ToySource)
     assert (source.name, source.sample_rate) == (name, toy.SAMPLE_RATE)
     tones = source.draw(7, TIME, generator())

@@ -47,6 +47,15 @@ def test_draws_are_no_tracks(folder: Path) -> None:
     assert not tracks[1].draws
 
 
+@pytest.mark.parametrize("name", ["draws", "alternatives", "sections"])
+def test_a_folder_that_is_asked_for_is_searched_whatever_its_name(
+    tmp_path: Path, name: str
+) -> None:
+    write(tmp_path / name / "bass.wav", 0)
+    write(tmp_path / name / "song" / "bass.wav", 0)
+    assert [track.stems for track in stems_folder(tmp_path / name)] == [["bass"], ["bass"]]
+
+
 def test_sections_are_no_tracks(folder: Path) -> None:
     before = [track.path for track in stems_folder(folder)]
     for inside in ("", "draws"):

@@ -381,7 +381,7 @@ def test_a_voice_sings_in_tune() -> None:
         (["--packages", "freedoom"], "root: got no scores, expected those of freedoom; install "),
         (["--vocals", "mix"], "root: got no syllables in 'it', expected those of the Debian "),
         (["no fluidsynth"], "fluidsynth: not found, expected it on the path; apt-get install "),
-        (["no mido"], "mido: got no such package, which reads scores; pip install "),
+        (["no mido"], "scores: got no mido ("),
         (["--vocals", "sing", "no pyworld"], "pyworld: cannot be imported ("),
     ],
 )

@@ -101,7 +101,7 @@ def test_it_can_be_listed(
     ("options", "message"),
     [
         (("--only", "first,fourth"), "only: got 'fourth', expected some of first, second, third"),
-        (("--scale", "gpu"), "scale: got 'gpu', expected cpu or paper"),
+        (("--scale", "gpu"), "scale: got 'gpu', expected one of cpu, paper"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -450,7 +450,7 @@ def test_wide_inputs_stay_finite(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"partition": "thirds"}, "partition: got 'thirds', expected 'halves' or 'nested'"),
+        ({"partition": "thirds"}, "partition: got 'thirds', expected one of halves, nested"),
         (
             {"coupling": "logistic"},
             "coupling: got 'logistic', expected one of affine, spline, mixture",

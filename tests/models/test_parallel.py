@@ -77,7 +77,10 @@ def test_every_process_has_a_frame() -> None:
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "lightning_fabric", None)
-    with pytest.raises(ValueError, match=r"got 2 processes.*pip install 'pyro-sep\[train\]'$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^torchrun of 2 processes: got no lightning.*pip install 'pyro-sep\[train\]'$",
+    ):
         start_ranks(CPU)
 
 

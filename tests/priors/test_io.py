@@ -33,7 +33,7 @@ from pyro_sep.priors.networks import PRIORS, FloWaveNetPrior, NetworkPrior, Wave
 from pyro_sep.priors.waveform import WaveformPrior
 
 CONFIG = WAVENET
-CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=(), companding="mu-law")
+CATEGORICAL = dataclasses.replace(CONFIG, head="categorical", spectra=())
 CONFIGS: dict[str, NetworkConfig] = {
     "gaussians": CONFIG,
     "categorical": CATEGORICAL,
@@ -268,6 +268,15 @@ def test_a_header_that_does_not_fit(folder: Path, changes: dict[str, object]) ->
     rewrite(path)
     assert load_prior(path).name == "oboe"
     rewrite(path, **changes)
+    one_line(lambda: load_priors(folder), "weights do not fit their config", path)
+
+
+def test_files_from_before_bins_had_one_spacing(folder: Path) -> None:
+    path = folder / "oboe.safetensors"
+    values = dataclasses.asdict(CONFIG)
+    rewrite(path, config=json.dumps(values | {"companding": "linear"}))
+    assert load_prior(path).network.config == CONFIG
+    rewrite(path, config=json.dumps(values | {"companding": "mu-law"}))
     one_line(lambda: load_priors(folder), "weights do not fit their config", path)
 
 
