@@ -136,10 +136,10 @@ def load_set(
     return chosen
 
 
-def timed(function: Callable[..., Result], *arguments: Any, **options: Any) -> tuple[Result, float]:
+def timed(function: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
     """What a function returns, and the CPU seconds that it takes."""
     began = clock.process_time()
-    result = function(*arguments, **options)
+    result = function(*arguments)
     return result, clock.process_time() - began
 
 

@@ -12,8 +12,8 @@ is scaled to unit variance, then B blocks each squeeze time into channels and ap
   halves change places. A squeeze of 2 per block puts even samples in one half and odd ones in the
   other. A WaveNet-like, non-causal dilated network reads the parameters.
 * ``"nested"``: one squeeze by C; a first coupling maps a scattered half of all samples given the
-  other half, the next one half of those, and so on. Every coupling then has to say what samples are
-  from noisy samples on both sides, and one network (:mod:`pyro_sep.models.interpolator`) does so at
+  other half, the next one half of those, and so on. Every coupling then predicts samples from
+  noisy ones on both sides, and one network (:mod:`pyro_sep.models.interpolator`) does so at
   all of them.
 
 Shapes: ``x (batch, time)``, time a multiple of ``config.multiple``; ``sigma (batch,)``.

@@ -5,8 +5,8 @@ same in every token, and which are to be predicted; known positions that look ra
 aliases as weak as noise. The network reads the known samples, zero elsewhere, three ways: token by
 token, by spectra of the surroundings (:mod:`pyro_sep.models.spectrum`), and, for each sample to be
 predicted, in its immediate neighbourhood. Non-causal gated convolutions over tokens join them (van
-den Oord et al. 2016, arXiv 1609.03499). One network serves all stages and noise levels; it is told
-both.
+den Oord et al. 2016, arXiv 1609.03499). One network serves all stages and noise levels, and is
+conditioned on both.
 
 Shapes: ``known (batch, position, token)``, ``sigma (batch,)`` ->
 ``(batch, predicted position, output, token)``.

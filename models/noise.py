@@ -1,4 +1,4 @@
-"""What a network is told of the noise level."""
+"""Embedding of the noise level, an input of every network."""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ class NoiseEmbedding(nn.Sequential):
     Sines and cosines of log sigma, then two layers; Karras et al. 2022 (arXiv 2206.00364).
 
     Args:
-        extra: further numbers that are told.
+        extra: further inputs.
     """
 
     def __init__(self, extra: int = 0) -> None:
@@ -36,7 +36,7 @@ class NoiseEmbedding(nn.Sequential):
         """Embed ``sigma (batch,)`` and ``extra (extra,)``."""
         octaves = torch.linspace(-2, 1, FEATURES, dtype=sigma.dtype, device=sigma.device)
         angles = sigma.clamp_min(SIGMA_FLOOR).log()[:, None] * octaves.exp2()
-        told = [angles.sin(), angles.cos()]
+        parts = [angles.sin(), angles.cos()]
         if extra is not None:
-            told.append(extra.expand(len(sigma), -1))
-        return super().forward(torch.cat(told, -1))
+            parts.append(extra.expand(len(sigma), -1))
+        return super().forward(torch.cat(parts, -1))

@@ -174,7 +174,7 @@ def _head(
 
     Args:
         network: the network.
-        skips: what the trunk says ``(token, batch, width)``.
+        skips: output of the trunk ``(token, batch, width)``.
         local: scaled audio before and in each hop ``(token, batch, head_past + hop)``.
         target: audio of each hop ``(token, batch, hop)``.
         sigma: noise level ``(batch,)``.

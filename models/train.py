@@ -227,7 +227,7 @@ class _Training:
         loss = _loss(self.network, batch, self.config, ALONE).item()
         if ends:
             self._check(loss)
-        sound = _largest(self.network) <= WEIGHT_MAX and self.losses.are_sound_with(loss)
+        sound = not unsound_weight(self.network.state_dict()) and self.losses.are_sound_with(loss)
         if (sound or ends) and self.ranks.first:
             self._save(self._state())
 

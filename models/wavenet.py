@@ -387,7 +387,7 @@ class WaveNet(nn.Module):
         return hidden + residual, skips + skip
 
     def _context(self, skips: Tensor) -> Tensor:
-        """What the trunk tells the head for each audio sample of each token, in order."""
+        """The trunk's output for each audio sample of each token, in order."""
         batch, tokens, _ = skips.shape
         c = self.config
         return self.head_trunk(F.silu(skips)).reshape(batch, tokens * c.hop, c.head_width)

@@ -186,7 +186,7 @@ def separate(
     batch.end()
 
 
-def separate_here(plan: "Plan", jobs: "Sequence[Job]", batch: Batch, dry_run: bool = False) -> None:
+def separate_here(plan: "Plan", jobs: "Sequence[Job]", batch: Batch, dry_run: bool) -> None:
     """Separate recordings one after another, once the cost of all is known and said."""
     from pyro_sep.models.train import CHECKPOINT
     from pyro_sep.results.sections import with_tracks

@@ -9,13 +9,14 @@ with :math:`w` one of :data:`WAVEFORMS`, of period one and range [-1, 1], and r 
 mixture is the mean of its sources. Frank & Ilse 2020 (arXiv 2011.01761), section 5.1.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pyro_sep.data.seeds import generator_of
 
 SAMPLE_RATE = 16_000
 WAVEFORMS = ("sine", "saw", "square", "triangle")
@@ -117,8 +118,7 @@ def toy_mixture(
         raise ValueError("sources: got none, expected at least one waveform")
     tones, frequencies = [], []
     for name in sources:
-        digest = hashlib.sha256(f"{split}/{index}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = generator_of(f"{split}/{index}/{name}")
         tone, frequency = draw_sources(name, 1, time, generator)
         tones.append(tone[0])
         frequencies.append(frequency[0])

@@ -1,6 +1,5 @@
 """Tracks: pieces of music whose stems are known, as TRACK/STEM.wav or from elsewhere."""
 
-import hashlib
 import json
 import os
 import unicodedata
@@ -19,6 +18,7 @@ from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
 from pyro_sep.audio.scanning import audio_files
 from pyro_sep.checks.names import printable
+from pyro_sep.data.seeds import generator_of
 
 MIXTURE = "mixture"
 RESIDUAL = "residual"  # of a mixture, what none of the stems explains
@@ -308,8 +308,7 @@ def stem_frames(
             f"{track.name}: got stems of {sorted(lengths)} audio samples at {sample_rate} Hz, "
             f"expected one length of at least a frame, {time}"
         )
-    digest = hashlib.sha256(f"{seed}/{track.name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = generator_of(f"{seed}/{track.name}")
     starts = torch.randint(len(parts[0]) - time + 1, (FRAMES,), generator=generator)
     whole = torch.stack(parts)
     return torch.stack([whole[:, start : start + time] for start in starts.tolist()])

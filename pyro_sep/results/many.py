@@ -21,6 +21,7 @@ from pyro_sep.checks.errors import one_line
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import NOISE_SCALE
 from pyro_sep.mixing.latent import Gains, Infer
+from pyro_sep.models.arithmetic import CPU
 from pyro_sep.priors.base import Estimate, Priors, device_of, sample_rate_of
 from pyro_sep.progress import Progress
 from pyro_sep.results.plan import Job, Outcome, Plan, failure
@@ -28,7 +29,7 @@ from pyro_sep.results.sections import jobs_of, with_tracks
 from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import receive_results
 from pyro_sep.separation.api import SEEDS
-from pyro_sep.separation.inputs import CPU, FilePath, check_separable
+from pyro_sep.separation.inputs import FilePath, check_separable
 from pyro_sep.separation.presets import Constraint, Preset, resolve_settings
 from pyro_sep.storage.files import TEMPORARY
 from pyro_sep.workers import spread
@@ -150,9 +151,9 @@ def separate_many(
 def separate_each(
     plan: Plan,
     jobs: Sequence[Job],
-    client: "Client | None" = None,
-    device: str | None = None,
-    progress: bool = False,
+    client: "Client | None",
+    device: str | None,
+    progress: bool,
 ) -> Iterator[Outcome]:
     """What came of each job, as it is done, and of a long recording once all its sections are.
 

@@ -17,7 +17,7 @@ from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.inference.posterior import AnnealedPosterior, at_draws
 from pyro_sep.mixing.known import NOISE_SCALE, Mixing, check_count, frame_time
 from pyro_sep.mixing.latent import Gains, Infer
-from pyro_sep.models.arithmetic import sampling_arithmetic
+from pyro_sep.models.arithmetic import CPU, sampling_arithmetic
 from pyro_sep.priors.base import (
     Estimate,
     Priors,
@@ -32,7 +32,6 @@ from pyro_sep.priors.stereo import channels_of
 from pyro_sep.separation.groups import GroupedDraws
 from pyro_sep.separation.initial import COST, Initial, prepare
 from pyro_sep.separation.inputs import (
-    CPU,
     Audio,
     FilePath,
     axes,

@@ -14,7 +14,7 @@ from pyro_sep.checks.arguments import audio, shown
 from pyro_sep.data.tracks import check_source_name
 from pyro_sep.inference.annealing.settings import MIN_TIME
 from pyro_sep.mixing.known import frame_time
-from pyro_sep.models.arithmetic import plain_arithmetic
+from pyro_sep.models.arithmetic import CPU, plain_arithmetic
 from pyro_sep.priors.base import Priors, check_priors, device_of
 from pyro_sep.priors.stereo import channels_of
 from pyro_sep.trace.channels import interleave
@@ -28,7 +28,6 @@ RESERVED = (  # attributes of a trace that say how it was made
     *("search_tries", "search_found", "modes_weighed", "places", TREBLE),
 )
 FINGERPRINT_TIME = 512  # audio samples
-CPU = torch.device("cpu")
 Audio = ArrayLike | Tensor
 FilePath = str | PathLike[str]
 
