@@ -31,7 +31,7 @@ OUT/METHOD.json has the same by track, and the verdict; a run that was cut off c
 Estimates of the posterior lie in OUT/TRACK/posterior with trace and picture.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -138,14 +138,15 @@ def main(
         )
     settings = {"tracks": tracks.name, "priors": priors, "start": start, "seconds": seconds}
     settings |= {} if wide is None else {"wide": wide}
+    options = {"seed": seed, "preset": preset, "chains": chains}
     table = {}
     for method in chosen_methods(methods, training, coarse, [*named.values()], wide is not None):
         known = settings | ({} if method in ("mixture", "hpss", "mask") else {"seed": seed})
         if method in ("posterior", "pooled", "true-start"):
-            known |= {"preset": preset, "chains": chains}
+            known |= options
         if method in ("posterior", "pooled") and coarse is not None:
             known |= {"coarse": coarse}
-        figures = partial(measure, method, own, lower, seed, preset, chains, training, out)
+        figures = partial(measure, method, own, lower, options, training, out)
         rows = list(resume(out / f"{method}.json", known, [*named.values()], figures, batch=1))
         if [row["track"] for row in rows] != [*named]:
             raise ValueError(f"{out}: got figures of other tracks; give another --out")
@@ -219,9 +220,7 @@ def measure(
     method: str,
     priors: Priors,
     coarse: Priors | None,
-    seed: int,
-    preset: Any,
-    chains: int | None,
+    options: Mapping[str, Any],
     training: Path | None,
     out: Path,
     start: int,
@@ -240,9 +239,7 @@ def measure(
                 own,
                 from_truth=method == "true-start",
                 coarse=coarse if method == "posterior" else None,
-                seed=seed,
-                preset=preset,
-                chains=chains,
+                **options,
             )
             write_separation(result, out / item.track / method)
             found = diagnose(result.trace)
@@ -252,11 +249,11 @@ def measure(
                 "log_prior": mean_log_prior(result.trace),
             }
         elif method == "pooled":
-            estimate = pooled(item, own, cast(Priors, coarse), seed, preset, chains)
+            estimate = pooled(item, own, cast(Priors, coarse), options)
         elif method == "nmf":
-            estimate = nmf(item.mixture, learned(training, item.stems, seed))
+            estimate = nmf(item.mixture, learned(cast(Path, training), item.stems, options["seed"]))
         else:
-            estimate = baseline(method, item, own, seed)
+            estimate = baseline(method, item, own, options["seed"])
         scores = score(estimate.flatten(1), item.sources.flatten(1), item.mixture.flatten())
         rows.append(
             {
@@ -271,12 +268,9 @@ def measure(
     return rows
 
 
-def pooled(
-    item: Excerpt, priors: Priors, coarse: Priors, seed: int, preset: Any, chains: int | None
-) -> Tensor:
+def pooled(item: Excerpt, priors: Priors, coarse: Priors, options: Mapping[str, Any]) -> Tensor:
     """The mean of two posteriors, chains of the second from the stems of the first."""
     audio = (item.mixture, item.sources, RATE)
-    options: dict[str, Any] = {"seed": seed, "preset": preset, "chains": chains}
     chosen = {name: coarse[name] for name in priors}
     stems = separate_at(*audio, chosen, **options)[1]
     return (stems + separate_at(*audio, priors, initial=stems, **options)[1]) / 2
@@ -312,10 +306,9 @@ def baseline(method: str, item: Excerpt, priors: Priors, seed: int) -> Tensor:
     return ways[method]()
 
 
-def learned(training: Path | None, stems: Sequence[str], seed: int) -> dict[str, Any]:
+def learned(training: Path, stems: Sequence[str], seed: int) -> dict[str, Any]:
     """A dictionary of each stem."""
-    folder = Path(str(training))
-    audio = (RecordingFolder(folder, RATE, RATE, stem) for stem in stems)
+    audio = (RecordingFolder(training, RATE, RATE, stem) for stem in stems)
     return learn_dictionaries(audio, RATE, seed)
 
 
