@@ -12,7 +12,7 @@ from pyro_sep.audio.io import Recording, load_audio
 from pyro_sep.checks.errors import one_line
 from pyro_sep.checks.names import printable
 from pyro_sep.data.stems import load_stems
-from pyro_sep.data.tracks import MIXTURE
+from pyro_sep.data.tracks import MIXTURE, read_summary
 from pyro_sep.diagnostics.initial import compare_initial, format_initial
 from pyro_sep.diagnostics.score_intervals import expected_scores, format_scores
 from pyro_sep.diagnostics.verdict import diagnose, format_verdict
@@ -28,7 +28,7 @@ from pyro_sep.results.recordings import (
     separate_recording,
     track_folders,
 )
-from pyro_sep.results.stems import StemFiles, silent_seconds
+from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import REPORT, write_silence
 from pyro_sep.separation.cost import Cost, estimate_cost
 from pyro_sep.separation.inputs import SILENT
@@ -259,7 +259,7 @@ class Plan:
         return replace(
             outcome,
             presence=presence,
-            silent=silent_seconds(result),
+            silent=read_summary(folder)["silent_seconds"],
             initial="" if moved is None else format_initial(moved),
             expected="" if scores is None else format_scores(scores),
             verdict=format_verdict(diagnose(result.trace)),

@@ -6,14 +6,16 @@ itself, which is in the trace. It has the recording's rate and channels, see
 floats, more than 120 dB below it, and in a FLAC, where each is rounded to 24 bits, to that.
 
 A stem that is nearly silent for a second or more, see :func:`heard_windows`, is written as silence
-there: what the posterior leaves is the uncertainty of the others. The residual then holds it.
+there: what the posterior leaves is the uncertainty of the others. The residual then holds it. It is
+judged as it would be written: a stem may live above the band of its prior alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,9 +83,23 @@ class StemFiles:
             )
 
 
+class Written(NamedTuple):
+    """What was written of a separation.
+
+    Attributes:
+        names: of the files, with their folders.
+        rate: of the stems, in Hz.
+        silent: for how many seconds each stem is silence, of those that are somewhere.
+    """
+
+    names: list[str]
+    rate: int
+    silent: dict[str, float]
+
+
 def write_stems(
     result: Separation, folder: Path, files: StemFiles, recording: Audio | None = None
-) -> tuple[list[str], int]:
+) -> Written:
     """Write NAME.wav per source, residual.wav and draws/NAME_01.wav, each whole or not at all.
 
     Where the posterior has another explanation of some probability, its stems too:
@@ -94,9 +110,6 @@ def write_stems(
         folder: that is there.
         files: which.
         recording: whose rate and channels they are to have; those of the mixture where None.
-
-    Returns:
-        Names of the files, with their folders, and the stems' rate in Hz.
 
     Raises:
         ValueError: a FLAC beyond full scale, or a recording of other channels than were separated;
@@ -112,37 +125,47 @@ def write_stems(
             f"recording: got {len(recording[0])} channels, expected the {separated} that were "
             "separated; give the same recording"
         )
-    rate = result.sample_rate if recording is None else recording[1]
-    stems = partial(_stems, result, files, mixture, recording)
+    original, rate = recording or (mixture, result.sample_rate)
+    treble = treble_of(result.trace)
+
+    def as_recorded(contributions: Tensor) -> Tensor:
+        if recording is None:
+            return contributions
+        mono = contributions.shape[1] == 1
+        pair = (contributions[:, 0], mixture[0]) if mono else (contributions, mixture)
+        return wiener_upmix(*pair, result.sample_rate, *recording, treble)
+
+    stems = as_recorded(torch.stack(left_and_right(result.contributions, result.side), 1).cpu())
+    heard = heard_windows(stems, original, rate)
+    if not heard.all():
+        stems = stems * _gates(heard, stems.shape[-1], rate)[:, None]
+    audio = partial(_named, result, files, stems, original, as_recorded)
     if files.suffix == "flac":  # all are checked before the first is written
-        for name, samples in stems():
+        for name, samples in audio():
             check_peak(folder / name, samples)
     written = []
-    for name, samples in stems():
+    for name, samples in audio():
         (folder / name).parent.mkdir(exist_ok=True)
         save_audio(folder / name, samples, rate)
         written.append(name)
-    return written, rate
+    lengths = np.diff(_edges(stems.shape[-1], rate)) / rate
+    silent = zip(result.names, (~heard @ lengths).tolist(), strict=True)
+    return Written(written, rate, {name: round(value, 3) for name, value in silent if value})
 
 
-def heard_windows(result: Separation) -> NDArray[np.bool_]:
+def heard_windows(stems: Tensor, original: Tensor, rate: int) -> NDArray[np.bool_]:
     """Whether each stem is heard in each second ``(source, window)``; the last one may be longer.
 
-    It is where its mean power is above -50 dB of full scale, or within 30 dB of the mixture's, of
+    It is where its mean power is above -50 dB of full scale, or within 30 dB of the recording's, of
     all channels together.
+
+    Args:
+        stems: ``(source, channel, time)``.
+        original: the recording ``(channel, time)``.
+        rate: of both, in Hz.
     """
-    mixture = in_channels(result.trace["observed_data"].to_dataset(), "mixture").values
-    bound = np.minimum(SILENT_DB, _levels(mixture, result.sample_rate) + BELOW_DB)
-    return ~(_levels(_estimate(result).cpu().numpy(), result.sample_rate) < bound)
-
-
-def silent_seconds(result: Separation) -> dict[str, float]:
-    """For how long each stem is written as silence, of those that are somewhere."""
-    edges = _edges(result.trace["observed_data"].sizes["time"], result.sample_rate)
-    lengths = np.diff(edges) / result.sample_rate
-    silent = ~heard_windows(result) @ lengths
-    found = zip(result.names, silent.tolist(), strict=True)
-    return {name: round(seconds, 3) for name, seconds in found if seconds}
+    bound = np.minimum(SILENT_DB, _levels(original.cpu().numpy(), rate) + BELOW_DB)
+    return ~(_levels(stems.numpy(), rate) < bound)
 
 
 def _edges(time: int, rate: int) -> NDArray[np.integer]:
@@ -157,12 +180,9 @@ def _levels(samples: NDArray[np.floating], rate: int) -> NDArray[np.floating]:
     return np.stack([level_db(samples[..., a:b], CHANNEL_TIME) for a, b in pairwise(edges)], -1)
 
 
-def _gates(result: Separation, time: int) -> Tensor:
+def _gates(heard: NDArray[np.bool_], time: int, rate: int) -> Tensor:
     """1 where each stem is heard, 0 where it is silent ``(source, time)``, with fades between."""
-    heard = heard_windows(result)
-    length = result.trace["observed_data"].sizes["time"]
-    inner = _edges(length, result.sample_rate)[1:-1] / result.sample_rate
-    seconds = np.arange(time) * (length / result.sample_rate / time)
+    inner, seconds = _edges(time, rate)[1:-1] / rate, np.arange(time) / rate
     gates = np.ones((len(heard), time), np.float32)
     for gate, row in zip(gates, heard, strict=True):
         before, after = row[:-1], row[1:]
@@ -180,28 +200,14 @@ def inside_name(folder: str, source: str, number: int) -> str:
     return f"{folder}/{source}_{number:02d}"
 
 
-def _estimate(result: Separation) -> Tensor:
-    """Contributions ``(source, channel, time)``."""
-    return torch.stack(left_and_right(result.contributions, result.side), 1)
-
-
-def _stems(
-    result: Separation, files: StemFiles, mixture: Tensor, recording: Audio | None
+def _named(
+    result: Separation,
+    files: StemFiles,
+    stems: Tensor,
+    original: Tensor,
+    as_recorded: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[str, Tensor]]:
     """Names of files and what goes into each, ``(channel, time)``."""
-    original = mixture if recording is None else recording[0]
-    treble = treble_of(result.trace)
-
-    def as_recorded(contributions: Tensor) -> Tensor:
-        if recording is None:
-            return contributions
-        mono = contributions.shape[1] == 1
-        pair = (contributions[:, 0], mixture[0]) if mono else (contributions, mixture)
-        return wiener_upmix(*pair, result.sample_rate, *recording, treble)
-
-    stems = as_recorded(_estimate(result))
-    if not heard_windows(result).all():
-        stems = stems * _gates(result, stems.shape[-1])[:, None]
     for name, stem in zip(result.names, stems, strict=True):
         yield f"{name}.{files.suffix}", stem
     if files.residual:

@@ -18,7 +18,7 @@ from pyro_sep.diagnostics.score_intervals import PROBABILITY, expected_scores
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.inference.annealing.checkpoint import same_run
 from pyro_sep.models.train import CHECKPOINT
-from pyro_sep.results.stems import StemFiles, silent_seconds, write_stems
+from pyro_sep.results.stems import StemFiles, write_stems
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import atomic_write_bytes, has_mark, only_run, save_json
 from pyro_sep.trace.dataset import TRACE, save_trace
@@ -76,7 +76,7 @@ def write_separation(
     """
     diagnosis, agreement = diagnose(result.trace), chain_agreement(result.trace)
     folder.mkdir(parents=True, exist_ok=True)
-    stems, rate = write_stems(result, folder, files or StemFiles(), recording)
+    stems, rate, silent = write_stems(result, folder, files or StemFiles(), recording)
     save_trace(result.trace, folder / TRACE)
     save_figure(plot_separation(result.trace), folder / PICTURE)
     mean_lp = result.trace["sample_stats"].to_dataset()["lp"].mean("draw").values
@@ -93,7 +93,7 @@ def write_separation(
             for mode in alternative_modes(result.trace)
         ],
         "sources": list(result.names),
-        "silent_seconds": silent_seconds(result),
+        "silent_seconds": silent,
         "presence": _presence(result),
         "expected_si_sdr": _expected(result.trace),
         "sample_rate": rate,
