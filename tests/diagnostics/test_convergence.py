@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from traces import trace_of
 
 from pyro_sep.data.toy import toy_mixture
 from pyro_sep.diagnostics.convergence import (
@@ -26,7 +27,7 @@ from pyro_sep.diagnostics.verdict import (
     format_diagnosis,
 )
 from pyro_sep.priors.io import load_priors
-from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.dataset import load_trace, save_trace
 
 
 def trace(values: np.ndarray) -> xr.DataTree:
@@ -113,18 +114,15 @@ def separated(sources: np.ndarray, excess: Any = -0.2, **changes: Any) -> xr.Dat
     per_sample = np.broadcast_to(excess, shape) - FLOOR + 1 / 12
     given = {
         "sources": sources,
-        "lp": np.zeros(shape[:2]),
         "log_prior": TIME * per_sample + np.random.default_rng(1).normal(size=shape),
         "stats": {"noise_level": np.full(shape[:2], SIGMA)},
         "warmup_stats": {"noise_level": np.ones((shape[0], 7))},
         "mixture": TONES.mean(0),
-        "gains": np.full(3, 1 / 3),
         "source_names": NAMES,
         "sample_rate": RATE,
-        "true_sources": None,
         "attrs": {"gradients": GRADIENTS},
     }
-    return build_trace(**{**given, **changes})
+    return trace_of(**given | changes)
 
 
 def judged(tree: xr.DataTree) -> Diagnosis:
