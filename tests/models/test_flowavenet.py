@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import safetensors.torch
 import torch
-from networks import randomise
+from networks import levels, noise, randomise
 from nflows.transforms import ActNorm, Permutation, Transform
 from nflows.transforms.coupling import CouplingTransform
 from torch import Tensor, nn
@@ -59,15 +59,6 @@ def tiny(seed: int = 0, **changes: Any) -> FloWaveNet:
     network = FloWaveNet(config_of(**changes))
     randomise(network, 0.2)
     return network.double().eval().requires_grad_(False)
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def noisy(time: int = TIME, sigmas: tuple[float, ...] = SIGMAS) -> tuple[Tensor, Tensor]:
