@@ -139,7 +139,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [str(SCRIPT), *map(str, arguments)]
 
 
-def lines(err: str, program: str = "pyro-sep") -> list[str]:
+def lines(err: str) -> list[str]:
     """What stands on standard error beside the progress bar."""
     assert "Traceback" not in err
     written = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]

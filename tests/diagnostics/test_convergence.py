@@ -99,9 +99,9 @@ FLOOR = 0.5 * math.log(2 * math.pi * math.e * SIGMA**2)
 GRADIENTS = 1234
 
 
-def spread(chains: int, draws: int, rho: float = 0.0, seed: int = 0) -> np.ndarray:
+def spread(chains: int, draws: int, rho: float = 0.0) -> np.ndarray:
     """Tones (chain, draw, source, time) with AR(1) errors that cancel in the mixture."""
-    noise = np.random.default_rng(seed).normal(size=(chains, draws, 3, TIME))
+    noise = np.random.default_rng(0).normal(size=(chains, draws, 3, TIME))
     for t in range(1, draws):
         noise[:, t] = rho * noise[:, t - 1] + math.sqrt(1 - rho**2) * noise[:, t]
     return TONES + 0.05 * (noise - noise.mean(2, keepdims=True))

@@ -356,12 +356,11 @@ def test_nested_couplings_map_half_of_what_is_left() -> None:
 
 
 def test_halves_change_places() -> None:
-    network = tiny(partition="halves")
-    for step in of_kind(network, Permutation):
-        channels = len(step._permutation)
-        half = channels // 2
-        expected = [*range(half, channels), *range(half)]
-        assert step._permutation.tolist() == expected
+    swaps = of_kind(tiny(partition="halves"), Permutation)
+    assert len(swaps) == 4  # two a block
+    for swap, half in zip(swaps, (1, 1, 2, 2), strict=True):
+        swapped, _ = swap(torch.arange(2 * half)[None, :, None, None])
+        assert swapped.flatten().tolist() == [*range(half, 2 * half), *range(half)]
 
 
 def test_act_norm_starts_with_the_first_training_batch() -> None:

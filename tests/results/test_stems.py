@@ -19,7 +19,6 @@ from pyro_sep.trace.draws import mode_draws, select_draws
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
 BEST = 1  # chain
-FLAC_STEP = 2.0**-23
 
 
 def make_result(inferred: bool = False) -> Separation:

@@ -20,11 +20,11 @@ from pyro_sep.storage.files import atomic_write
 from pyro_sep.trace.dataset import load_trace
 from pyro_sep.viz.report import REPORT_MARK
 
-RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
+RATE, TIME, DRAWS, NAMES = 8_000, 400, 8, ("oboe", "flute")
 FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]
 
 
-def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None) -> Separation:
+def make_result(chains: int = 2, presence: Tensor | None = None) -> Separation:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -32,12 +32,12 @@ def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None)
 
     t = torch.arange(TIME) / RATE
     tones = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
-    samples = tones + 0.1 * normal(chains, draws, 2, TIME)
-    lp = normal(chains, draws) + 10.0 * torch.arange(chains)[:, None]
+    samples = tones + 0.1 * normal(chains, DRAWS, 2, TIME)
+    lp = normal(chains, DRAWS) + 10.0 * torch.arange(chains)[:, None]
     trace = trace_of(
         samples.numpy(),
         lp=lp.numpy(),
-        log_prior=normal(chains, draws, 2).numpy(),
+        log_prior=normal(chains, DRAWS, 2).numpy(),
         mixture=tones.mean(0).numpy(),
         source_names=NAMES,
         sample_rate=RATE,

@@ -47,8 +47,8 @@ def panels(figure: Figure, source: int) -> list[Axes]:
     return figure.axes[2 + 3 * source : 5 + 3 * source]
 
 
-def heights(ax: Axes, collection: int = 0) -> np.ndarray:
-    return np.asarray(ax.collections[collection].get_paths()[0].vertices)[:, 1]
+def heights(ax: Axes) -> np.ndarray:
+    return np.asarray(ax.collections[0].get_paths()[0].vertices)[:, 1]
 
 
 def test_it_shows_the_best_chain_where_its_draws_differ_most() -> None:
