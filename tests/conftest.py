@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,6 +11,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Size, Tensor
 
 from pyro_sep.mixing.known import Mixing
+from pyro_sep.priors.base import Priors
+
+MakePriors = Callable[..., Priors]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
@@ -27,6 +30,14 @@ def pictures_without_layout(
     """
     if "viz" not in request.path.parts:
         monkeypatch.setattr(Figure, "get_layout_engine", lambda self: None)
+
+
+@pytest.fixture
+def one_after_another(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Chains in this process, however many processors the machine has."""
+    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 1)
+    with pytest.warns(UserWarning, match="Chains will be drawn sequentially"):
+        yield
 
 
 class GaussianPrior(TorchDistribution):

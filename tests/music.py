@@ -15,12 +15,12 @@ needs_ffmpeg = pytest.mark.skipif(
 )
 
 
-def write_tracks(root: Path, seconds: float = 1.5) -> None:
-    """Two training tracks and one test track of stereo noise; the bass of one is silent."""
+def write_tracks(root: Path) -> None:
+    """Two training tracks and one test track of stereo noise, 1.5 s; the bass of one is silent."""
     rng = np.random.default_rng(0)
     for track in ("train/a", "train/b", "test/c"):
         (root / track).mkdir(parents=True)
-        stems = 0.1 * rng.standard_normal((len(STEMS), int(seconds * RATE), 2))
+        stems = 0.1 * rng.standard_normal((len(STEMS), int(1.5 * RATE), 2))
         if track == "train/b":
             stems[0] = 0
         for name, samples in (*zip(STEMS, stems, strict=True), ("mixture", stems.sum(0))):

@@ -1,8 +1,12 @@
-"""Tiny networks of both families, for tests of what is built on them."""
+"""Tiny networks of both families, and their inputs, for tests of what is built on them."""
+
+import functools
 
 import torch
+from torch import Tensor
 
 from pyro_sep.models.flowavenet import FloWaveNetConfig
+from pyro_sep.models.registry import Network, NetworkConfig, build
 from pyro_sep.models.wavenet import WaveNetConfig
 
 WAVENET = WaveNetConfig(
@@ -28,3 +32,21 @@ def randomise(network: torch.nn.Module, std: float = 0.4) -> None:
     for parameter in network.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=std)
+
+
+@functools.cache
+def random_network(config: NetworkConfig, seed: int = 0) -> Network:
+    """In float64, and the same one at every call: copy it."""
+    torch.manual_seed(seed)
+    network = build(config)
+    randomise(network)
+    return network.double()
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def levels(*sigmas: float) -> Tensor:
+    return torch.tensor(sigmas, dtype=torch.float64)

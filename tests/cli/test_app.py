@@ -21,6 +21,7 @@ import typer
 import xarray as xr
 from music import excerpt, needs_ffmpeg, write_tracks
 from safetensors.torch import load_file, save_file
+from traces import trace_of
 
 from pyro_sep.audio.io import read_audio
 from pyro_sep.cli.app import main
@@ -40,7 +41,7 @@ from pyro_sep.separation.cost import Cost
 from pyro_sep.separation.presets import PRESETS
 from pyro_sep.storage.files import only_run
 from pyro_sep.trace import draws
-from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.dataset import load_trace, save_trace
 from pyro_sep.trace.draws import estimate_draws, select_draws
 from pyro_sep.viz import report
 
@@ -138,7 +139,7 @@ def command(*arguments: str | Path) -> list[str]:
     return [str(SCRIPT), *map(str, arguments)]
 
 
-def lines(err: str, program: str = "pyro-sep") -> list[str]:
+def lines(err: str) -> list[str]:
     """What stands on standard error beside the progress bar."""
     assert "Traceback" not in err
     written = [line for line in err.replace("\r", "\n").splitlines() if line.strip()]
@@ -1450,17 +1451,11 @@ def test_the_exit_code_says_whether_to_trust(
     call, tmp_path: Path, misfit: float, code: int
 ) -> None:
     sources = np.sin(np.arange(1, 3)[:, None] * np.arange(64.0))
-    tree = build_trace(
-        sources=np.broadcast_to(sources, (1, 5, 2, 64)),
-        lp=np.zeros((1, 5)),
-        log_prior=np.zeros((1, 5, 2)),
-        stats={},
-        warmup_stats={},
+    tree = trace_of(
+        np.broadcast_to(sources, (1, 5, 2, 64)),
         mixture=sources.sum(0),
         gains=(1.0, 1.0),
         source_names=("sine", "saw"),
-        sample_rate=8_000,
-        true_sources=None,
         attrs={"estimate": "mode"},
         misfit=np.full((1, 5, 2), misfit),
     )

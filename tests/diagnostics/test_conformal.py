@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from traces import trace_of
 
 from pyro_sep import load_priors
 from pyro_sep.audio.io import save_audio
@@ -26,7 +27,6 @@ from pyro_sep.evaluation.tracks import with_truth
 from pyro_sep.separation.api import separate, separate_batch
 from pyro_sep.trace.dataset import (
     FINGERPRINT,
-    build_trace,
     centroid,
     level_db,
     load_trace,
@@ -58,17 +58,13 @@ def make_trace(seed: int = 0, **changes: Any) -> xr.DataTree:
         "sources": loud + 0.02 * rng.normal(size=(2, 6, 2, TIME)),
         "lp": rng.normal(size=(2, 6)) + 10 * np.arange(2)[:, None],
         "log_prior": rng.normal(size=(2, 6, 2)),
-        "stats": {},
-        "warmup_stats": {},
         "mixture": truth.mean(0),
-        "gains": (0.5, 0.5),
         "source_names": NAMES,
         "sample_rate": RATE,
         "true_sources": truth,
         "attrs": ATTRS,
-        **changes,
     }
-    return build_trace(**given)
+    return trace_of(**given | changes)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from traces import trace_of
 
 from pyro_sep.data.toy import toy_mixture
 from pyro_sep.diagnostics.convergence import (
@@ -26,7 +27,7 @@ from pyro_sep.diagnostics.verdict import (
     format_diagnosis,
 )
 from pyro_sep.priors.io import load_priors
-from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.dataset import load_trace, save_trace
 
 
 def trace(values: np.ndarray) -> xr.DataTree:
@@ -98,9 +99,9 @@ FLOOR = 0.5 * math.log(2 * math.pi * math.e * SIGMA**2)
 GRADIENTS = 1234
 
 
-def spread(chains: int, draws: int, rho: float = 0.0, seed: int = 0) -> np.ndarray:
+def spread(chains: int, draws: int, rho: float = 0.0) -> np.ndarray:
     """Tones (chain, draw, source, time) with AR(1) errors that cancel in the mixture."""
-    noise = np.random.default_rng(seed).normal(size=(chains, draws, 3, TIME))
+    noise = np.random.default_rng(0).normal(size=(chains, draws, 3, TIME))
     for t in range(1, draws):
         noise[:, t] = rho * noise[:, t - 1] + math.sqrt(1 - rho**2) * noise[:, t]
     return TONES + 0.05 * (noise - noise.mean(2, keepdims=True))
@@ -113,18 +114,15 @@ def separated(sources: np.ndarray, excess: Any = -0.2, **changes: Any) -> xr.Dat
     per_sample = np.broadcast_to(excess, shape) - FLOOR + 1 / 12
     given = {
         "sources": sources,
-        "lp": np.zeros(shape[:2]),
         "log_prior": TIME * per_sample + np.random.default_rng(1).normal(size=shape),
         "stats": {"noise_level": np.full(shape[:2], SIGMA)},
         "warmup_stats": {"noise_level": np.ones((shape[0], 7))},
         "mixture": TONES.mean(0),
-        "gains": np.full(3, 1 / 3),
         "source_names": NAMES,
         "sample_rate": RATE,
-        "true_sources": None,
         "attrs": {"gradients": GRADIENTS},
     }
-    return build_trace(**{**given, **changes})
+    return trace_of(**given | changes)
 
 
 def judged(tree: xr.DataTree) -> Diagnosis:

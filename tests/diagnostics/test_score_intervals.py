@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from traces import trace_of
 
 from pyro_sep import load_priors
 from pyro_sep.diagnostics import score_intervals
@@ -24,7 +25,7 @@ from pyro_sep.evaluation.metrics import si_sdr
 from pyro_sep.priors.io import SHIPPED
 from pyro_sep.separation.inputs import fingerprints
 from pyro_sep.separation.presets import resolve_settings
-from pyro_sep.trace.dataset import FINGERPRINT, build_trace
+from pyro_sep.trace.dataset import FINGERPRINT
 
 RATE, TIME = 8_000, 400
 NAMES = ["oboe", "flute"]
@@ -49,16 +50,12 @@ def make_trace(attrs: dict[str, Any] = ATTRS, chains: int = 2, **changes: Any) -
         "sources": tones + wrong,
         "lp": rng.normal(size=(chains, 5)),
         "log_prior": rng.normal(size=(chains, 5, 2)),
-        "stats": {},
-        "warmup_stats": {},
         "mixture": tones.mean(0),
-        "gains": (0.5, 0.5),
         "source_names": NAMES,
         "sample_rate": RATE,
-        "true_sources": None,
         "attrs": attrs,
     }
-    return build_trace(**given | changes)
+    return trace_of(**given | changes)
 
 
 def learned(trace: xr.DataTree, errors: list[float]) -> ScoreErrors:

@@ -22,8 +22,8 @@ from pyro_sep.storage.files import save_json
 RATE, TIME = 8_000, 12_000
 
 
-def track(name: str, rate: int = RATE, subset: str = "", **stems: Tensor) -> Track:
-    return Track(name, subset, {stem: lambda x=x: (x, rate) for stem, x in stems.items()})
+def track(name: str, rate: int = RATE, **stems: Tensor) -> Track:
+    return Track(name, "", {stem: lambda x=x: (x, rate) for stem, x in stems.items()})
 
 
 @pytest.fixture

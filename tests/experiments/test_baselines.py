@@ -28,18 +28,18 @@ def tone(frequency: float, time: int = TIME) -> Tensor:
     return torch.sin(2 * math.pi * frequency * torch.arange(time) / RATE)
 
 
-def clicks(seed: int, time: int = TIME) -> Tensor:
+def clicks(seed: int) -> Tensor:
     """Bursts of noise that die away within milliseconds, five a second."""
-    noise = torch.randn(time, generator=torch.Generator().manual_seed(seed))
-    since = (torch.arange(time) + 997) % (RATE // 5)
+    noise = torch.randn(TIME, generator=torch.Generator().manual_seed(seed))
+    since = (torch.arange(TIME) + 997) % (RATE // 5)
     return noise * torch.exp(-since / 40)
 
 
-def hum(frequency: float, seed: int, time: int = TIME) -> Tensor:
+def hum(frequency: float, seed: int) -> Tensor:
     """Overtones of fixed levels, as loud as noise of a few hertz says."""
     generator = torch.Generator().manual_seed(seed)
-    envelope = torch.rand(time // 2_000 + 1, generator=generator).repeat_interleave(2_000)[:time]
-    return (0.1 + envelope) * sum(tone(k * frequency, time) / k for k in range(1, 8))
+    envelope = torch.rand(TIME // 2_000 + 1, generator=generator).repeat_interleave(2_000)[:TIME]
+    return (0.1 + envelope) * sum(tone(k * frequency) / k for k in range(1, 8))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import MakePriors
 from scripts import load
 from torch import Tensor
 
@@ -17,11 +18,9 @@ from pyro_sep.data.toy import draw_sources
 from pyro_sep.diagnostics.sbc import NOMINAL
 from pyro_sep.inference.annealing.settings import Annealing
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import Priors
 
 MIXING = Mixing((0.6, -0.9), 0.05)
 LEVELS, SIGMA_MIN, TIME = (0.8, 0.3), 0.2, 8
-MakePriors = Callable[..., Priors]
 Law = Callable[[Sequence[float], Mixing, float], tuple[Tensor, Tensor]]
 
 

@@ -12,6 +12,7 @@ import pytest
 import samplers
 import torch
 from _common import resume
+from conftest import MakePriors
 from networks import NESTED, randomise
 from pyro import poutine
 from pyro.infer import NUTS
@@ -27,7 +28,6 @@ from pyro_sep.separation.api import Separation, separation_from_draws
 from pyro_sep.separation.presets import default_ladder
 
 compare = load("compare_samplers")
-MakePriors = Callable[..., Priors]
 Law = Callable[..., tuple[Tensor, Tensor]]
 TIME = 256
 

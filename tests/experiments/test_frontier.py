@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from _common import load_rows
+from conftest import MakePriors
 from scripts import load
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.separation.presets import default_ladder, resolve_settings
 
 frontier = load("frontier")
-MakePriors = Callable[..., Priors]
 TIME, LEVEL, SEED = 4_000, 0.5, 3
 
 

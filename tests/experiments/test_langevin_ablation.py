@@ -1,12 +1,12 @@
 """Each fault is the one that it says, on priors whose score is known."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import MakePriors
 from networks import NESTED, randomise
 from scripts import load
 from torch import Tensor
@@ -20,7 +20,6 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.priors.networks import FloWaveNetPrior
 
 ablation = load("langevin_ablation")
-MakePriors = Callable[..., Priors]
 LEVELS, SIGMA, TIME = (0.5, 0.2), 0.3, 64
 
 

@@ -1,8 +1,8 @@
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import MakePriors
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -10,10 +10,8 @@ from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.state import Evaluation, StepInfo, UnderdampedState
 from pyro_sep.inference.steps.gains import JointState, rescale, update
 from pyro_sep.mixing.latent import GAIN_RANGE, NOISE_SPREAD, LatentMixing
-from pyro_sep.priors.base import Priors
 
 BATCH, TIME, SIGMA, LEVEL = 2_000, 6, 0.3, 0.6
-MakePriors = Callable[..., Priors]
 
 
 def generator(seed: int = 0) -> torch.Generator:

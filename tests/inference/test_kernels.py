@@ -4,7 +4,7 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,6 @@ def run(kernel: MCMCKernel, draws: int, warmup: int, *, seed: int = 0, **options
     mcmc = MCMC(kernel, draws, warmup, disable_progbar=True, **options)
     mcmc.run()
     return mcmc
-
-
-@pytest.fixture
-def one_after_another(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Chains in this process, however many processors the machine has."""
-    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 1)
-    with pytest.warns(UserWarning, match="Chains will be drawn sequentially"):
-        yield
 
 
 def conjugate_model() -> None:

@@ -1,18 +1,16 @@
 import math
-from collections.abc import Callable
 from itertools import permutations
 
 import pytest
 import scipy.stats
 import torch
+from conftest import MakePriors
 from torch import Tensor
 
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.steps.permutation import draw_assignment, reassign
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import Priors
 
-MakePriors = Callable[..., Priors]
 ORDERS = list(permutations(range(3)))
 
 

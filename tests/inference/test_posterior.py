@@ -1,18 +1,16 @@
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 import torch
-from conftest import GaussianPrior
+from conftest import GaussianPrior, MakePriors
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_sep.inference import posterior
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import Priors
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 
 GAINS = (0.3, 1.5, -0.8)
@@ -20,7 +18,6 @@ LEVELS = (0.2, 0.9, 0.5)
 SIGMA = 0.4
 BATCH, TIME = 6, 5
 FRAME = 8  # of sources longer than their mixture
-MakePriors = Callable[..., Priors]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

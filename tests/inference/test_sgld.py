@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from conftest import MakePriors
 from pyro.infer import MCMC, Predictive
 from pyro.infer.autoguide import init_to_value
 from torch import Tensor
@@ -20,9 +21,7 @@ from pyro_sep.inference.kernels.sgld import SGLD
 from pyro_sep.inference.steps.langevin import langevin_proposal
 from pyro_sep.mixing.known import Mixing
 from pyro_sep.mixing.known import model as mixture_model
-from pyro_sep.priors.base import Priors
 
-MakePriors = Callable[..., Priors]
 GaussianLaw = Callable[..., tuple[Tensor, Tensor]]
 BATCH = 400
 DATA = torch.tensor([0.7, 1.9, 1.1])
@@ -50,14 +49,6 @@ def assert_mean(values: Tensor, expected: float, sigmas: float = 4.5) -> None:
     batch = values.double().mean(0)
     error = float(batch.std()) / math.sqrt(len(batch))
     assert abs(float(batch.mean()) - expected) < sigmas * error, (batch.mean(), expected, error)
-
-
-@pytest.fixture
-def one_after_another(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Chains in this process, however many processors the machine has."""
-    monkeypatch.setattr("pyro.infer.mcmc.api.mp.cpu_count", lambda: 1)
-    with pytest.warns(UserWarning, match="Chains will be drawn sequentially"):
-        yield
 
 
 def normal_model(data: Tensor) -> None:

@@ -1,22 +1,20 @@
 """Particles down the ladder, with Gaussian priors: evidence and posterior in closed form."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import MakePriors
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.smc.annealed import BRIDGE, _Path, anneal_particles
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import Priors
 
 GAINS, LEVELS, TIME = (0.6, -0.9), (0.8, 0.3), 6
 SIGMA_MAX, SIGMA_MIN = 3.0, 0.1
 MIXING = Mixing(GAINS, 0.05)
 PARTICLES, RUNS = 128, 12
-MakePriors = Callable[..., Priors]
 
 
 def mixture(time: int = TIME) -> torch.Tensor:

@@ -1,10 +1,10 @@
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import permutations
 
 import pytest
 import torch
-from conftest import GaussianPrior
+from conftest import GaussianPrior, MakePriors
 from torch import Tensor
 
 from pyro_sep.inference.annealing.descent import Found
@@ -17,7 +17,6 @@ from pyro_sep.priors.base import Priors
 from pyro_sep.priors.spike_slab import SpikeAndSlab
 from pyro_sep.progress import Progress
 
-MakePriors = Callable[..., Priors]
 PLACES, TIME, SIGMA = (-1.5, 0.0, 1.5), 20, 0.1
 SETTINGS = Annealing(1.5, 0.3, SIGMA, levels=6)
 

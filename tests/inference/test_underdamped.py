@@ -4,15 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import MakePriors
 from torch import Tensor
 
 from pyro_sep.inference.posterior import AnnealedPosterior
 from pyro_sep.inference.state import Evaluation, UnderdampedState
 from pyro_sep.inference.steps.underdamped import init, underdamped_step
 from pyro_sep.mixing.known import Mixing
-from pyro_sep.priors.base import Priors
 
-MakePriors = Callable[..., Priors]
 GaussianLaw = Callable[..., tuple[Tensor, Tensor]]
 MEAN = torch.tensor([2.0, -1.0, 0.5]).double()
 CURVATURES = torch.tensor([0.1, 0.3, 1.0]).double()  # of the largest

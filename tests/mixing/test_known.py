@@ -9,6 +9,7 @@ import pyro
 import pytest
 import scipy.stats
 import torch
+from conftest import MakePriors
 from networks import NESTED, WAVENET, randomise
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, Predictive, Trace_ELBO
@@ -34,7 +35,6 @@ from pyro_sep.priors.io import load_priors
 from pyro_sep.priors.networks import FloWaveNetPrior, WaveNetPrior
 
 UNEQUAL = Mixing((0.3, 1.5, -0.8), 0.2)
-MakePriors = Callable[..., Priors]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -287,7 +287,7 @@ def test_numbers_out_of_range(gains: tuple[float, ...], noise_scale: float, matc
     assert "\n" not in str(caught.value)
 
 
-def test_gains_are_those_of_the_set(gaussian_priors: Callable[..., Priors]) -> None:
+def test_gains_are_those_of_the_set(gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(0.5, 0.2)
     assert default_gains(priors) == (0.5, 0.5)
     for prior in priors.values():
@@ -295,7 +295,7 @@ def test_gains_are_those_of_the_set(gaussian_priors: Callable[..., Priors]) -> N
     assert default_gains(priors) == (1.0, 1.0)  # of a prior that states nothing
 
 
-def test_priors_of_sets_that_disagree_need_gains(gaussian_priors: Callable[..., Priors]) -> None:
+def test_priors_of_sets_that_disagree_need_gains(gaussian_priors: MakePriors) -> None:
     priors = gaussian_priors(0.5, 0.2)
     priors["one"].mixing = "sum"
     message = "^priors: got mixing 'sum' for one, 'mean' for two, expected one of all; give gains$"

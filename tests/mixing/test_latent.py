@@ -1,11 +1,11 @@
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from conftest import MakePriors
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro.ops.stats import effective_sample_size
@@ -24,9 +24,7 @@ from pyro_sep.mixing.latent import (
     known_mixing,
     start_mixing,
 )
-from pyro_sep.priors.base import Priors
 
-MakePriors = Callable[..., Priors]
 GAINS = torch.tensor([[0.3, 1.5], [0.8, 0.4], [2.0, 1.9]]).double()
 NOISE = torch.tensor([0.01, 0.9, 0.2]).double()
 LATENT = LatentMixing(GAINS, NOISE)

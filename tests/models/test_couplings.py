@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 import torch
+from networks import noise
 from nflows.transforms.coupling import CouplingTransform
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, Normal
@@ -62,11 +63,6 @@ def stubbed(kind: Kind, std: float = 0.4) -> CouplingTransform:
 def constant(kind: Kind, parameters: Tensor, components: int) -> CouplingTransform:
     """Two channels, of which the second is mapped by given parameters."""
     return coupling(kind, [0, 1], lambda i, o: Constant(parameters), components)
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def frames(scale: float = 1.0) -> Tensor:

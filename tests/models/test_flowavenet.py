@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 import safetensors.torch
 import torch
-from networks import randomise
+from networks import levels, noise, randomise
 from nflows.transforms import ActNorm, Permutation, Transform
 from nflows.transforms.coupling import CouplingTransform
 from torch import Tensor, nn
@@ -59,15 +59,6 @@ def tiny(seed: int = 0, **changes: Any) -> FloWaveNet:
     network = FloWaveNet(config_of(**changes))
     randomise(network, 0.2)
     return network.double().eval().requires_grad_(False)
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def noisy(time: int = TIME, sigmas: tuple[float, ...] = SIGMAS) -> tuple[Tensor, Tensor]:
@@ -365,12 +356,11 @@ def test_nested_couplings_map_half_of_what_is_left() -> None:
 
 
 def test_halves_change_places() -> None:
-    network = tiny(partition="halves")
-    for step in of_kind(network, Permutation):
-        channels = len(step._permutation)
-        half = channels // 2
-        expected = [*range(half, channels), *range(half)]
-        assert step._permutation.tolist() == expected
+    swaps = of_kind(tiny(partition="halves"), Permutation)
+    assert len(swaps) == 4  # two a block
+    for swap, half in zip(swaps, (1, 1, 2, 2), strict=True):
+        swapped, _ = swap(torch.arange(2 * half)[None, :, None, None])
+        assert swapped.flatten().tolist() == [*range(half, 2 * half), *range(half)]
 
 
 def test_act_norm_starts_with_the_first_training_batch() -> None:

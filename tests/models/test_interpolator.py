@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import randomise
+from networks import levels, noise, randomise
 from torch import Tensor
 
 from pyro_sep.models.interpolator import Interpolator, Stage, _aliasing, _around, nested_stages
@@ -44,15 +44,6 @@ def tiny(
     for spectrum in network.spectra:
         torch.nn.init.normal_(spectrum.thresholds.weight, std=0.3)
     return network.double().requires_grad_(False)
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(("size", "count"), [(2, 1), (8, 2), (16, 4), (64, 5), (24, 3), (12, 2)])

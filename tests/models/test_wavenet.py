@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import scipy.stats
 import torch
+from networks import levels
 from torch import Tensor
 
 from pyro_sep.models.wavenet import CONFIGS, Components, WaveNet, WaveNetConfig, _draw
@@ -51,10 +52,6 @@ def tiny(seed: int = 0, **changes: Any) -> WaveNet:
 def noise(*shape: int, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return 0.7 * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def stacked(components: Components) -> Tensor:

@@ -47,8 +47,8 @@ PRIORS = {name: WhitePrior(level) for name, level in LEVELS.items()}
 FRAMES, TIME = 50, 2_000
 
 
-def white_audio(seed: int = 1) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+def white_audio() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
     return {
         name: level * torch.randn(FRAMES, TIME, generator=generator)
         for name, level in LEVELS.items()

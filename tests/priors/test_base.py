@@ -16,13 +16,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from networks import HALVES, NESTED, WAVENET, randomise
+from networks import HALVES, NESTED, WAVENET, levels, random_network
 from pyro.infer import MCMC, NUTS, Predictive
 from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine import trace
 from torch import Tensor
 
-from pyro_sep.models.registry import FAMILIES, Network, NetworkConfig, build, family_of
+from pyro_sep.models.registry import FAMILIES, NetworkConfig, build, family_of
 from pyro_sep.models.waveform import Waveform, WaveformConfig
 from pyro_sep.models.wavenet import WaveNet
 from pyro_sep.priors.io import load_prior, save_prior
@@ -43,15 +43,6 @@ CLEAN = {name: replace(config, sigma_min=0.0, sigma_max=0.0) for name, config in
 
 MakePrior = Callable[..., NetworkPrior]
 learned = pytest.mark.parametrize("make", CONFIGS, indirect=True)
-
-
-@functools.cache
-def random_network(config: NetworkConfig) -> Network:
-    """What starts at zero is random too, or no output would depend on its inputs."""
-    torch.manual_seed(0)
-    network = build(config)
-    randomise(network)
-    return network.double()
 
 
 def prior_of(config: NetworkConfig, **arguments: object) -> NetworkPrior:
@@ -77,10 +68,6 @@ def make(request: pytest.FixtureRequest) -> MakePrior:
 def noise(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return 0.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def test_every_family_has_a_prior() -> None:

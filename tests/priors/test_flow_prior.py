@@ -1,7 +1,6 @@
 """A flow's prior as a transformed distribution: the transform, ``rsample``, and its latent."""
 
 import copy
-import functools
 import math
 from dataclasses import replace
 
@@ -9,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from networks import HALVES, NESTED, randomise
+from networks import HALVES, NESTED, levels, noise, random_network
 from pyro import poutine
 from pyro.infer import NUTS
 from pyro.infer.autoguide.initialization import init_to_value
@@ -17,7 +16,7 @@ from pyro.infer.reparam import TransformReparam
 from torch import Tensor
 
 from pyro_sep.mixing.known import Mixing, model
-from pyro_sep.models.flowavenet import FloWaveNet, FloWaveNetConfig
+from pyro_sep.models.flowavenet import FloWaveNetConfig
 from pyro_sep.priors.networks import FloWaveNetPrior, FlowTransform
 
 TIME = 8
@@ -28,15 +27,6 @@ CONFIGS = {
 }
 
 
-@functools.cache
-def random_network(config: FloWaveNetConfig, seed: int) -> FloWaveNet:
-    """What starts at zero is random too, or no output would depend on its inputs."""
-    torch.manual_seed(seed)
-    network = FloWaveNet(config)
-    randomise(network)
-    return network.double()
-
-
 def prior_of(config: FloWaveNetConfig, name: str = "saw", seed: int = 0) -> FloWaveNetPrior:
     network = copy.deepcopy(random_network(config, seed))
     return FloWaveNetPrior(network, name=name, sample_rate=16_000, time=TIME)
@@ -45,15 +35,6 @@ def prior_of(config: FloWaveNetConfig, name: str = "saw", seed: int = 0) -> FloW
 @pytest.fixture(params=CONFIGS)
 def prior(request: pytest.FixtureRequest) -> FloWaveNetPrior:
     return prior_of(CONFIGS[request.param])
-
-
-def noise(*shape: int, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def levels(*sigmas: float) -> Tensor:
-    return torch.tensor(sigmas, dtype=torch.float64)
 
 
 def white(z: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import xarray as xr
 from torch import Tensor
+from traces import trace_of
 
 from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
@@ -14,12 +15,10 @@ from pyro_sep.data.tracks import ALTERNATIVES, Audio, stems_folder
 from pyro_sep.results import stems
 from pyro_sep.results.stems import StemFiles, drawn_contributions, silent_seconds, write_stems
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace.dataset import build_trace
 from pyro_sep.trace.draws import mode_draws, select_draws
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
 BEST = 1  # chain
-FLAC_STEP = 2.0**-23
 
 
 def make_result(inferred: bool = False) -> Separation:
@@ -34,18 +33,14 @@ def make_result(inferred: bool = False) -> Separation:
     sources = tones + 0.01 * normal(CHAINS, DRAWS, 2, TIME)
     gains = torch.tensor(GAINS)
     drawn_gains = gains + 0.1 * normal(CHAINS, DRAWS, 2)
-    trace = build_trace(
-        sources=sources.numpy(),
+    trace = trace_of(
+        sources.numpy(),
         lp=(normal(CHAINS, DRAWS) + 10.0 * torch.arange(CHAINS)[:, None]).numpy(),
         log_prior=normal(CHAINS, DRAWS, 2).numpy(),
-        stats={},
-        warmup_stats={},
         mixture=(gains @ tones + 0.05 * normal(TIME)).numpy(),
         gains=drawn_gains.numpy() if inferred else GAINS,
         source_names=NAMES,
         sample_rate=RATE,
-        true_sources=None,
-        attrs={},
     )
     mean = sources[BEST].mean(0)
     return Separation(mean, NAMES, RATE, trace, gains[:, None] * mean)
@@ -140,19 +135,13 @@ def stereo_result() -> Separation:
     oboe, flute = 0.5 * torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
     channels = torch.stack([torch.stack([oboe, oboe]), torch.stack([flute, 0 * flute])])
     frames = channels.mT.flatten(1)
-    trace = build_trace(
-        sources=frames.expand(1, DRAWS, 2, 2 * TIME),
-        lp=torch.zeros(1, DRAWS),
-        log_prior=torch.zeros(1, DRAWS, 2),
-        stats={},
-        warmup_stats={},
+    trace = trace_of(
+        frames.expand(1, DRAWS, 2, 2 * TIME),
         mixture=frames.sum(0),
         gains=(1.0, 1.0),
         source_names=NAMES,
         sample_rate=RATE,
         channels=2,
-        true_sources=None,
-        attrs={},
     )
     mid, side = channels.mean(1), (channels[:, 0] - channels[:, 1]) / 2
     return Separation(mid, NAMES, RATE, trace, mid, side=side)
@@ -318,20 +307,8 @@ def test_silence_for_a_while(
 
 def test_a_recording_has_the_channels_that_were_separated(tmp_path: Path) -> None:
     result = make_result()
-    two = build_trace(
-        sources=np.zeros((1, 4, 2, 2 * TIME)),
-        lp=np.zeros((1, 4)),
-        log_prior=np.zeros((1, 4, 2)),
-        stats={},
-        warmup_stats={},
-        mixture=np.zeros(2 * TIME),
-        gains=GAINS,
-        source_names=NAMES,
-        sample_rate=RATE,
-        true_sources=None,
-        attrs={},
-        channels=2,
-    )
+    silence = np.zeros((1, 4, 2, 2 * TIME))
+    two = trace_of(silence, gains=GAINS, source_names=NAMES, sample_rate=RATE, channels=2)
     both = replace(result, trace=two, side=0 * result.contributions)
     for channels in (1, 3):
         with pytest.raises(ValueError, match=f"recording: got {channels} channels, expected the 2"):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from torch import Tensor
+from traces import trace_of
 
 from pyro_sep.diagnostics.verdict import diagnose
 from pyro_sep.results import writer
@@ -16,14 +17,14 @@ from pyro_sep.results.stems import StemFiles
 from pyro_sep.results.writer import REPORT, Seconds, is_finished, own_files, write_separation
 from pyro_sep.separation.api import Separation
 from pyro_sep.storage.files import atomic_write
-from pyro_sep.trace.dataset import build_trace, load_trace
+from pyro_sep.trace.dataset import load_trace
 from pyro_sep.viz.report import REPORT_MARK
 
-RATE, TIME, NAMES = 8_000, 400, ("oboe", "flute")
+RATE, TIME, DRAWS, NAMES = 8_000, 400, 8, ("oboe", "flute")
 FILES = ["flute.wav", "oboe.wav", "separation.png", "summary.json", "trace.nc"]
 
 
-def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None) -> Separation:
+def make_result(chains: int = 2, presence: Tensor | None = None) -> Separation:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -31,19 +32,15 @@ def make_result(chains: int = 2, draws: int = 8, presence: Tensor | None = None)
 
     t = torch.arange(TIME) / RATE
     tones = torch.stack([torch.sin(2 * torch.pi * f * t) for f in (300.0, 900.0)])
-    samples = tones + 0.1 * normal(chains, draws, 2, TIME)
-    lp = normal(chains, draws) + 10.0 * torch.arange(chains)[:, None]
-    trace = build_trace(
-        sources=samples.numpy(),
+    samples = tones + 0.1 * normal(chains, DRAWS, 2, TIME)
+    lp = normal(chains, DRAWS) + 10.0 * torch.arange(chains)[:, None]
+    trace = trace_of(
+        samples.numpy(),
         lp=lp.numpy(),
-        log_prior=normal(chains, draws, 2).numpy(),
-        stats={},
-        warmup_stats={},
+        log_prior=normal(chains, DRAWS, 2).numpy(),
         mixture=tones.mean(0).numpy(),
-        gains=(0.5, 0.5),
         source_names=NAMES,
         sample_rate=RATE,
-        true_sources=None,
         attrs={"seed": 4, "settings": {"chains": chains}},
     )
     sources = samples[-1].mean(0)

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import torch
 from conftest import GaussianPrior
+from traces import trace_of
 
 from pyro_sep.audio.io import read_audio
 from pyro_sep.data.toy import draw_sources
@@ -28,7 +29,7 @@ from pyro_sep.priors.networks import WaveNetPrior
 from pyro_sep.separation.api import separate
 from pyro_sep.storage.files import save_json
 from pyro_sep.storage.seals import seal_length, sealed
-from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.dataset import load_trace, save_trace
 from pyro_sep.trace.zarr_store import TraceStore
 
 HARDER = int(os.environ.get("HARDER", "1"))
@@ -102,16 +103,11 @@ def make_trace(**changes: Any) -> Any:
         "sources": rng.normal(size=(2, 4, 2, 16)),
         "lp": rng.normal(size=(2, 4)),
         "log_prior": rng.normal(size=(2, 4, 2)),
-        "stats": {},
         "warmup_stats": {"step_size": rng.normal(size=(2, 3))},
         "mixture": rng.normal(size=16),
-        "gains": (0.5, 0.5),
-        "source_names": ("oboe", "flute"),
-        "sample_rate": 8_000,
-        "true_sources": None,
         "attrs": {"seed": 1, "settings": {"levels": 3}},
     }
-    return build_trace(**{**given, **changes})
+    return trace_of(**given | changes)
 
 
 def check_file(path: Path, count: int, read: Callable[[Path], object], seal: str = "") -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from traces import trace_of
 
 from pyro_sep.data.tracks import Track
 from pyro_sep.diagnostics.conformal import actual
@@ -21,7 +22,7 @@ from pyro_sep.diagnostics.initial import compare_initial
 from pyro_sep.evaluation.tracks import with_truth
 from pyro_sep.results.stems import heard_windows, silent_seconds
 from pyro_sep.separation.api import Separation
-from pyro_sep.trace import build_trace, load_trace, save_trace
+from pyro_sep.trace import load_trace, save_trace
 from pyro_sep.trace.dataset import in_channels
 from pyro_sep.trace.estimate import estimate_channels, estimate_sources, shrunk_mean
 from pyro_sep.viz.report import render_report
@@ -52,12 +53,8 @@ def trace(
     sources = np.stack([[[CENTRE, guitar]] * 5 for guitar in guitars])
     shape = sources.shape[:2]
     known = np.stack([CENTRE, OPPOSITE])
-    return build_trace(
-        sources=sources,
-        lp=np.zeros(shape),
-        log_prior=np.zeros((*shape, 2)),
-        stats={},
-        warmup_stats={},
+    return trace_of(
+        sources,
         mixture=known.sum(0),
         gains=[1.0, 1.0],
         source_names=NAMES,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from numpy.typing import NDArray
+from traces import trace_of
 
-from pyro_sep.trace.dataset import build_trace
 from pyro_sep.trace.estimate import estimate_sources, shrunk_mean
 
 RATE = 16_000
@@ -17,18 +17,9 @@ def noise(seed: int, *shape: int) -> NDArray[np.float32]:
 
 def trace(sources: NDArray[np.floating], estimate: str, lp: NDArray[np.floating]) -> xr.DataTree:
     """A trace of draws ``(chain, draw, source, time)``."""
-    return build_trace(
-        sources=sources,
-        lp=lp,
-        log_prior=np.zeros(sources.shape[:3]),
-        stats={},
-        warmup_stats={},
-        mixture=np.zeros(sources.shape[-1]),
-        gains=(0.5, -2.0),
-        source_names=("flute", "harp"),
-        sample_rate=RATE,
-        true_sources=None,
-        attrs={"estimate": estimate},
+    names, attrs = ("flute", "harp"), {"estimate": estimate}
+    return trace_of(
+        sources, lp=lp, gains=(0.5, -2.0), source_names=names, sample_rate=RATE, attrs=attrs
     )
 
 

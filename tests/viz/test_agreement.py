@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import xarray as xr
+from traces import trace_of
 
-from pyro_sep.trace.dataset import build_trace
 from pyro_sep.viz.agreement import plot_agreement
 
 RATE, TIME = 1_000, 1_050
@@ -14,18 +14,9 @@ def trace(chains: int) -> xr.DataTree:
     """A source that all chains hold alike, and one in which they differ in the second half."""
     sources = np.random.default_rng(0).normal(size=(1, 1, 2, TIME)).repeat(chains, 0)
     sources[0, :, 1, TIME // 2 :] *= -1
-    return build_trace(
-        sources=sources,
-        lp=np.zeros((chains, 1)),
-        log_prior=np.zeros((chains, 1, 2)),
-        stats={},
-        warmup_stats={},
-        mixture=sources[0, 0].sum(0),
-        gains=(1.0, 1.0),
-        source_names=["same", "other $name"],
-        sample_rate=RATE,
-        true_sources=None,
-        attrs={},
+    mixture, names = sources[0, 0].sum(0), ["same", "other $name"]
+    return trace_of(
+        sources, mixture=mixture, gains=(1.0, 1.0), source_names=names, sample_rate=RATE
     )
 
 

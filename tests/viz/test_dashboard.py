@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from traces import trace_of
 
-from pyro_sep.trace.dataset import build_trace
 from pyro_sep.viz.dashboard import plot_diagnostics
 
 DRAWS = 12
@@ -17,16 +17,10 @@ def trace(draws: int = DRAWS, **changes: Any) -> xr.DataTree:
         "lp": rng.normal(size=(2, draws)),
         "log_prior": rng.normal(size=(2, draws, 2)),
         "stats": {"energy": rng.normal(size=(2, draws))},
-        "warmup_stats": {},
         "mixture": rng.normal(size=64),
-        "gains": (0.5, 0.5),
         "source_names": ["oboe", "flute"],
-        "sample_rate": 8_000,
-        "true_sources": None,
-        "attrs": {},
-        **changes,
     }
-    return build_trace(**given)
+    return trace_of(**given | changes)
 
 
 @pytest.mark.parametrize("variable", ["level_db", "centroid", "log_prior"])

@@ -15,12 +15,13 @@ import soundfile
 import torch
 import xarray as xr
 from PIL import Image
+from traces import trace_of
 
 from pyro_sep.audio.resampling import resample
 from pyro_sep.cli.app import main
 from pyro_sep.diagnostics.verdict import Verdict
 from pyro_sep.evaluation.metrics import si_sdr
-from pyro_sep.trace.dataset import build_trace, save_trace
+from pyro_sep.trace.dataset import save_trace
 from pyro_sep.trace.estimate import estimate_sources
 from pyro_sep.viz import report
 from pyro_sep.viz.report import render_report, write_report
@@ -41,17 +42,13 @@ def make_trace(**changes: Any) -> xr.DataTree:
         "sources": truth + 0.1 * rng.normal(size=(CHAINS, DRAWS, 2, TIME)),
         "lp": rng.normal(size=(CHAINS, DRAWS)) + 10 * np.arange(CHAINS)[:, None],
         "log_prior": rng.normal(size=(CHAINS, DRAWS, 2)),
-        "stats": {},
-        "warmup_stats": {},
         "mixture": truth.mean(0),
-        "gains": (0.5, 0.5),
         "source_names": NAMES,
         "sample_rate": RATE,
         "true_sources": truth,
         "attrs": {"seed": 4, "gradients": 1234, "settings": {"levels": 22, "step_size": 0.7}},
-        **changes,
     }
-    return build_trace(**given)
+    return trace_of(**given | changes)
 
 
 class Page(HTMLParser):

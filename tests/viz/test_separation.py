@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from traces import trace_of
 
-from pyro_sep.trace.dataset import build_trace
 from pyro_sep.trace.estimate import estimate_sources
 from pyro_sep.viz.separation import plot_separation
 from pyro_sep.viz.signals import zoom_start
@@ -27,22 +27,15 @@ def trace(**changes: Any) -> tuple[xr.DataTree, np.ndarray]:
     scale = np.where((np.arange(4000) >= LOUD) & (np.arange(4000) < LOUD + WIDTH), 0.3, 0.1)
     sources = truth + scale * rng.normal(size=(2, 40, 2, 4000))
     sources[0] = 0
-    lp = np.array([[-10.0], [5.0]]) + rng.normal(size=(2, 40))
     given = {
         "sources": sources,
-        "lp": lp,
-        "log_prior": np.zeros((2, 40, 2)),
-        "stats": {},
-        "warmup_stats": {},
+        "lp": np.array([[-10.0], [5.0]]) + rng.normal(size=(2, 40)),
         "mixture": truth.mean(0),
-        "gains": np.array([0.5, 0.5]),
         "source_names": ["sine", "square"],
         "sample_rate": RATE,
         "true_sources": truth,
-        "attrs": {},
-        **changes,
     }
-    return build_trace(**given), sources[1]
+    return trace_of(**given | changes), sources[1]
 
 
 def curves(ax: Axes) -> dict[str, Any]:
@@ -54,8 +47,8 @@ def panels(figure: Figure, source: int) -> list[Axes]:
     return figure.axes[2 + 3 * source : 5 + 3 * source]
 
 
-def heights(ax: Axes, collection: int = 0) -> np.ndarray:
-    return np.asarray(ax.collections[collection].get_paths()[0].vertices)[:, 1]
+def heights(ax: Axes) -> np.ndarray:
+    return np.asarray(ax.collections[0].get_paths()[0].vertices)[:, 1]
 
 
 def test_it_shows_the_best_chain_where_its_draws_differ_most() -> None:

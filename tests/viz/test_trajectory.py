@@ -4,8 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from traces import trace_of
 
-from pyro_sep.trace.dataset import build_trace, load_trace, save_trace
+from pyro_sep.trace.dataset import load_trace, save_trace
 from pyro_sep.viz.trajectory import plot_trajectory
 
 SIGMAS = np.array([2.0, 1.0, 0.5, 0.1, 0.1], np.float32)
@@ -22,19 +23,12 @@ def trace(constraint: str = "exact", **changes: Any) -> xr.DataTree:
     given = {
         "sources": np.zeros((2, 4, 2, 100)),
         "lp": np.array([[0.0], [1.0]]) + np.zeros((2, 4)),
-        "log_prior": np.zeros((2, 4, 2)),
-        "stats": {},
-        "warmup_stats": {},
-        "mixture": np.zeros(100),
         "gains": GAINS,
         "source_names": ["oboe", "flute"],
-        "sample_rate": 8_000,
-        "true_sources": None,
         "attrs": {"constraint": constraint, "settings": {"sigma_freeze": 0.7}},
         "search_stats": {"log_prior": log_prior, "noise_level": SIGMAS, "length": LENGTH},
-        **changes,
     }
-    return build_trace(**given)
+    return trace_of(**given | changes)
 
 
 def expected(tree: xr.DataTree, chain: int, section: int, gained: float) -> np.ndarray:
