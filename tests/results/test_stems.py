@@ -1,3 +1,4 @@
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from pyro_sep.audio.io import read_audio
 from pyro_sep.audio.resampling import resample
 from pyro_sep.data.tracks import ALTERNATIVES, Audio, stems_folder
 from pyro_sep.results import stems
-from pyro_sep.results.stems import StemFiles, drawn_contributions, silent_seconds, write_stems
+from pyro_sep.results.stems import StemFiles, drawn_contributions, write_stems
 from pyro_sep.separation.api import Separation
+from pyro_sep.trace.dataset import TREBLE
 from pyro_sep.trace.draws import mode_draws, select_draws
 
 RATE, TIME, NAMES, GAINS, CHAINS, DRAWS = 16_000, 4_000, ("oboe", "flute"), (0.7, -0.4), 2, 8
@@ -70,7 +72,7 @@ def test_stems_and_residual_add_up_to_the_recording(
 ) -> None:
     recording, _ = recorded(result, channels, rate)
     files = StemFiles(suffix, residual=True)
-    written, got = write_stems(result, tmp_path, files, (recording, rate))
+    written, got, _ = write_stems(result, tmp_path, files, (recording, rate))
     assert written == [f"{name}.{suffix}" for name in (*NAMES, "residual")]
     assert got == rate
     parts = [read_audio(tmp_path / name) for name in written]
@@ -86,7 +88,7 @@ def test_native_stems_are_the_posterior(
     result: Separation, tmp_path: Path, channels: int, rate: int
 ) -> None:
     files = StemFiles(native=True, residual=True)
-    _, got = write_stems(result, tmp_path, files, recorded(result, channels, rate))
+    _, got, _ = write_stems(result, tmp_path, files, recorded(result, channels, rate))
     assert got == RATE
     for name, share in zip(NAMES, result.contributions, strict=True):
         assert torch.equal(read_audio(tmp_path / f"{name}.wav")[0], share[None])
@@ -155,7 +157,7 @@ def test_stems_of_two_channels_are_the_posterior_in_each(tmp_path: Path, rate: i
     true = torch.stack([mid + side, mid - side], 1)
     recording = resample(true.sum(0), RATE, rate)
     files = StemFiles(residual=True, draws=1)
-    written, _ = write_stems(result, tmp_path, files, (recording, rate))
+    written, *_ = write_stems(result, tmp_path, files, (recording, rate))
     assert "draws/flute_01.wav" in written
     for name, channels in zip(NAMES, true, strict=True):
         expected = resample(channels, RATE, rate)
@@ -170,7 +172,7 @@ def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) 
     folder = tmp_path / "song"
     folder.mkdir()
     recording = recorded(result, 2, 44_100)
-    written, _ = write_stems(result, folder, StemFiles(draws=2), recording)
+    written, *_ = write_stems(result, folder, StemFiles(draws=2), recording)
     drawn = [f"draws/{name}_{i}.wav" for i in ("01", "02") for name in ("oboe", "flute")]
     assert written == ["oboe.wav", "flute.wav", *drawn]
     names = [f"{name}_{i}.wav" for name in ("flute", "oboe") for i in ("01", "02")]
@@ -186,7 +188,7 @@ def test_draws_are_written_beside_the_stems(result: Separation, tmp_path: Path) 
 def test_the_names_of_the_files_are_known_beforehand(
     result: Separation, tmp_path: Path, files: StemFiles
 ) -> None:
-    written, _ = write_stems(result, tmp_path, files)
+    written, *_ = write_stems(result, tmp_path, files)
     others = [name for name in files.names(NAMES) if name.startswith(ALTERNATIVES)]
     assert sorted([*written, *others]) == sorted(files.names(NAMES))
     assert all((tmp_path / name).is_file() for name in written)
@@ -236,7 +238,7 @@ def test_another_explanation_has_its_stems(tmp_path: Path) -> None:
     folder.mkdir()
     half = [[0] * 4 + [1] * 4] * CHAINS
     result = with_modes([0.6, 0.37, 0.03], half)
-    written, _ = write_stems(result, folder, StemFiles())
+    written, *_ = write_stems(result, folder, StemFiles())
     others = [name for name in written if name.startswith(f"{ALTERNATIVES}/")]
     assert others == [f"alternatives/{name}_01.wav" for name in NAMES]
     drawn = select_draws(result.trace["posterior"].to_dataset(), mode_draws(result.trace, 1))
@@ -247,7 +249,7 @@ def test_another_explanation_has_its_stems(tmp_path: Path) -> None:
         assert np.allclose(stem, expected, atol=1e-6)
     # They are no track, and nothing is written of what is improbable.
     assert [track.name for track in stems_folder(tmp_path)] == [folder.name]
-    lone, _ = write_stems(with_modes([0.97, 0.03], half), tmp_path, StemFiles())
+    lone, *_ = write_stems(with_modes([0.97, 0.03], half), tmp_path, StemFiles())
     assert not any(name.startswith(ALTERNATIVES) for name in lone)
 
 
@@ -269,11 +271,39 @@ def test_stems_that_are_written_as_silence(
     quiet = at(result.contributions[1], stem_db)
     stems = torch.stack([mixture - quiet, quiet])
     changed = replace(result, trace=tree, contributions=stems)
-    assert silent_seconds(changed) == ({"flute": TIME / RATE} if silent else {})
-    written, _ = write_stems(changed, tmp_path, StemFiles(residual=True))
+    written, _, rests = write_stems(changed, tmp_path, StemFiles(residual=True))
+    assert rests == ({"flute": TIME / RATE} if silent else {})
     oboe, flute, residual = (read_audio(tmp_path / name)[0][0] for name in written)
     assert bool((flute == 0).all()) is silent
     torch.testing.assert_close(oboe + flute + residual, mixture)
+
+
+@pytest.mark.parametrize("treble_db", [-20.0, -60.0])
+def test_a_stem_may_live_above_the_band_of_its_prior(
+    result: Separation, tmp_path: Path, treble_db: float
+) -> None:
+    """Within the band it is at -80 dB; all that is above is its own, by what priors say."""
+    rate, quiet = 4 * RATE, 1e-4 * result.contributions[1] / result.contributions[1].std()
+    mixture = result.contributions[0] + quiet
+    tree = result.trace.copy()
+    tree["observed_data"] = (
+        tree["observed_data"].to_dataset().assign(mixture=("time", mixture.numpy()))
+    )
+    tree.attrs[TREBLE] = json.dumps({"oboe": [0.0], "flute": [1.0, 1.0]})
+    hiss = torch.fft.rfft(torch.randn(4 * TIME, generator=torch.Generator().manual_seed(0)))
+    hiss[: 4 * TIME // 6] = 0  # below 10.7 kHz
+    hiss = torch.fft.irfft(hiss, 4 * TIME)
+    hiss *= 10 ** (treble_db / 20) / hiss.std()
+    recording = resample(mixture, RATE, rate, 4 * TIME) + hiss
+    changed = replace(result, trace=tree, contributions=torch.stack([mixture - quiet, quiet]))
+    rests = write_stems(changed, tmp_path, StemFiles(), (recording[None], rate)).silent
+    flute = read_audio(tmp_path / "flute.wav")[0][0]
+    if treble_db < -50:
+        assert rests == {"flute": TIME / RATE}
+        assert float(flute.abs().max()) == 0
+    else:
+        assert rests == {}
+        assert float((flute - hiss).std()) < 0.3 * float(hiss.std())
 
 
 def test_silence_for_a_while(
@@ -290,8 +320,8 @@ def test_silence_for_a_while(
         tree["observed_data"].to_dataset().assign(mixture=("time", mixture.numpy()))
     )
     changed = replace(result, trace=tree, contributions=torch.stack([mixture - flute, flute]))
-    assert silent_seconds(changed) == {"flute": pytest.approx(0.15)}
-    write_stems(changed, tmp_path, StemFiles(native=True, residual=True))
+    *_, rests = write_stems(changed, tmp_path, StemFiles(native=True, residual=True))
+    assert rests == {"flute": pytest.approx(0.15)}
     oboe, written, residual = (
         read_audio(tmp_path / f"{name}.wav")[0][0] for name in (*NAMES, "residual")
     )
