@@ -28,7 +28,7 @@ ROWS = {
     "four tones, 1 s": ("toys/second.json", TOYS),
     "bass and drums, 1 s of rendered music": ("music/two/summary.json", MUSIC),
     "bass, drums, vocals, other, 1 s": ("music/four/summary.json", MUSIC),
-    "the same at `--preset quick`": ("music/four-quick/summary.json", MUSIC),
+    "the same at `quick`, the default": ("music/four-quick/summary.json", MUSIC),
     "the same with `--priors music-4k`": ("music/four-4k-standard/summary.json", MUSIC),
 }
 

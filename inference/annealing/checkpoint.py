@@ -66,7 +66,7 @@ class Checkpoint:
         if names:
             raise ValueError(
                 f"{self.path}: got the checkpoint of a run of {got}, expected {expected}; "
-                "give another place, or delete it"
+                "give the options that it had, or another place, or delete it"
             )
         return state
 

@@ -16,7 +16,12 @@ def calibrate(
     references: References = None,
 ) -> None:
     """Learn from tracks with known stems how wide the intervals of similar tracks must be."""
-    from pyro_sep.diagnostics.conformal import CALIBRATION_MARK, ConformalCalibration
+    from pyro_sep.diagnostics.conformal import (
+        CALIBRATION_MARK,
+        PROBABILITY,
+        ConformalCalibration,
+        least_mixtures,
+    )
     from pyro_sep.evaluation.tracks import traces_with_truth
     from pyro_sep.storage.files import check_output
 
@@ -25,5 +30,8 @@ def calibrate(
     learned = ConformalCalibration.of(traces_with_truth(estimates, truth, batch.file))
     learned.save(out)
     count, sources = learned.errors.sizes["mixture"], ", ".join(learned.sources)
-    say(f"{out}: of {count} mixtures of {sources}")
+    say(f"{out}: of {count} mixture{'s' * (count > 1)} of {sources}")
+    if count < (least := least_mixtures(PROBABILITY)):
+        need = f"intervals of {PROBABILITY:.0%} need {least}; give more tracks"
+        say(f"{out}: {need}", err=True)
     batch.end()

@@ -26,12 +26,12 @@ def say_outcome(outcome: "Outcome") -> None:
     say(f"{folder}: {', '.join(stems) or BEFORE}")
     if outcome.presence is not None:
         cells = ", ".join(f"{name} {value:.2f}" for name, value in outcome.presence.items())
-        say(f"probability of presence: {cells}")
+        say(f"{folder}: probability of presence: {cells}")
     if outcome.silent:
         cells = ", ".join(f"{name} for {value:.3g} s" for name, value in outcome.silent.items())
         say(f"{folder}: written as silence, being below {SILENT_DB:g} dB of full scale: {cells}")
     if outcome.initial:
-        say(outcome.initial)
+        say(f"{folder}: {outcome.initial}")
     if REPORT in outcome.written:
         say(f"{outcome.folder / REPORT}: open it in a browser")
     if outcome.expected:

@@ -47,6 +47,7 @@ from pyro_sep.trace.draws import estimate_draws, select_draws
 from pyro_sep.trace.estimate import estimate_channels
 
 CALIBRATION_MARK = '"kind"'  # by which a file is known
+PROBABILITY = 0.95  # of the intervals that are printed
 FUNCTIONS = {  # of a source: title, unit and format
     "level_db": ("level", "dB", ".2f"),
     "centroid": ("centroid", "Hz", ".0f"),
@@ -103,7 +104,7 @@ class ConformalCalibration:
             )
         return cls(kind, table)
 
-    def intervals(self, trace: xr.DataTree, probability: float = 0.95) -> xr.Dataset:
+    def intervals(self, trace: xr.DataTree, probability: float = PROBABILITY) -> xr.Dataset:
         """The central interval of every function, for the sources of another mixture.
 
         Args:
@@ -119,7 +120,7 @@ class ConformalCalibration:
         check_kind(self.kind, kind_of(trace))
         return self.about(expected(trace), probability)
 
-    def about(self, center: xr.Dataset, probability: float = 0.95) -> xr.Dataset:
+    def about(self, center: xr.Dataset, probability: float = PROBABILITY) -> xr.Dataset:
         """:meth:`intervals` about the expected values of each function, dims ``(..., source)``."""
         count = self.errors.sizes["mixture"]
         rank = central_rank(count, probability)
@@ -208,7 +209,7 @@ def _unreadable(path: Path, reason: str) -> str:
 
 
 def format_intervals(
-    calibration: ConformalCalibration, trace: xr.DataTree, probability: float = 0.95
+    calibration: ConformalCalibration, trace: xr.DataTree, probability: float = PROBABILITY
 ) -> str:
     """The intervals as text, one row per source."""
     center, bounds = expected(trace), calibration.intervals(trace, probability)
@@ -226,6 +227,15 @@ def format_intervals(
     return "\n".join(lines)
 
 
+def least_mixtures(probability: float) -> int:
+    """How many errors a central interval of this probability needs.
+
+    >>> least_mixtures(0.95)
+    39
+    """
+    return math.ceil(2 / (1 - probability) - 1e-9) - 1
+
+
 def central_rank(count: int, probability: float) -> int:
     """l, the rank of the first of so many sorted errors that a central interval ends at.
 
@@ -237,8 +247,8 @@ def central_rank(count: int, probability: float) -> int:
     rank = int((count + 1) * (1 - probability) / 2 + 1e-9)  # 80 * 0.025 is not quite 2
     if rank < 1:
         raise ValueError(
-            f"calibration: got {count} mixtures, expected at least "
-            f"{math.ceil(2 / (1 - probability) - 1e-9) - 1} for intervals of {probability:.0%}"
+            f"calibration: got {count} mixtures, expected at least {least_mixtures(probability)} "
+            f"for intervals of {probability:.0%}"
         )
     return rank
 

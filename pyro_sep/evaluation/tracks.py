@@ -287,8 +287,8 @@ def _like(
         )
     if channels not in (1, len(audio)):
         raise ValueError(
-            f"{got} of {len(audio)} channels, expected the {channels} that were separated; give "
-            "stems of the recording"
+            f"{got} of {len(audio)} channel{'s' * (len(audio) > 1)}, expected the {channels} that "
+            "were separated; give stems of the recording"
         )
     if channel is not None and len(audio) > 1:
         audio, _ = chosen_channel(got, audio, channel)

@@ -320,7 +320,7 @@ def test_separate_says_which_sources_are_there(
     assert list(presence.values()) == pytest.approx(drawn.mean(0).tolist(), abs=6e-4)
     last = outcome.out.splitlines()[-2]
     sine, saw = drawn.mean(0)
-    assert last == f"probability of presence: sine {sine:.2f}, saw {saw:.2f}"
+    assert last == f"{tmp_path / 'duet'}: probability of presence: sine {sine:.2f}, saw {saw:.2f}"
     refused(call(*arguments, "--presence", "maybe"), "'maybe' is not one of 'infer'")
 
 
@@ -797,7 +797,9 @@ def test_what_could_not_be_written_is_not_drawn_again(
     other = call(*use, cut, "--seed", "5")
     (line,) = lines(other.err)[2:]
     assert line.startswith(f"pyro-sep: {stereo}: {cut / 'duet' / 'checkpoint.pt'}: got the ")
-    assert line.endswith("of seed 0, expected seed 5; give another place, or delete it")
+    assert line.endswith(
+        "of seed 0, expected seed 5; give the options that it had, or another place, or delete it"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(Evaluator, "evaluate", None)
         assert call(*use, cut).code == 0
