@@ -58,7 +58,9 @@ def test_another_run_is_refused(
     path: Path, change: dict[str, Any], got: str, expected: str
 ) -> None:
     before = path.read_bytes()
-    message = rf"run\.pt: got the checkpoint of a run of {got}, expected {expected}; give the options that it had"
+    message = (
+        rf"run\.pt: got the checkpoint of a run of {got}, expected {expected}; give the options"
+    )
     with pytest.raises(ValueError, match=message) as caught:
         Checkpoint(path, RUN | change).load()
     assert "\n" not in str(caught.value)
