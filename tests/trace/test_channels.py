@@ -139,7 +139,7 @@ def test_the_truth_of_a_track_has_its_channels() -> None:
         heard = in_channels(known, "true_sources").values[k]
         np.testing.assert_allclose(heard, stems[name], atol=1e-6)
     mono = Track("song", "", {n: lambda: (torch.zeros(1, TIME), RATE) for n in stems})
-    with pytest.raises(ValueError, match="song: got bass of 1 channels, expected the 2 that were"):
+    with pytest.raises(ValueError, match="song: got bass of 1 channel, expected the 2 that were"):
         with_truth(tree, mono)
 
 
