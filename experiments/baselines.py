@@ -110,7 +110,7 @@ def hpss(mixture: Tensor, stems: Sequence[str], sample_rate: int) -> Tensor:
 
 
 def learn_dictionaries(
-    sources: Iterable[SourceAudio], rate: int, seed: int = 0
+    sources: Iterable[SourceAudio], rate: int, seed: int
 ) -> dict[str, NDArray[Any]]:
     """A dictionary of each stem by name, from :data:`TRAINING_SECONDS` of isolated audio."""
     dictionaries = {}
